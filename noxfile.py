@@ -1,0 +1,109 @@
+"""The commands of wheelsmith. `nox -l` lists them; `nox -s NAME -- --help` explains one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["lint", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+ROOT = Path(__file__).parent
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build a wheel: fetch, patch, compile, package, prove. Starts with `-- --recipe quickstart`."""
+    _command(session, "wheel")
+
+
+@nox.session
+def fetch(session: nox.Session) -> None:
+    """Download and check a recipe's sources into the cache, nothing else."""
+    _command(session, "fetch")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests with branch coverage (no GPU, under 5 minutes)."""
+    _install(session, "tests")
+    session.run("coverage", "erase")
+    workers = [] if session.posargs else ["-n", str(min(4, os.cpu_count() or 1))]
+    session.run("coverage", "run", "-m", "pytest", *workers, *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    if not session.posargs:
+        session.run("coverage", "report")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and types: ruff, ruff format, mypy --strict."""
+    _install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session
+def upgrade(session: nox.Session) -> None:
+    """Renew every lock file: tools, tests, lint, and the recipes' build environments."""
+    _command(session, "upgrade")
+
+
+def _command(session: nox.Session, name: str) -> None:
+    """Run scripts/NAME.py with the session's arguments and leave nox with its exit code when it is not 0."""
+    _install(session, "tools")
+    code = _run(session, "-m", f"scripts.{name}", *session.posargs)
+    if code:
+        sys.exit(code)
+
+
+def _install(session: nox.Session, lock: str) -> None:
+    """Install a lock file into the session's environment unless it is there already."""
+    version = session.run("python", "-c", "import sys; print('%d.%d' % sys.version_info[:2])", silent=True, log=False)
+    if version is not None and version.strip() not in PYTHONS:
+        _refuse_python(session, str(version).strip())
+    requirements = ROOT / "requirements" / f"{lock}.txt"
+    stamp = Path(session.virtualenv.location) / f"wheelsmith-{lock}.sha256"
+    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    if stamp.is_file() and stamp.read_text() == digest:
+        return
+    session.install("--quiet", "--require-hashes", "-r", str(requirements))
+    stamp.write_text(digest)
+
+
+def _refuse_python(session: nox.Session, version: str) -> None:
+    age = "old" if version.startswith("2.") or (version.startswith("3.") and int(version[2:]) < 10) else "new"
+    session.warn(
+        f"error: Python {version} is too {age}: wheelsmith and the torch it compiles against need {PYTHONS[0]} "
+        f"to {PYTHONS[-1]}\n  fix: install one of these and add its version: "
+        f"nox -s {session.name} --force-python 3.12 -- ...\n  see: docs/errors.md#doctor (exit code 3)"
+    )
+    sys.exit(3)
+
+
+def _run(session: nox.Session, *arguments: str) -> int:
+    """Run the environment's Python on the terminal; Ctrl-C is the child's to handle, however long it takes.
+
+    nox's own runner terminates a child 0.3 s after Ctrl-C, too soon for compilers to be stopped and state saved,
+    and turns every exit code into 1.
+    """
+    environment = {**os.environ, **{k: v for k, v in session.env.items() if v is not None}}
+    environment["WHEELSMITH_INVOKED_FROM"] = session.invoked_from
+    python = Path(session.bin) / "python"
+    child = subprocess.Popen([str(python), *arguments], cwd=ROOT, env=environment)
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            if not os.isatty(0):  # on a terminal the child has got the signal already
+                child.send_signal(signal.SIGINT)
+

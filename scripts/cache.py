@@ -1,0 +1,187 @@
+"""The cache directory: where things are, and how they get there (beside, fsync, rename) and leave.
+
+- downloads/<sha256>/<file name>: archives, addressed by content
+- sources/<key>/: unpacked and patched source trees
+- dependencies/<key>/: unpacked dependencies
+- toolchains/<key>/: build environment and CUDA_HOME
+- builds/<key>/: build trees, which stay
+- uv/: uv's own cache (hard links into environments)
+- locks/: one per thing that only one run may work on
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from scripts.console import Console
+from scripts.errors import FetchError, UsageError, WheelsmithError, from_os_error
+
+CACHEDIR_TAG = "CACHEDIR.TAG"
+_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"  # bford.info/cachedir
+
+
+def default_cache_dir() -> Path:
+    """Return the platform's cache directory for wheelsmith (`~/.cache/wheelsmith` on Linux)."""
+    return Path(platformdirs.user_cache_dir("wheelsmith", appauthor=False))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A cache directory that exists, is tagged and is writable."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: Path) -> Cache:
+        """Create or check the cache directory. Raises FetchError when it cannot be written."""
+        tag = root / CACHEDIR_TAG
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if not tag.exists():
+                _refuse_foreign(root)
+                write_atomic(tag, f"{_SIGNATURE}\n# This is wheelsmith's cache; it can be deleted.\n".encode())
+            with tempfile.TemporaryFile(dir=root):
+                pass
+        except OSError as error:
+            raise from_os_error(FetchError, error, doing="opening the cache", path=root) from error
+        return cls(root)
+
+    def place(self, group: str, key: str) -> Path:
+        """Return the path of one entry; its parent exists."""
+        path = self.root / group / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def lock(self, name: str, console: Console) -> Iterator[None]:
+        """Hold the lock `name` (released by the kernel when the process dies); say who holds it while waiting."""
+        path = self.place("locks", name + ".lock")
+        holder = path.with_suffix(".holder")
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            console.note(f"waiting for another run ({_holder(holder)}) that works on {name}")
+            lock.acquire()
+        try:
+            holder.write_text(f"process {os.getpid()}")
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+    def build_once(self, group: str, key: str, make: Callable[[Path], None]) -> Path:
+        """Return the entry, made by `make(temporary directory)` and renamed into place when absent.
+
+        A failure or a kill leaves nothing under the final name; left-overs of killed runs are removed.
+        """
+        final = self.place(group, key)
+        if final.is_dir():
+            return final
+        for stale in final.parent.glob(f".{key}.*.partial"):
+            remove_tree(stale)
+        partial = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".partial", dir=final.parent))
+        try:
+            make(partial)
+            partial.chmod(0o755)
+            partial.rename(final)
+        except OSError as error:
+            remove_tree(partial)
+            raise from_os_error(FetchError, error, doing=f"writing to {group}", path=final) from error
+        except BaseException:
+            remove_tree(partial)
+            raise
+        return final
+
+
+def _refuse_foreign(root: Path) -> None:
+    if any(child.name not in {"locks", "uv"} for child in root.iterdir()):
+        raise UsageError(
+            f"{root} is not empty and not a wheelsmith cache",
+            why=f"it has no {CACHEDIR_TAG}; wheelsmith deletes things in its cache and will not risk yours",
+            fix="point WHEELSMITH_CACHE at an empty or new directory",
+        )
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text() or "unknown process"
+    except OSError:
+        return "unknown process"
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory tree; a missing one is fine, read-only parts are made writable."""
+
+    def make_writable(function: Callable[..., Any], name: str, _info: Any) -> None:
+        parent = Path(name).parent
+        if parent.exists():
+            parent.chmod(0o700)
+            if Path(name).exists():
+                function(name)
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, onerror=make_writable)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def digest(value: Any) -> str:
+    """Return a 20-hex-digit key for JSON-able data: the same data gives the same key on every machine."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file as 64 hex digits, read in 1 MiB blocks."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that readers see the old content or the new one, never a part."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented, with a final newline."""
+    write_atomic(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+
+
+def install_file(source: Path, final: Path, *, kind: type[WheelsmithError], variable: str) -> None:
+    """Copy a file to its final name: beside, fsync, rename. Raises an error of `kind` when it cannot."""
+    partial = final.with_name(f".{final.name}.partial")
+    try:
+        with source.open("rb") as reader, partial.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 1 << 20)
+            writer.flush()
+            os.fsync(writer.fileno())
+        partial.replace(final)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise from_os_error(kind, error, doing="writing", path=final, variable=variable) from error

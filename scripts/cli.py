@@ -1,0 +1,76 @@
+"""Command lines: options that say what was meant, errors as one screen, exit codes of their kind."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from scripts.console import Console
+from scripts.errors import BUG, INTERRUPTED, UsageError, WheelsmithError, nearest
+
+INVOKED_FROM = "WHEELSMITH_INVOKED_FROM"  # set by the noxfile: where the user typed the command
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose mistakes are UsageErrors with the nearest valid option."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(
+            prog=f"nox -s {command} --",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.command = command
+        self.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError instead of printing argparse's usage."""
+        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0] if "unrecognized" in message else ""
+        raise UsageError(
+            f"nox -s {self.command}: {message}.{nearest(unknown, options) if unknown else ''}",
+            fix=f"nox -s {self.command} -- --help lists the options: {', '.join(options)}",
+        )
+
+
+def user_path(text: str) -> Path:
+    """Read a path that the user typed, relative to where they typed it (nox changes the directory)."""
+    return (Path(os.environ.get(INVOKED_FROM, ".")) / Path(text).expanduser()).absolute()
+
+
+def _terminate(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def run(main: Callable[[Sequence[str], Console], int]) -> NoReturn:
+    """Run a command's main with sys.argv and leave with its exit code."""
+    console = Console()
+    arguments = sys.argv[1:]
+    # SIGTERM is what nox and CI systems send: end as tidily as on Ctrl-C.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = main(arguments, console)
+    except WheelsmithError as error:
+        code = error.exit_code
+        if "--debug" in arguments:
+            traceback.print_exc()
+        console.error(error)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        console.warn("interrupted: what was finished is kept; the same command goes on from there")
+    except BrokenPipeError:
+        code = BUG
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        code = BUG
+        if "--debug" in arguments:
+            traceback.print_exc()
+        console.bug(error)
+    sys.exit(code)
