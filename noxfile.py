@@ -106,4 +106,3 @@ def _run(session: nox.Session, *arguments: str) -> int:
         except KeyboardInterrupt:
             if not os.isatty(0):  # on a terminal the child has got the signal already
                 child.send_signal(signal.SIGINT)
-

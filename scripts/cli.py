@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from scripts.cache import Cache, default_cache_dir
 from scripts.console import Console
 from scripts.errors import BUG, INTERRUPTED, UsageError, WheelsmithError, nearest
 
@@ -43,6 +44,23 @@ class Parser(argparse.ArgumentParser):
 def user_path(text: str) -> Path:
     """Read a path that the user typed, relative to where they typed it (nox changes the directory)."""
     return (Path(os.environ.get(INVOKED_FROM, ".")) / Path(text).expanduser()).absolute()
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """Add --cache and --offline."""
+    parser.add_argument(
+        "--cache",
+        type=user_path,
+        metavar="DIR",
+        help="cache directory (default: WHEELSMITH_CACHE, else the platform's cache directory)",
+    )
+    parser.add_argument("--offline", action="store_true", help="use only what is in the cache")
+
+
+def open_cache(options: argparse.Namespace) -> Cache:
+    """Open the cache that --cache, WHEELSMITH_CACHE or the platform names. Raises FetchError."""
+    named = os.environ.get("WHEELSMITH_CACHE")
+    return Cache.open(options.cache or (user_path(named) if named else default_cache_dir()))
 
 
 def _terminate(_signal: int, _frame: object) -> NoReturn:

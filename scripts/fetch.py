@@ -1,0 +1,191 @@
+"""Stage fetch: the pinned sources of a recipe, in the cache, checked against their sha256.
+
+Index look-up and download go through unearth (index URLs, find-links) and its HTTP client (netrc, proxies); an sdist
+is never executed to be fetched.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from unearth import Link, PackageFinder
+
+from scripts.cache import Cache, digest, file_sha256
+from scripts.cli import Parser, add_cache_options, open_cache, run
+from scripts.console import Console, human_bytes
+from scripts.download import Client, download, open_client, unreachable
+from scripts.errors import FetchError
+from scripts.indexes import Indexes, read_indexes, redacted
+from scripts.recipe import DEFAULT_RECIPE, Dependency, GitSource, Recipe, SdistSource, WheelSource, load_recipe
+from scripts.unpack import unpack_wheel
+
+IndexSource = SdistSource | WheelSource
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file in the cache whose sha256 is the pinned one."""
+
+    path: Path
+    sha256: str
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """All that a recipe is built from: the source archive and each dependency's folder."""
+
+    source: Archive
+    dependencies: dict[str, Path]
+
+
+def fetch_recipe(recipe: Recipe, *, cache: Cache, console: Console, offline: bool) -> Fetched:
+    """Return a recipe's sources from the cache, downloading what is missing. Raises FetchError."""
+    source = fetch_archive(_from_index(recipe.source), cache=cache, console=console, offline=offline)
+    console.stage("fetch", f"{source.path.name} ({human_bytes(source.size)})")
+    folders = {}
+    for name, dependency in recipe.needed_dependencies().items():
+        folders[name] = fetch_dependency(dependency, cache=cache, console=console, offline=offline)
+        console.note(f"{name} {dependency.version}")
+    return Fetched(source, folders)
+
+
+def fetch_dependency(dependency: Dependency, *, cache: Cache, console: Console, offline: bool) -> Path:
+    """Return the folder of a dependency, unpacked once into the cache."""
+    source = _from_index(dependency.source)
+    folder = source.path if isinstance(source, WheelSource) else ""
+    key = digest([source.sha256, folder])
+    ready = cache.place("dependencies", key)
+    if ready.is_dir():
+        return ready
+    archive = fetch_archive(source, cache=cache, console=console, offline=offline)
+    with cache.lock(f"dependency-{key}", console):
+        return cache.build_once("dependencies", key, lambda target: unpack_wheel(archive.path, target, folder=folder))
+
+
+def fetch_archive(source: IndexSource, *, cache: Cache, console: Console, offline: bool) -> Archive:
+    """Return the pinned file: from the cache, where its digest is checked again, or from the package index."""
+    cached = _cached(source, cache, console)
+    if cached:
+        return cached
+    if offline:
+        raise FetchError(
+            f"{source.name} {source.version} is not in the cache",
+            why="--offline forbids downloads",
+            fix="run once without --offline, or copy a filled cache and point WHEELSMITH_CACHE at it",
+        )
+    indexes = read_indexes()
+    with open_client(indexes) as client:
+        link = find_link(source, indexes, client)
+        path = download(
+            client, link.normalized, sha256=source.sha256, filename=link.filename, cache=cache, console=console
+        )
+    return Archive(path, source.sha256, path.stat().st_size)
+
+
+def _cached(source: IndexSource, cache: Cache, console: Console) -> Archive | None:
+    folder = cache.place("downloads", source.sha256)
+    for path in sorted(folder.glob("[!.]*")) if folder.is_dir() else []:
+        if file_sha256(path) == source.sha256:
+            return Archive(path, source.sha256, path.stat().st_size)
+        console.warn(f"{path.name} in the cache is damaged and is fetched again")
+        path.unlink()
+    return None
+
+
+def _from_index(source: SdistSource | WheelSource | GitSource) -> IndexSource:
+    if isinstance(source, GitSource):
+        raise FetchError("git sources cannot be fetched by this version of wheelsmith", fix="use another recipe")
+    return source
+
+
+class _Warnings(logging.Handler):
+    """Collects what unearth only logs: indexes that answered with an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def find_link(source: IndexSource, indexes: Indexes, client: Client) -> Link:
+    """Return the link to the pinned file: the first index or find-links folder that lists it.
+
+    Raises FetchError when no place lists it, or one lists other bytes under its name.
+    """
+    listed: list[Link] = []
+    problems: list[str] = []
+    for is_index, place in [(True, u) for u in indexes.all_index_urls] + [(False, u) for u in indexes.find_links]:
+        try:
+            listed += _links(source, place, client, is_index=is_index, problems=problems)
+        except httpx2.TransportError as error:
+            problems.append(f"{redacted(place)}: {type(error).__name__}: {error}")
+        right = [link for link in listed if (link.hashes or {}).get("sha256", source.sha256) == source.sha256]
+        if right:
+            return right[0]
+    raise _not_found(source, indexes, listed, problems)
+
+
+def _links(source: IndexSource, place: str, client: Client, *, is_index: bool, problems: list[str]) -> list[Link]:
+    finder = PackageFinder(
+        client,
+        index_urls=[place] if is_index else [],
+        find_links=[] if is_index else [place],
+        trusted_hosts=(),
+        ignore_compatibility=True,
+    )
+    heard = _Warnings()
+    logger = logging.getLogger("unearth.collector")
+    logger.addHandler(heard)
+    logger.propagate = False
+    try:
+        matches = finder.find_matches(f"{source.name}=={source.version}", allow_yanked=True, allow_prereleases=True)
+        wants_wheel = isinstance(source, WheelSource)
+        return [match.link for match in matches if match.link.is_wheel == wants_wheel]
+    finally:
+        logger.removeHandler(heard)
+        problems += [message for message in heard.messages if "404" not in message and "is ignored" not in message]
+
+
+def _not_found(source: IndexSource, indexes: Indexes, listed: list[Link], problems: list[str]) -> FetchError:
+    places = ", ".join(redacted(url) for url in (*indexes.all_index_urls, *indexes.find_links))
+    if listed:
+        digest_found = (listed[0].hashes or {}).get("sha256")
+        return FetchError(
+            f"the index lists other bytes for {listed[0].filename} than the recipe pins",
+            why=f"sha256 there: {digest_found}; in the recipe: {source.sha256}",
+            fix="do not build from it; find out who changed the file, or correct the recipe",
+        )
+    if problems:
+        return unreachable(indexes.index_url, problems[0])
+    kind = "wheel" if isinstance(source, WheelSource) else "sdist"
+    return FetchError(
+        f"no {kind} of {source.name} {source.version} was found",
+        why=f"looked in: {places or 'nowhere: no index is configured'}",
+        fix="check PIP_INDEX_URL and pip.conf: the index must carry this file",
+    )
+
+
+def main(arguments: Sequence[str], console: Console) -> int:
+    """Fetch a recipe's sources into the cache."""
+    parser = Parser("fetch", "Download a recipe's pinned sources into the cache and check them.")
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"name of a recipe (default {DEFAULT_RECIPE})")
+    add_cache_options(parser)
+    options = parser.parse_args(arguments)
+    fetched = fetch_recipe(
+        load_recipe(options.recipe), cache=open_cache(options), console=console, offline=options.offline
+    )
+    for name, folder in {"source": fetched.source.path, **fetched.dependencies}.items():
+        console.result(f"{name}: {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

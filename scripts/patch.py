@@ -1,0 +1,223 @@
+"""Stage patch: unified diffs applied all or nothing, without fuzz, and a tree that knows which ones it carries.
+
+Hunks may have moved (other lines added above) but every context line must match exactly and in one place only near
+where the diff says; the diffs are parsed with unidiff.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unidiff import Hunk, PatchedFile, PatchSet, UnidiffParseError
+
+from scripts.cache import Cache, digest, file_sha256, write_json
+from scripts.console import Console
+from scripts.errors import PatchError
+from scripts.fetch import Archive
+from scripts.recipe import ROOT
+from scripts.unpack import unpack_sdist
+
+PATCHES = ROOT / "patches"
+CARRIED = ".wheelsmith-patches.json"
+FORMAT = 1  # raise when unpacking or applying changes what a tree looks like
+_FIELDS = ("Subject", "Why", "Upstream", "Versions")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch file: its header and its diff."""
+
+    name: str
+    """Path relative to patches/."""
+    sha256: str
+    subject: str
+    why: str
+    upstream: str
+    versions: tuple[str, ...]
+    """Upstream versions it was made for."""
+    text: str
+
+
+@dataclass(frozen=True)
+class SourceTree:
+    """An unpacked and patched source tree in the cache."""
+
+    path: Path
+    key: str
+    """Digest of source and patches: another patch or source is another tree."""
+    patches: tuple[Patch, ...]
+
+
+@dataclass(frozen=True)
+class HunkProblem:
+    """A hunk that does not apply: where, and what stands there instead."""
+
+    file: str
+    line: int
+    why: str
+    reversed_applies: bool = False
+    """Whether the hunk's result is there already."""
+
+
+def load_patch(name: str, *, folder: Path = PATCHES) -> Patch:
+    """Read a patch file and its header. Raises PatchError."""
+    path = folder / name
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError as error:
+        known = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.patch"))
+        raise PatchError(f"there is no patch {name!r}", fix=f"patches/ holds: {', '.join(known)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise PatchError(f"patch {name!r} cannot be read", why=str(error)) from error
+    header = _header(text.split("\n--- ", 1)[0])
+    missing = [field for field in _FIELDS if not header.get(field)]
+    if missing:
+        raise PatchError(f"patch {name!r} lacks {', '.join(missing)} in its header", fix="see patches/README.md")
+    versions = tuple(re.split(r"[,\s]+", header["Versions"]))
+    return Patch(name, file_sha256(path), header["Subject"], header["Why"], header["Upstream"], versions, text)
+
+
+def _header(text: str) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    current = ""
+    for line in text.splitlines():
+        match = re.match(r"([A-Z]\w+): (.*)", line)
+        if match:
+            current = match[1]
+            fields[current] = match[2].strip()
+        elif line.startswith(" ") and current:
+            fields[current] += " " + line.strip()
+    return fields
+
+
+def prepare_tree(archive: Archive, patches: Sequence[Patch], *, cache: Cache, console: Console) -> SourceTree:
+    """Return the archive unpacked and patched, made once per (archive, patches). Raises FetchError or PatchError."""
+    key = digest([FORMAT, archive.sha256, [[patch.name, patch.sha256] for patch in patches]])
+
+    def make(target: Path) -> None:
+        unpack_sdist(archive.path, target)
+        apply_patches(target, patches)
+
+    with cache.lock(f"source-{key}", console):
+        path = cache.build_once("sources", key, make)
+    for patch in patches:
+        console.note(f"{patch.name}: {patch.subject}")
+    return SourceTree(path, key, tuple(patches))
+
+
+def apply_patches(tree: Path, patches: Sequence[Patch]) -> None:
+    """Apply a series to a tree: all of it or, on the first hunk that does not fit, nothing. Raises PatchError."""
+    contents: dict[str, list[str] | None] = {}
+    for patch in patches:
+        problems = apply_to(tree, patch, contents)
+        if problems:
+            raise _conflict(patch, problems)
+    for name, lines in contents.items():
+        path = tree / name
+        if lines is None:
+            path.unlink()
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
+    write_json(tree / CARRIED, [{"name": patch.name, "sha256": patch.sha256} for patch in patches])
+
+
+def apply_to(tree: Path, patch: Patch, contents: dict[str, list[str] | None]) -> list[HunkProblem]:
+    """Apply one patch to `contents` (file name to lines, None: deleted), reading missing files from `tree`.
+
+    Returns the hunks that do not fit; `contents` is then not to be used.
+    """
+    problems: list[HunkProblem] = []
+    for file in _parse(patch):
+        name = file.path
+        _check_name(name, patch)
+        if name not in contents:
+            contents[name] = _read_lines(tree / name)
+        lines = contents[name]
+        if file.is_added_file:
+            if lines is not None:
+                problems.append(HunkProblem(name, 1, "the file exists already"))
+            contents[name] = [line.value for hunk in file for line in hunk if line.is_added]
+        elif lines is None:
+            problems.append(HunkProblem(name, 1, "there is no such file"))
+        else:
+            result, wrong = _apply_hunks(file, lines)
+            problems += wrong
+            contents[name] = None if file.is_removed_file and not result else result
+    return problems
+
+
+def _parse(patch: Patch) -> PatchSet:
+    try:
+        parsed = PatchSet(patch.text)
+    except UnidiffParseError as error:
+        raise PatchError(f"patch {patch.name!r} is not a unified diff", why=str(error)) from error
+    if not parsed:
+        raise PatchError(f"patch {patch.name!r} changes no file")
+    return parsed
+
+
+def _check_name(name: str, patch: Patch) -> None:
+    if name.startswith("/") or ".." in Path(name).parts:
+        raise PatchError(f"patch {patch.name!r} names {name!r}, which is outside the tree")
+
+
+def _read_lines(path: Path) -> list[str] | None:
+    if not path.is_file():
+        return None
+    return path.read_bytes().decode("utf-8", "surrogateescape").splitlines(keepends=True)
+
+
+def _apply_hunks(file: PatchedFile, lines: list[str]) -> tuple[list[str], list[HunkProblem]]:
+    result: list[str] = []
+    problems: list[HunkProblem] = []
+    position = 0  # first line of `lines` not yet copied
+    for hunk in file:
+        before, after = _sides(hunk)
+        start = _find(lines, before, hunk.source_start - 1, position)
+        if start is None:
+            there = _find(lines, after, hunk.target_start - 1, position) is not None
+            problems.append(HunkProblem(file.path, hunk.source_start, _difference(lines, before, hunk), there))
+            continue
+        result += [*lines[position:start], *after]
+        position = start + len(before)
+    return [*result, *lines[position:]], problems
+
+
+def _sides(hunk: Hunk) -> tuple[list[str], list[str]]:
+    before = [line.value for line in hunk if line.is_context or line.is_removed]
+    after = [line.value for line in hunk if line.is_context or line.is_added]
+    return before, after
+
+
+def _find(lines: list[str], wanted: list[str], near: int, first: int) -> int | None:
+    """Return the index (>= first) nearest to `near` where `wanted` stands exactly, or None."""
+    found = [
+        index
+        for index in range(first, len(lines) - len(wanted) + 1)
+        if lines[index] == wanted[0] and lines[index : index + len(wanted)] == wanted
+    ]
+    return min(found, key=lambda index: abs(index - near), default=None)
+
+
+def _difference(lines: list[str], wanted: list[str], hunk: Hunk) -> str:
+    start = hunk.source_start - 1
+    for offset, line in enumerate(wanted):
+        there = lines[start + offset] if start + offset < len(lines) else "(end of file)"
+        if there != line:
+            return f"line {start + offset + 1} is {there.strip()!r}, the patch expects {line.strip()!r}"
+    return "an earlier hunk changed these lines"
+
+
+def _conflict(patch: Patch, problems: list[HunkProblem]) -> PatchError:
+    there = all(problem.reversed_applies for problem in problems)
+    shown = "\n".join(f"  {problem.file}:{problem.line}: {problem.why}" for problem in problems[:8])
+    return PatchError(
+        f"patch {patch.name} does not apply: {len(problems)} hunk(s) do not fit; the tree was left untouched",
+        why="its changes are in the source already" if there else f"made for {', '.join(patch.versions)}",
+        fix="take the patch out of the recipe" if there else "make a patch for this source, or pin a version it fits",
+        detail=shown,
+    )
