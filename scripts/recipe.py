@@ -69,6 +69,12 @@ def _version(text: str) -> str:
     return text
 
 
+def _relative(text: str) -> str:
+    if text.startswith("/") or ".." in text.split("/"):
+        raise ValueError("not a relative path without '..'")
+    return text
+
+
 def _arch(value: Any) -> Any:
     if isinstance(value, Arch):
         return value
@@ -85,7 +91,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of 
 CommitSha = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="full git commit id, 40 hex digits")]
 CudaVersion = Annotated[str, Field(pattern=r"^\d{2}\.\d$", description="CUDA toolkit as MAJOR.MINOR, such as 12.8")]
 EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
-RelativePath = Annotated[str, Field(pattern=r"^(?!/)(?!.*(^|/)\.\.(/|$))[\w.+/-]+$")]
+RelativePath = Annotated[str, Field(pattern=r"^[\w.+/-]+$"), AfterValidator(_relative)]
 ArchText = Annotated[
     Arch, BeforeValidator(_arch, json_schema_input_type=str), Field(json_schema_extra={"examples": ["9.0"]})
 ]
