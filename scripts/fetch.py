@@ -136,7 +136,7 @@ def find_link(source: IndexSource, indexes: Indexes, client: Client) -> Link:
 def _links(source: IndexSource, place: str, client: Client, *, is_index: bool, problems: list[str]) -> list[Link]:
     finder = PackageFinder(
         client,  # type: ignore[arg-type]  # unearth's own client; only its protocol's annotations differ
-        index_urls=[place] if is_index else [],
+        index_urls=[place] if is_index and place else [],
         find_links=[] if is_index else [place],
         trusted_hosts=(),
         ignore_compatibility=True,

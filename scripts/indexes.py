@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import certifi
 
-DEFAULT_INDEX = "https://pypi.org/simple/"
+DEFAULT_INDEX = ""  # empty: the public index that unearth and uv know themselves
 _SECTIONS = (":env:", "download", "install", "global")  # pip's precedence, strongest first
 
 
@@ -69,6 +69,8 @@ class Indexes:
 
 def redacted(url: str) -> str:
     """Return a URL without user name, password and query, fit for messages and reports."""
+    if url == DEFAULT_INDEX:
+        return "the public package index"
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))

@@ -1,0 +1,98 @@
+"""Virtual environments made by uv from hash-locked files, with the indexes that the user set up for pip."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+from rich.text import Text
+
+from scripts.cache import Cache
+from scripts.console import Console, human_seconds
+from scripts.errors import ToolchainError
+from scripts.indexes import Indexes
+from scripts.process import run_logged
+
+
+def uv_variables(cache: Cache, indexes: Indexes, *, offline: bool) -> dict[str, str]:
+    """Return the environment for uv: our cache (unless UV_CACHE_DIR is set), pip's indexes, no Python downloads."""
+    base = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_CONFIG": "1", "NO_COLOR": "1"}
+    base.setdefault("UV_CACHE_DIR", str(cache.root / "uv"))
+    base.setdefault("UV_HTTP_TIMEOUT", "120")
+    base.pop("VIRTUAL_ENV", None)
+    if offline:
+        base["UV_OFFLINE"] = "1"
+    return indexes.uv_environment(base)
+
+
+def make_environment(
+    venv: Path, lock: Path, *, cache: Cache, console: Console, indexes: Indexes, offline: bool
+) -> float:
+    """Create a relocatable environment with exactly what `lock` pins. Returns seconds; raises ToolchainError."""
+    started = time.monotonic()
+    python = venv / "bin" / "python"
+    run_uv(
+        ["venv", "--quiet", "--relocatable", "--python", sys.executable, venv], cache, console, indexes, offline=offline
+    )
+    install = ["pip", "install", "--python", python, "--require-hashes", "--no-deps", "-r", lock]
+    run_uv(install, cache, console, indexes, offline=offline)
+    return time.monotonic() - started
+
+
+def run_uv(arguments: list[str | Path], cache: Cache, console: Console, indexes: Indexes, *, offline: bool) -> None:
+    """Run uv with its output in the cache's log and its progress on the terminal. Raises ToolchainError."""
+    uv = Path(sys.executable).with_name("uv")
+    log = cache.place("logs", "uv.log")
+    started = time.monotonic()
+
+    def line() -> str:
+        return f"{'':<10}installing the build environment ({human_seconds(time.monotonic() - started)})"
+
+    begin = log.stat().st_size if log.exists() else 0
+    with console.progress(lambda: Text(line()), lambda: line().strip()) as progress:
+        done = run_logged(
+            [uv, *arguments],
+            log=log,
+            cwd=cache.root,
+            environment=uv_variables(cache, indexes, offline=offline),
+            tick=progress.tick,
+        )
+    if done.code:
+        with log.open("rb") as file:
+            file.seek(begin)
+            raise _uv_error(file.read().decode("utf-8", "replace"), log)
+
+
+def _uv_error(text: str, log: Path) -> ToolchainError:
+    """Explain uv's failure by what it said; the end of its output is shown."""
+    lines = [re.sub(r"https?://[^/\s@]+@", "https://", line) for line in text.strip().splitlines()[1:]]
+    causes = (
+        (r"No space left", "no space left on the filesystem", "free space, or point WHEELSMITH_CACHE at a larger disk"),
+        (r"Permission denied", "permission denied", "make the cache writable, or set WHEELSMITH_CACHE (UV_CACHE_DIR)"),
+        (
+            r"network.*disabled|offline",
+            "--offline forbids downloads and uv's cache lacks a package",
+            "run once without --offline",
+        ),
+        (
+            r"Hash mismatch",
+            "the index serves other bytes than the lock file pins",
+            "do not install from it; check the index (PIP_INDEX_URL)",
+        ),
+        (
+            r"Connection refused|dns error|timed out|Could not connect|Failed to fetch|error sending request",
+            "the package index cannot be reached",
+            "check the network, HTTPS_PROXY, PIP_INDEX_URL and certificates (PIP_CERT)",
+        ),
+    )
+    for pattern, why, fix in causes:
+        if re.search(pattern, text, re.IGNORECASE):
+            break
+    else:
+        why, fix = "uv could not install it", f"read {log}"
+    return ToolchainError(
+        "the build environment could not be installed", why=why, fix=fix, detail="\n".join(lines[-12:])
+    )

@@ -1,0 +1,218 @@
+"""Stage toolchain: one build environment with torch, nvcc, cmake and ninja, verified before anything is compiled.
+
+`kind = "pypi"`: NVIDIA's compiler wheels come with torch's own CUDA wheels into `site-packages/nvidia/cu13`, which is not
+yet a CUDA_HOME: versioned sonames only, no `lib64`, no libcuda stub, and nvcc finds its root from the real path of its
+binary. `shape_cuda_home` makes one of hard links (no extra disk). See docs/toolchain.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.archs import Arch
+from scripts.cache import Cache, digest, file_sha256, write_json
+from scripts.console import Console, human_seconds
+from scripts.cuda_home import shape_cuda_home
+from scripts.environments import make_environment
+from scripts.errors import ToolchainError
+from scripts.indexes import Indexes
+from scripts.process import capture
+from scripts.recipe import RECIPES, Recipe
+from scripts.verify import verify_toolchain
+
+SHAPE = 2  # raise when the layout of a toolchain in the cache changes
+CUDA_13_ROOT = "nvidia/cu13"  # below site-packages, in the wheels of CUDA 13
+
+
+@dataclass(frozen=True)
+class HostCompiler:
+    """The C++ compiler that nvcc and CMake use."""
+
+    path: Path
+    version: str
+    """First line of its --version."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A verified build environment."""
+
+    key: str
+    environment: Path
+    """Virtual environment with torch, cmake, ninja, setuptools and build."""
+    cuda_home: Path
+    host: HostCompiler
+    versions: dict[str, str]
+    """Installed distributions by name."""
+
+    @property
+    def python(self) -> Path:
+        """The environment's interpreter."""
+        return self.environment / "bin" / "python"
+
+    def variables(self, base: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment variables in which cmake, ninja, nvcc and setup.py are run.
+
+        What could bring in another toolkit or other headers (CPATH, LD_LIBRARY_PATH, PYTHONPATH, …) is left out.
+        """
+        strange = re.compile(r"(CUDA|NVCC|CMAKE|VLLM|TORCH|CONDA|PYTHON|SCCACHE|CCACHE|PIP|UV|NOX|COVERAGE)_?.*")
+        single = {"CPATH", "CPLUS_INCLUDE_PATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
+        kept = {k: v for k, v in base.items() if not strange.fullmatch(k) and k not in single | {"CC", "CXX", "CFLAGS"}}
+        path = [self.environment / "bin", self.cuda_home / "bin", base.get("PATH", os.defpath)]
+        return {
+            **kept,
+            "PATH": os.pathsep.join(str(part) for part in path),
+            "CUDA_HOME": str(self.cuda_home),
+            "VIRTUAL_ENV": str(self.environment),
+            "CXX": str(self.host.path),
+            "PYTHONNOUSERSITE": "1",
+            "PYTHONHASHSEED": "0",
+            "VLLM_DISABLE_SCCACHE": "1",
+        }
+
+
+def provide_toolchain(
+    recipe: Recipe,
+    archs: Sequence[Arch],
+    *,
+    cache: Cache,
+    console: Console,
+    indexes: Indexes,
+    offline: bool,
+    environment: Mapping[str, str],
+) -> Toolchain:
+    """Return the recipe's toolchain, installed and verified once per (lock file, Python, compiler, archs).
+
+    Raises ToolchainError when something is missing or not what the recipe says.
+    """
+    host = find_host_compiler(environment)
+    check_python_headers()
+    lock = RECIPES / recipe.toolchain.lock
+    key = toolchain_key(recipe)
+    place = cache.place("toolchains", key)
+    console.stage("toolchain", f"torch {recipe.torch.version}, CUDA {recipe.toolchain.cuda}, {host.version}")
+    with cache.lock(f"toolchain-{key}", console):
+        if not place.is_dir():
+            console.note(
+                f"first use: downloads about {recipe.cost.download_gb if recipe.cost else 3:.1f} GB "
+                "(torch and the CUDA wheels it needs) unless uv has them in its cache"
+            )
+
+        def make(target: Path) -> None:
+            seconds = make_environment(
+                target / "venv", lock, cache=cache, console=console, indexes=indexes, offline=offline
+            )
+            shape_cuda_home(_site_packages(target / "venv") / CUDA_13_ROOT, target / "cuda", compiler=host.path)
+            console.note(f"installed in {human_seconds(seconds)}")
+
+        cache.build_once("toolchains", key, make)
+        toolchain = Toolchain(key, place / "venv", place / "cuda", host, installed_versions(place / "venv"))
+        _verify_once(toolchain, recipe, archs, place, console)
+    return toolchain
+
+
+def toolchain_key(recipe: Recipe) -> str:
+    """Return the key of a recipe's build environment for the Python that runs this."""
+    if recipe.toolchain.kind != "pypi":
+        raise ToolchainError(
+            f"toolchain kind {recipe.toolchain.kind!r} is not available yet",
+            fix="use a recipe with kind pypi, such as quickstart",
+        )
+    python = [sys.version_info[:2], sys.base_prefix, sysconfig.get_platform()]
+    return digest([SHAPE, file_sha256(RECIPES / recipe.toolchain.lock), python])
+
+
+def _verify_once(toolchain: Toolchain, recipe: Recipe, archs: Sequence[Arch], place: Path, console: Console) -> None:
+    known = digest([str(toolchain.host.path), toolchain.host.version, [str(arch) for arch in archs]])
+    marker = place / f"verified-{known}.json"
+    if marker.exists():
+        return
+    found = verify_toolchain(toolchain, recipe, archs)
+    console.note(
+        f"verified: nvcc {found['nvcc']}, torch {found['torch']} with CUDA {found['torch_cuda']}, "
+        f"a kernel compiled and linked for {found['archs']}"
+    )
+    write_json(marker, found)
+
+
+def _site_packages(venv: Path) -> Path:
+    return venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+
+
+def installed_versions(venv: Path) -> dict[str, str]:
+    """Return name and version of every distribution installed in an environment."""
+    found = {}
+    for folder in _site_packages(venv).glob("*.dist-info"):
+        name, _, version = folder.name.removesuffix(".dist-info").rpartition("-")
+        found[name.replace("_", "-").lower()] = version
+    return dict(sorted(found.items()))
+
+
+def find_host_compiler(environment: Mapping[str, str]) -> HostCompiler:
+    """Return the C++ compiler: CXX, else g++, c++ or clang++ on PATH. Raises ToolchainError."""
+    named = environment.get("CXX", "").split()[:1]
+    for name in named or ["g++", "c++", "clang++"]:
+        path = _which(name, environment)
+        code, text = capture([path, "--version"], environment=environment) if path else (127, "")
+        if path and code == 0 and text:
+            return HostCompiler(path, text.splitlines()[0].strip())
+    raise ToolchainError(
+        f"no C++ compiler: {'CXX names ' + named[0] + ', which does not run' if named else 'g++ is not on PATH'}",
+        why="nvcc needs one for the host side of every kernel",
+        fix=[
+            "apt-get install g++   (Debian, Ubuntu)",
+            "dnf install gcc-c++   (Fedora, RHEL)",
+            "CXX=/path/to/g++ nox -s wheel -- ...",
+        ],
+    )
+
+
+def _which(name: str, environment: Mapping[str, str]) -> Path | None:
+    candidates = (
+        [Path(name)]
+        if os.sep in name
+        else [Path(folder) / name for folder in environment.get("PATH", os.defpath).split(os.pathsep) if folder]
+    )
+    return next((path for path in candidates if os.access(path, os.X_OK) and path.is_file()), None)
+
+
+def check_python_headers(include: str | None = None) -> None:
+    """Refuse an interpreter without Python.h. Raises ToolchainError."""
+    folder = Path(include or sysconfig.get_paths()["include"])
+    if not (folder / "Python.h").is_file():
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        raise ToolchainError(
+            f"Python {version} has no headers: {folder}/Python.h is missing",
+            why="the extensions of vLLM are compiled against them",
+            fix=[
+                f"apt-get install python{version}-dev   (Debian, Ubuntu)",
+                "dnf install python3-devel   (Fedora, RHEL)",
+            ],
+        )
+
+
+def toolchain_report(toolchain: Toolchain) -> dict[str, object]:
+    """Return what the wheel's report says of the toolchain."""
+    wanted = (
+        "torch",
+        "cmake",
+        "ninja",
+        "setuptools",
+        "build",
+        "wheel",
+        "nvidia-cuda-nvcc",
+        "nvidia-nvvm",
+        "cuda-toolkit",
+    )
+    return {
+        "key": toolchain.key,
+        "python": sys.version.split()[0],
+        "host_compiler": toolchain.host.version,
+        "packages": {name: toolchain.versions[name] for name in wanted if name in toolchain.versions},
+    }

@@ -1,0 +1,67 @@
+"""Renew every lock file with uv: requirements/*.txt of the tools, recipes/locks/*.txt of the build environments."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.cli import Parser, run
+from scripts.console import Console
+from scripts.errors import ToolchainError
+from scripts.indexes import read_indexes
+from scripts.recipe import RECIPES, ROOT, Recipe, load_recipe, recipe_names
+
+OLDEST_PYTHON = "3.10"
+
+
+def lock_inputs(recipe: Recipe) -> str:
+    """Return what a recipe's build environment is resolved from: torch, CUDA packages, upstream's requirements."""
+    wanted = [f"torch=={recipe.torch.version}", *recipe.toolchain.cuda_packages, *recipe.toolchain.build_requirements]
+    return "".join(f"{line}\n" for line in wanted)
+
+
+def compile_lock(source: Path, target: Path) -> None:
+    """Resolve `source` into the hash-locked `target` for all supported Pythons. Raises ToolchainError."""
+    uv = Path(sys.executable).with_name("uv")
+    command = [uv, "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-header", "--no-annotate"]
+    command += ["--python-version", OLDEST_PYTHON, source, "-o", target, "--upgrade"]
+    # Only the main index: a local folder's or an extra index's builds must not get into a lock file.
+    indexes = dataclasses.replace(read_indexes(), extra_index_urls=(), find_links=())
+    environment = indexes.uv_environment({**os.environ, "UV_NO_CONFIG": "1"})
+    done = subprocess.run(
+        [str(word) for word in command], env=environment, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT
+    )
+    if done.returncode:
+        raise ToolchainError(f"{target.relative_to(ROOT)} could not be resolved", detail=done.stderr[-3000:])
+
+
+def main(arguments: Sequence[str], console: Console) -> int:
+    """Renew all lock files, or those named."""
+    parser = Parser("upgrade", "Renew the lock files (all, or those named: tools, tests, lint, or a recipe).")
+    parser.add_argument("name", nargs="*")
+    names = parser.parse_args(arguments).name
+    for source in sorted((ROOT / "requirements").glob("*.in")):
+        if not names or source.stem in names:
+            console.stage("lock", source.stem)
+            compile_lock(source, source.with_suffix(".txt"))
+    done: set[str] = set()
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        if recipe.toolchain.lock in done or (names and name not in names):
+            continue
+        done.add(recipe.toolchain.lock)
+        console.stage("lock", recipe.toolchain.lock)
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "build.in"
+            source.write_text(lock_inputs(recipe))
+            compile_lock(source, RECIPES / recipe.toolchain.lock)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
