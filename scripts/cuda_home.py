@@ -56,7 +56,17 @@ def _link(source: str, target: str) -> None:
 
 def _write_stub(path: Path, compiler: Path) -> None:
     """Make an empty libcuda.so: the driver's library is linked against by name and comes with the driver."""
-    command = [compiler, "-shared", "-nostdlib", "-Wl,-soname,libcuda.so.1", "-x", "c", "/dev/null", "-o", path]
+    command: list[str | Path] = [
+        compiler,
+        "-shared",
+        "-nostdlib",
+        "-Wl,-soname,libcuda.so.1",
+        "-x",
+        "c",
+        "/dev/null",
+        "-o",
+        path,
+    ]
     code, text = capture(command, environment=os.environ)
     if code:
         raise ToolchainError(

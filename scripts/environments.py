@@ -37,7 +37,7 @@ def make_environment(
     run_uv(
         ["venv", "--quiet", "--relocatable", "--python", sys.executable, venv], cache, console, indexes, offline=offline
     )
-    install = ["pip", "install", "--python", python, "--require-hashes", "--no-deps", "-r", lock]
+    install: list[str | Path] = ["pip", "install", "--python", python, "--require-hashes", "--no-deps", "-r", lock]
     run_uv(install, cache, console, indexes, offline=offline)
     return time.monotonic() - started
 
@@ -88,11 +88,8 @@ def _uv_error(text: str, log: Path) -> ToolchainError:
             "check the network, HTTPS_PROXY, PIP_INDEX_URL and certificates (PIP_CERT)",
         ),
     )
-    for pattern, why, fix in causes:
-        if re.search(pattern, text, re.IGNORECASE):
-            break
-    else:
-        why, fix = "uv could not install it", f"read {log}"
+    unknown = ("uv could not install it", f"read {log}")
+    why, fix = next(((w, f) for pattern, w, f in causes if re.search(pattern, text, re.IGNORECASE)), unknown)
     return ToolchainError(
         "the build environment could not be installed", why=why, fix=fix, detail="\n".join(lines[-12:])
     )

@@ -30,6 +30,8 @@ class Finished:
     code: int
     seconds: float
     log: Path
+    peak_bytes: int
+    """Peak resident memory of the process and its descendants together, sampled once a second."""
 
     def tail(self, lines: int = 40) -> str:
         """Return the last lines of the log."""
@@ -63,13 +65,32 @@ def run_logged(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        memory = _MemoryPeak(child.pid)
         try:
             while (code := _poll(child)) is None:
+                memory.sample()
                 tick()
         except BaseException:
             _stop_tree(child)
             raise
-        return Finished(code, time.monotonic() - started, log)
+        return Finished(code, time.monotonic() - started, log, memory.peak)
+
+
+class _MemoryPeak:
+    """Samples the memory of a process tree, at most once a second."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.peak, self._last = pid, 0, 0.0
+
+    def sample(self) -> None:
+        if time.monotonic() - self._last < 1:
+            return
+        self._last = time.monotonic()
+        total = 0
+        for process in _family(self.pid):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                total += process.memory_info().rss
+        self.peak = max(self.peak, total)
 
 
 def _poll(child: subprocess.Popen[bytes]) -> int | None:

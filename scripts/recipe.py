@@ -169,6 +169,8 @@ class Dependency(Model):
     source: Source
     variable: EnvName
     """Environment variable with which upstream takes a directory: `VLLM_CUTLASS_SRC_DIR`."""
+    cmake: dict[str, RelativePath] = {}
+    """CMake variables that name folders inside it, for a copy without its own CMakeLists.txt."""
     components: tuple[Component, ...] = ()
     """Components that need it; empty means that configuring needs it whatever is built."""
 

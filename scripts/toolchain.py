@@ -1,8 +1,8 @@
 """Stage toolchain: one build environment with torch, nvcc, cmake and ninja, verified before anything is compiled.
 
-`kind = "pypi"`: NVIDIA's compiler wheels come with torch's own CUDA wheels into `site-packages/nvidia/cu13`, which is not
-yet a CUDA_HOME: versioned sonames only, no `lib64`, no libcuda stub, and nvcc finds its root from the real path of its
-binary. `shape_cuda_home` makes one of hard links (no extra disk). See docs/toolchain.md.
+`kind = "pypi"`: NVIDIA's compiler wheels come with torch's own CUDA wheels into `site-packages/nvidia/cu13`, which is
+not yet a CUDA_HOME: versioned sonames only, no `lib64`, no libcuda stub, and nvcc finds its root from the real path of
+its binary. `shape_cuda_home` makes one of hard links (no extra disk). See docs/toolchain.md.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def compile_kernel(nvcc: Path, archs: Sequence[Arch], environment: Mapping[str, 
         source = Path(folder) / "kernel.cu"
         source.write_text(_KERNEL)
         options = [option for arch in archs for option in gencode(arch)]
-        command = [nvcc, "-ccbin", host, *options, source, "-o", Path(folder) / "kernel", "-lcuda"]
+        command: list[str | Path] = [nvcc, "-ccbin", host, *options, source, "-o", Path(folder) / "kernel", "-lcuda"]
         command += [f"-L{nvcc.parent.parent}/lib64/stubs"]
         code, text = capture(command, environment=environment, timeout=600)
     if code == 0:
