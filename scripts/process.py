@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+Command = Sequence[str | Path]
 GRACE = 2.5  # seconds between SIGINT and SIGKILL
 POLL = 0.1  # seconds
 _LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -39,7 +40,7 @@ class Finished:
 
 
 def run_logged(
-    command: Sequence[str | Path],
+    command: Command,
     *,
     log: Path,
     cwd: Path,
@@ -134,7 +135,7 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def capture(command: Sequence[str | Path], *, environment: Mapping[str, str], timeout: float = 60) -> tuple[int, str]:
+def capture(command: Command, *, environment: Mapping[str, str], timeout: float = 60) -> tuple[int, str]:
     """Run a short command; return (exit code, stdout and stderr together). 127 when it is not there or cannot run."""
     try:
         done = subprocess.run(

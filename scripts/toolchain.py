@@ -52,6 +52,11 @@ class Toolchain:
     """Installed distributions by name."""
 
     @property
+    def site_packages(self) -> Path:
+        """Where the environment's packages are."""
+        return _site_packages(self.environment)
+
+    @property
     def python(self) -> Path:
         """The environment's interpreter."""
         return self.environment / "bin" / "python"

@@ -1,0 +1,94 @@
+"""What a build will take, before anything is started: sources, patches, toolchain, units, time, memory, disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.archs import Arch, arch_list
+from scripts.cache import Cache
+from scripts.console import Console, human_bytes, human_seconds
+from scripts.errors import DoctorError
+from scripts.machine import Machine
+from scripts.patch import load_patch
+from scripts.recipe import Cost, GitSource, Recipe, Source
+
+TOOLCHAIN_GB = 5.3  # torch, CUDA wheels and compiler; hard links between uv's cache, environment and CUDA_HOME
+
+
+def cpu_seconds(cost: Cost, archs: Sequence[Arch]) -> float:
+    """Return the core-seconds to expect for a list of archs."""
+    return cost.cpu_seconds + cost.cpu_seconds_per_arch * (len(archs) - 1)
+
+
+def show_plan(
+    recipe: Recipe, archs: Sequence[Arch], *, jobs: int, machine: Machine, wheelhouse: Path, console: Console
+) -> None:
+    """Print the plan of one wheel."""
+    rows = [
+        ("recipe", f"{recipe.name}: {recipe.description}"),
+        ("wheel", f"{wheelhouse}/{recipe.package.name}-{recipe.version(archs)}-…whl"),
+        ("source", f"{recipe.package.name} {recipe.package.version}: {describe(recipe.source)}"),
+        *(
+            ("dependency", f"{name} {item.version}: {describe(item.source)}")
+            for name, item in recipe.needed_dependencies().items()
+        ),
+        *(("patch", f"{name}: {load_patch(name).subject}") for name in recipe.patches),
+        ("toolchain", _toolchain(recipe)),
+        ("archs", arch_list(archs)),
+        ("components", ", ".join(component.value for component in recipe.components)),
+        ("jobs", f"{jobs} at a time ({machine.cores} cores, {machine.memory_gb:.1f} GB of memory free)"),
+    ]
+    if recipe.cost:
+        rows += _cost_rows(recipe.cost, archs, jobs)
+    if recipe.package.notice:
+        rows.append(("note", recipe.package.notice))
+    console.table("plan (nothing is started)", rows)
+
+
+def _toolchain(recipe: Recipe) -> str:
+    where = {
+        "pypi": "nvcc from NVIDIA's wheels on the package index",
+        "system": "an installed CUDA toolkit",
+        "redist": "NVIDIA's redistributable archives",
+        "auto": "an installed CUDA toolkit, else NVIDIA's redistributable archives",
+    }[recipe.toolchain.kind]
+    return f"CUDA {recipe.toolchain.cuda} ({where}), torch {recipe.torch.version}; locked in {recipe.toolchain.lock}"
+
+
+def _cost_rows(cost: Cost, archs: Sequence[Arch], jobs: int) -> list[tuple[str, str]]:
+    total = cpu_seconds(cost, archs)
+    return [
+        ("units", f"about {cost.units}"),
+        ("time", f"about {human_seconds(total / jobs)} of compiling ({human_seconds(total)} of one core)"),
+        ("memory", f"up to {cost.unit_memory_gb * jobs:.1f} GB ({cost.unit_memory_gb:.1f} GB for the largest unit)"),
+        ("download", f"about {cost.download_gb:.1f} GB with an empty cache"),
+        ("disk", f"about {cost.disk_gb:.1f} GB"),
+        ("measured", cost.measured),
+    ]
+
+
+def describe(source: Source) -> str:
+    """Return a source in one line: where from and its pin."""
+    if isinstance(source, GitSource):
+        return f"git {source.repository} at {source.commit[:12]}" + (f" ({source.tag})" if source.tag else "")
+    inside = f", folder {source.path}" if source.kind == "wheel" else ""
+    return f"{source.kind} {source.name} {source.version}{inside}, sha256 {source.sha256[:12]}…"
+
+
+def check_space(recipe: Recipe, cache: Cache, *, toolchain: str) -> None:
+    """Refuse to start when the cache's filesystem cannot hold what is still to be made. Raises DoctorError."""
+    if not recipe.cost:
+        return
+    ready = (cache.root / "toolchains" / toolchain).is_dir()
+    need = (recipe.cost.disk_gb - (TOOLCHAIN_GB if ready else 0)) * 1e9
+    free = shutil.disk_usage(cache.root).free
+    if ready and any((cache.root / "builds").glob("*/configured.json")):
+        need = min(need, 0.2e9)  # a tree is there already; what it still needs is unknown but less
+    if free < need:
+        raise DoctorError(
+            f"not enough disk space for {recipe.name}: {human_bytes(free)} free, {human_bytes(need)} needed",
+            why=f"downloads, toolchain and build tree go to {cache.root}",
+            fix="free space there, or point WHEELSMITH_CACHE at a larger disk",
+        )

@@ -1,0 +1,105 @@
+"""The report beside each wheel, NAME.whl.report.json: what it is made of, how, and what was seen of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.archs import arch_list
+from scripts.cache import file_sha256
+from scripts.compile import BuildTree, Compiled
+from scripts.fetch import Fetched
+from scripts.package import Wheel
+from scripts.prove import Proof
+from scripts.recipe import GitSource, Recipe, Source
+from scripts.toolchain import toolchain_report
+
+SCHEMA = 1
+
+
+@dataclass
+class Stages:
+    """Seconds and peak memory per stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def report_path(wheel: Path) -> Path:
+    """Return where the report of a wheel is: `NAME.whl.report.json`."""
+    return wheel.with_name(wheel.name + ".report.json")
+
+
+def make_report(
+    recipe: Recipe, fetched: Fetched, tree: BuildTree, compiled: Compiled, wheel: Wheel, proof: Proof, stages: Stages
+) -> dict[str, Any]:
+    """Return the report as JSON-able data; sizes in bytes, times in seconds. Documented in docs/report.md."""
+    return {
+        "schema": SCHEMA,
+        "wheel": {
+            "name": wheel.path.name,
+            "sha256": wheel.sha256,
+            "size": wheel.size,
+            "version": wheel.version,
+            "platform": wheel.platform,
+        },
+        "recipe": {"name": recipe.name, "digest": recipe.digest, "notice": recipe.package.notice},
+        "build": tree.key,
+        "sources": _sources(recipe, fetched),
+        "patches": [{"name": patch.name, "sha256": patch.sha256} for patch in tree.source.patches],
+        "toolchain": toolchain_report(tree.toolchain),
+        "torch": {"version": recipe.torch.version, "cuda": recipe.torch.cuda},
+        "archs": arch_list(tree.archs),
+        "components": [
+            {
+                "name": name,
+                "size": size,
+                "cubins": proof.cubins[name],
+                "ptx": proof.ptx[name],
+                "operators": proof.operators[name],
+            }
+            for name, size in wheel.components.items()
+        ],
+        "units": {"total": compiled.units_total, "compiled_in_this_run": [asdict(unit) for unit in compiled.units]},
+        "stages": {
+            name: {"seconds": round(seconds, 2), "peak_bytes": stages.peak_bytes.get(name, 0)}
+            for name, seconds in stages.seconds.items()
+        },
+    }
+
+
+def _sources(recipe: Recipe, fetched: Fetched) -> list[dict[str, str]]:
+    rows = [_pin("source", recipe.package.version, recipe.source)]
+    rows += [_pin(name, item.version, item.source) for name, item in recipe.needed_dependencies().items()]
+    rows[0]["file"] = fetched.source.path.name
+    return rows
+
+
+def _pin(name: str, version: str, source: Source) -> dict[str, str]:
+    if isinstance(source, GitSource):
+        return {"name": name, "version": version, "repository": source.repository, "commit": source.commit}
+    taken = {"name": name, "version": version, "project": f"{source.name} {source.version}"}
+    return {**taken, "kind": source.kind, "sha256": source.sha256}
+
+
+def read_report(wheel: Path) -> dict[str, Any] | None:
+    """Return the report of a wheel when both are whole: readable, and about this very file. Else None."""
+    try:
+        report = json.loads(report_path(wheel).read_text())
+        if report["schema"] == SCHEMA and report["wheel"]["sha256"] == file_sha256(wheel):
+            return dict(report)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def find_built(wheelhouse: Path, build: str, recipe_digest: str) -> tuple[Path, Mapping[str, Any]] | None:
+    """Return the wheel (and its report) that this recipe's build has left in the wheelhouse, if it is whole."""
+    for path in sorted(wheelhouse.glob("*.whl")):
+        report = read_report(path)
+        if report and report["build"] == build and report["recipe"]["digest"] == recipe_digest:
+            return path, report
+    return None

@@ -1,0 +1,237 @@
+"""The main job: fetch, patch, toolchain, compile, package, prove; the wheel lands in wheelhouse/ with its report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.archs import Arch, arch_list, check_cuda_can, parse_arch_list
+from scripts.cache import Cache, install_file, write_json
+from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
+from scripts.compile import BuildTree, compile_units, configure, plan_tree
+from scripts.console import Console, human_bytes, human_seconds
+from scripts.errors import PackageError, UsageError, from_os_error
+from scripts.fetch import Fetched, fetch_recipe
+from scripts.indexes import Indexes, read_indexes
+from scripts.machine import Machine, default_jobs, read_machine
+from scripts.package import package_wheel
+from scripts.patch import load_patch, prepare_tree
+from scripts.plan import check_space, show_plan
+from scripts.prove import prove_wheel
+from scripts.recipe import DEFAULT_RECIPE, ROOT, Recipe, load_recipe, recipe_names
+from scripts.report import Stages, find_built, make_report, report_path
+from scripts.toolchain import provide_toolchain, toolchain_key
+
+WHEELHOUSE = ROOT / "wheelhouse"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the main job: what the command line said, and where things go."""
+
+    recipe: Recipe
+    archs: tuple[Arch, ...]
+    jobs: int
+    cache: Cache
+    wheelhouse: Path
+    indexes: Indexes
+    offline: bool
+    environment: Mapping[str, str]
+
+
+def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line. Raises UsageError."""
+    parser = Parser("wheel", "Build a wheel of a recipe: fetch, patch, toolchain, compile, package, prove.")
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, metavar="R", help=f"one of: {', '.join(recipe_names())}")
+    parser.add_argument(
+        "--arch",
+        action="append",
+        metavar="LIST",
+        help='archs, such as "9.0" or "8.0;12.0" or H100 (default: the recipe\'s); repeated: one wheel each',
+    )
+    parser.add_argument(
+        "--jobs", metavar="N", help="units compiled at once (default: MAX_JOBS, else by cores and memory)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--list", action="store_true", help="list the recipes and stop")
+    parser.add_argument("--wheelhouse", type=user_path, default=WHEELHOUSE, metavar="DIR", help="where the wheel goes")
+    add_cache_options(parser)
+    return parser.parse_args(arguments)
+
+
+def choose_archs(recipe: Recipe, text: str | None) -> tuple[Arch, ...]:
+    """Return the archs of one --arch option, or the recipe's. Raises UsageError for what its CUDA cannot do."""
+    archs = parse_arch_list(text) if text is not None else recipe.archs
+    check_cuda_can(archs, recipe.toolchain.cuda)
+    return archs
+
+
+def choose_jobs(option: str | None, environment: Mapping[str, str], recipe: Recipe, machine: Machine) -> int:
+    """Return how many units to compile at once: --jobs, MAX_JOBS, else by cores and memory. Raises UsageError."""
+    for name, text in (("--jobs", option), ("MAX_JOBS", environment.get("MAX_JOBS"))):
+        if text:
+            if not text.isdecimal() or int(text) < 1:
+                raise UsageError(f"{name} is {text!r}", why="it must be a whole number of at least 1", fix=f"{name}=2")
+            return int(text)
+    return default_jobs(machine, recipe.cost.unit_memory_gb if recipe.cost else 4.0)
+
+
+@contextmanager
+def _timed(stages: Stages, name: str) -> Iterator[None]:
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        stages.seconds[name] = stages.seconds.get(name, 0.0) + time.monotonic() - started
+
+
+def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
+    """Run all stages; return the wheel in the wheelhouse and its report. Raises the failing stage's error."""
+    stages = Stages()
+    check_wheelhouse(job.wheelhouse)
+    patches = [load_patch(name) for name in job.recipe.patches]
+    check_space(job.recipe, job.cache, toolchain=toolchain_key(job.recipe))
+    with _timed(stages, "fetch"):
+        fetched = fetch_recipe(job.recipe, cache=job.cache, console=console, offline=job.offline)
+    with _timed(stages, "patch"):
+        console.stage("patch", f"{len(patches)} patches")
+        source = prepare_tree(fetched.source, patches, cache=job.cache, console=console)
+    with _timed(stages, "toolchain"):
+        toolchain = provide_toolchain(
+            job.recipe,
+            job.archs,
+            cache=job.cache,
+            console=console,
+            indexes=job.indexes,
+            offline=job.offline,
+            environment=job.environment,
+        )
+    tree = plan_tree(
+        job.recipe,
+        source,
+        toolchain,
+        job.archs,
+        dependencies=fetched.dependencies,
+        cache=job.cache,
+        environment=job.environment,
+    )
+    with job.cache.lock(f"build-{tree.key}", console):
+        built = find_built(job.wheelhouse, tree.key, job.recipe.digest)
+        if built:
+            console.stage("ready", "this wheel is built already; nothing has changed")
+            return built
+        return _build_in(tree, job, fetched, stages, console)
+
+
+def _build_in(
+    tree: BuildTree, job: Job, fetched: Fetched, stages: Stages, console: Console
+) -> tuple[Path, Mapping[str, Any]]:
+    with _timed(stages, "configure"):
+        configure(tree, console=console)
+    with _timed(stages, "compile"):
+        compiled = compile_units(tree, jobs=job.jobs, expected_seconds=_expected(job.recipe), console=console)
+    stages.peak_bytes["compile"] = compiled.peak_bytes
+    with _timed(stages, "package"):
+        wheel = package_wheel(tree, job.recipe, jobs=job.jobs, console=console)
+    with _timed(stages, "prove"):
+        proof = prove_wheel(
+            wheel.path,
+            job.recipe,
+            job.archs,
+            tree.toolchain,
+            cache=job.cache,
+            console=console,
+            indexes=job.indexes,
+            offline=job.offline,
+        )
+    report = make_report(job.recipe, fetched, tree, compiled, wheel, proof, stages)
+    return _enter(wheel.path, report, job.wheelhouse), report
+
+
+def _expected(recipe: Recipe) -> float:
+    return recipe.cost.cpu_seconds / recipe.cost.units if recipe.cost else 60.0
+
+
+def _enter(wheel: Path, report: Mapping[str, Any], wheelhouse: Path) -> Path:
+    """Put the report and then the wheel into the wheelhouse, each by rename: a wheel there always has its report."""
+    final = wheelhouse / wheel.name
+    try:
+        write_json(report_path(final), report)
+    except OSError as error:
+        raise from_os_error(PackageError, error, doing="writing", path=wheelhouse, variable="--wheelhouse") from error
+    install_file(wheel, final, kind=PackageError, variable="--wheelhouse")
+    return final
+
+
+def check_wheelhouse(folder: Path) -> None:
+    """Make the wheelhouse and see that it can be written, before hours of compiling. Raises PackageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise from_os_error(
+            PackageError, error, doing="opening the wheelhouse", path=folder, variable="--wheelhouse"
+        ) from error
+
+
+def show_result(path: Path, report: Mapping[str, Any], console: Console) -> None:
+    """Print the closing table."""
+    components = [
+        f"{item['name']}: {human_bytes(item['size'])}, {len(item['operators'])} operators, cubins {_counts(item['cubins'])}"
+        for item in report["components"]
+    ]
+    stages = [f"{name} {human_seconds(row['seconds'])}" for name, row in report["stages"].items()]
+    peak = report["stages"].get("compile", {}).get("peak_bytes", 0)
+    rows = [
+        ("wheel", str(path)),
+        ("size", human_bytes(report["wheel"]["size"])),
+        ("sha256", report["wheel"]["sha256"]),
+        ("for", f"torch {report['torch']['version']}, CUDA {report['torch']['cuda']}, {report['wheel']['platform']}"),
+        ("archs", report["archs"]),
+        *(("component", text) for text in components),
+        ("stages", ", ".join(stages)),
+        ("memory", f"{human_bytes(peak)} at most while compiling"),
+    ]
+    if report["recipe"]["notice"]:
+        rows.append(("note", report["recipe"]["notice"]))
+    console.table("", rows)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"sm_{arch}: {count}" for arch, count in counts.items()) or "none"
+
+
+def main(arguments: Sequence[str], console: Console) -> int:
+    """Build one wheel per --arch list, or print the plan."""
+    options = read_arguments(arguments)
+    if options.list:
+        console.grid(["recipe", "what it builds"], [(name, load_recipe(name).description) for name in recipe_names()])
+        return 0
+    recipe = load_recipe(options.recipe)
+    lists = [choose_archs(recipe, text) for text in options.arch or [None]]
+    machine = read_machine()
+    jobs = choose_jobs(options.jobs, os.environ, recipe, machine)
+    if options.dry_run:
+        for archs in lists:
+            show_plan(recipe, archs, jobs=jobs, machine=machine, wheelhouse=options.wheelhouse, console=console)
+        return 0
+    cache = open_cache(options)
+    indexes = read_indexes()
+    for archs in lists:
+        console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
+        job = Job(recipe, archs, jobs, cache, options.wheelhouse, indexes, options.offline, os.environ)
+        path, report = build_wheel(job, console)
+        show_result(path, report, console)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
