@@ -33,6 +33,9 @@ EXTERNAL_LIBRARIES = (
 )  # fmt: skip
 
 
+ABI_TAG = "cp38"  # upstream's own wheels: one abi3 wheel for all Pythons from here on
+
+
 @dataclass(frozen=True)
 class Wheel:
     """A packaged and checked wheel."""
@@ -68,7 +71,7 @@ def _build(tree: BuildTree, version: str, folder: Path, jobs: int) -> Path:
     config = folder / "distutils.cfg"
     config.write_text(
         f"[build]\nbuild_base = {folder / 'build'}\n[build_ext]\nbuild_temp = {tree.binary}\n"
-        f"[egg_info]\negg_base = {folder}\n"
+        f"[egg_info]\negg_base = {folder}\n[bdist_wheel]\npy_limited_api = {ABI_TAG}\n"
     )
     environment = {
         **tree.environment,

@@ -74,7 +74,7 @@ def prove_wheel(
         cubins, ptx = list_device_code(wheel, recipe, folder / "members")
         check_archs(cubins, archs)
         lock = folder / "torch.txt"
-        lock.write_text(torch_lock(toolchain, (RECIPES / recipe.toolchain.lock).read_text()))
+        lock.write_text(torch_lock(toolchain, (RECIPES / recipe.toolchain.lock).read_text(), recipe))
         make_environment(folder / "venv", lock, cache=cache, console=console, indexes=indexes, offline=offline)
         python = folder / "venv" / "bin" / "python"
         run_uv(["pip", "install", "--python", python, "--no-deps", wheel], cache, console, indexes, offline=True)
@@ -84,10 +84,10 @@ def prove_wheel(
     return Proof(seen.vllm, seen.torch, seen.operators, cubins, ptx)
 
 
-def torch_lock(toolchain: Toolchain, lock: str) -> str:
-    """Return the part of a lock file that torch needs, by what the installed distributions require."""
+def torch_lock(toolchain: Toolchain, lock: str, recipe: Recipe) -> str:
+    """Return the part of a lock file that torch and `import vllm` need, by what the distributions require."""
     needed: set[str] = set()
-    waiting = ["torch"]
+    waiting = ["torch", *(Requirement(text).name for text in recipe.import_requirements)]
     installed = {
         canonicalize_name(item.metadata["Name"]): item.requires or []
         for item in distributions(path=[str(toolchain.site_packages)])

@@ -239,6 +239,8 @@ class Recipe(Model):
     """CMake cache variables: `VLLM_MOE_MARLIN = "OFF"`."""
     environment: dict[EnvName, str] = {}
     """Environment variables for configuring and compiling."""
+    import_requirements: tuple[str, ...] = ()
+    """What `import vllm` needs beside torch: installed for the proof, locked with the build environment."""
     cost: Cost | None = None
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ OLDEST_PYTHON = "3.10"
 def lock_inputs(recipe: Recipe) -> str:
     """Return what a recipe's build environment is resolved from: torch, CUDA packages, upstream's requirements."""
     wanted = [f"torch=={recipe.torch.version}", *recipe.toolchain.cuda_packages, *recipe.toolchain.build_requirements]
+    wanted += recipe.import_requirements
     return "".join(f"{line}\n" for line in wanted)
 
 

@@ -185,7 +185,7 @@ def check_wheelhouse(folder: Path) -> None:
 def show_result(path: Path, report: Mapping[str, Any], console: Console) -> None:
     """Print the closing table."""
     components = [
-        f"{item['name']}: {human_bytes(item['size'])}, {len(item['operators'])} operators, cubins {_counts(item['cubins'])}"
+        f"{item['name']}: {human_bytes(item['size'])}, {len(item['operators'])} operators, {_counts(item['cubins'])}"
         for item in report["components"]
     ]
     stages = [f"{name} {human_seconds(row['seconds'])}" for name, row in report["stages"].items()]
@@ -206,7 +206,7 @@ def show_result(path: Path, report: Mapping[str, Any], console: Console) -> None
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"sm_{arch}: {count}" for arch, count in counts.items()) or "none"
+    return "cubins " + (", ".join(f"sm_{arch}: {count}" for arch, count in counts.items()) or "none")
 
 
 def main(arguments: Sequence[str], console: Console) -> int:
