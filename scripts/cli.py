@@ -46,6 +46,11 @@ def user_path(text: str) -> Path:
     return (Path(os.environ.get(INVOKED_FROM, ".")) / Path(text).expanduser()).absolute()
 
 
+def recipe_argument(text: str) -> str:
+    """Return a --recipe argument: a name as it is, a file's path made absolute."""
+    return str(user_path(text)) if text.endswith(".toml") else text
+
+
 def add_cache_options(parser: argparse.ArgumentParser) -> None:
     """Add --cache and --offline."""
     parser.add_argument(

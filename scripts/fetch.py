@@ -15,7 +15,7 @@ import httpx2
 from unearth import Link, PackageFinder
 
 from scripts.cache import Cache, digest, file_sha256
-from scripts.cli import Parser, add_cache_options, open_cache, run
+from scripts.cli import Parser, add_cache_options, open_cache, recipe_argument, run
 from scripts.console import Console, human_bytes
 from scripts.download import Client, download, open_client, unreachable
 from scripts.errors import FetchError
@@ -179,9 +179,8 @@ def main(arguments: Sequence[str], console: Console) -> int:
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"name of a recipe (default {DEFAULT_RECIPE})")
     add_cache_options(parser)
     options = parser.parse_args(arguments)
-    fetched = fetch_recipe(
-        load_recipe(options.recipe), cache=open_cache(options), console=console, offline=options.offline
-    )
+    recipe = load_recipe(recipe_argument(options.recipe))
+    fetched = fetch_recipe(recipe, cache=open_cache(options), console=console, offline=options.offline)
     for name, folder in {"source": fetched.source.path, **fetched.dependencies}.items():
         console.result(f"{name}: {folder}")
     return 0

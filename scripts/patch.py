@@ -18,7 +18,7 @@ from scripts.cache import Cache, digest, file_sha256, write_json
 from scripts.console import Console
 from scripts.errors import PatchError
 from scripts.fetch import Archive
-from scripts.recipe import ROOT
+from scripts.recipe import ROOT, Recipe
 from scripts.unpack import unpack_sdist
 
 PATCHES = ROOT / "patches"
@@ -61,6 +61,14 @@ class HunkProblem:
     why: str
     reversed_applies: bool = False
     """Whether the hunk's result is there already."""
+
+
+def load_patches(recipe: Recipe) -> list[Patch]:
+    """Read the patches of a recipe, from beside the recipe or from patches/. Raises PatchError."""
+    return [
+        load_patch(name, folder=recipe.folder if (recipe.folder / name).is_file() else PATCHES)
+        for name in recipe.patches
+    ]
 
 
 def load_patch(name: str, *, folder: Path = PATCHES) -> Patch:

@@ -22,7 +22,7 @@ from scripts.errors import AuditError
 from scripts.fatbin import Kind, read_device_code
 from scripts.indexes import Indexes
 from scripts.process import Command, capture
-from scripts.recipe import RECIPES, Component, Recipe
+from scripts.recipe import Component, Recipe
 from scripts.toolchain import Toolchain
 
 # Loads each shared object lazily (there is no driver to resolve against) and prints the operators it registers.
@@ -74,7 +74,7 @@ def prove_wheel(
         cubins, ptx = list_device_code(wheel, recipe, folder / "members")
         check_archs(cubins, archs)
         lock = folder / "torch.txt"
-        lock.write_text(torch_lock(toolchain, (RECIPES / recipe.toolchain.lock).read_text(), recipe))
+        lock.write_text(torch_lock(toolchain, recipe.lock_file.read_text(), recipe))
         make_environment(folder / "venv", lock, cache=cache, console=console, indexes=indexes, offline=offline)
         python = folder / "venv" / "bin" / "python"
         run_uv(["pip", "install", "--python", python, "--no-deps", wheel], cache, console, indexes, offline=True)

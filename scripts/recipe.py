@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from scripts.archs import Arch, check_cuda_can, parse_arch
 from scripts.cache import digest
@@ -242,6 +243,7 @@ class Recipe(Model):
     import_requirements: tuple[str, ...] = ()
     """What `import vllm` needs beside torch: installed for the proof, locked with the build environment."""
     cost: Cost | None = None
+    folder: SkipJsonSchema[Path] = Field(default=RECIPES, exclude=True, repr=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -258,6 +260,12 @@ class Recipe(Model):
     def digest(self) -> str:
         """sha256 prefix over all that decides the result (not description and cost)."""
         return digest(self.model_dump(mode="json", exclude={"description", "cost"}))
+
+    @property
+    def lock_file(self) -> Path:
+        """The build environment's lock file: beside the recipe, else in recipes/."""
+        beside = self.folder / self.toolchain.lock
+        return beside if beside.is_file() else RECIPES / self.toolchain.lock
 
     @property
     def shared_objects(self) -> tuple[Component, ...]:
@@ -290,9 +298,17 @@ def recipe_names(folder: Path = RECIPES) -> list[str]:
 
 
 def load_recipe(name: str, *, folder: Path = RECIPES) -> Recipe:
-    """Read, merge and check the recipe `name`. Raises UsageError."""
-    data = _merged(name, folder, seen=())
-    data["name"] = name
+    """Read, merge and check the recipe `name` of a folder, or a recipe file `some/where/NAME.toml`.
+
+    A file of one's own may extend the recipes of `folder`, and bring its lock file and patches beside it.
+    Raises UsageError.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"there is no recipe file {name}", fix=f"or name one of: {', '.join(recipe_names())}")
+        name, folder = path.stem, path.parent
+    data = {**_merged(name, folder, seen=()), "name": name, "folder": folder}
     path = folder / f"{name}.toml"
     try:
         recipe = Recipe.model_validate(data)
@@ -308,8 +324,10 @@ def load_recipe(name: str, *, folder: Path = RECIPES) -> Recipe:
 def _merged(name: str, folder: Path, *, seen: tuple[str, ...]) -> dict[str, Any]:
     if name in seen:
         raise UsageError(f"recipe {name!r} extends itself ({' -> '.join([*seen, name])})", fix="remove one `extends`")
-    path = folder / f"{name}.toml"
     known = recipe_names(folder)
+    if seen and name not in known:  # what a recipe elsewhere extends may be one of ours
+        folder, known = RECIPES, recipe_names()
+    path = folder / f"{name}.toml"
     if name not in known:
         who = f" (extended by {seen[-1]!r})" if seen else ""
         raise UsageError(
@@ -342,6 +360,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{_shown(path)} is not valid TOML", why=str(error), fix="correct the line named") from error
     except OSError as error:
         raise UsageError(f"{_shown(path)} cannot be read", why=error.strerror or str(error)) from error
+    for key in {"name", "folder"} & set(data):  # the loader's own
+        raise UsageError(f"{_shown(path)}: unknown key {key!r}", fix="a recipe is named by its file; remove the key")
     return data
 
 
@@ -410,6 +430,7 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "wheelsmith recipe"
     del schema["properties"]["name"]
+    schema["properties"].pop("folder", None)
     schema["properties"]["extends"] = {
         "type": "string",
         "description": "Name of the recipe this one changes: tables are merged, values and lists replaced.",

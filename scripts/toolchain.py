@@ -23,7 +23,7 @@ from scripts.environments import make_environment
 from scripts.errors import ToolchainError
 from scripts.indexes import Indexes
 from scripts.process import capture
-from scripts.recipe import RECIPES, Recipe
+from scripts.recipe import Recipe
 from scripts.verify import verify_toolchain
 
 SHAPE = 2  # raise when the layout of a toolchain in the cache changes
@@ -98,7 +98,7 @@ def provide_toolchain(
     """
     host = find_host_compiler(environment)
     check_python_headers()
-    lock = RECIPES / recipe.toolchain.lock
+    lock = recipe.lock_file
     key = toolchain_key(recipe)
     place = cache.place("toolchains", key)
     console.stage("toolchain", f"torch {recipe.torch.version}, CUDA {recipe.toolchain.cuda}, {host.version}")
@@ -130,7 +130,7 @@ def toolchain_key(recipe: Recipe) -> str:
             fix="use a recipe with kind pypi, such as quickstart",
         )
     python = [sys.version_info[:2], sys.base_prefix, sysconfig.get_platform()]
-    return digest([SHAPE, file_sha256(RECIPES / recipe.toolchain.lock), python])
+    return digest([SHAPE, file_sha256(recipe.lock_file), python])
 
 
 def _verify_once(toolchain: Toolchain, recipe: Recipe, archs: Sequence[Arch], place: Path, console: Console) -> None:

@@ -14,7 +14,7 @@ from scripts.cli import Parser, run
 from scripts.console import Console
 from scripts.errors import ToolchainError
 from scripts.indexes import read_indexes
-from scripts.recipe import RECIPES, ROOT, Recipe, load_recipe, recipe_names
+from scripts.recipe import ROOT, Recipe, load_recipe, recipe_names
 
 OLDEST_PYTHON = "3.10"
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "build.in"
             source.write_text(lock_inputs(recipe))
-            compile_lock(source, RECIPES / recipe.toolchain.lock)
+            compile_lock(source, recipe.lock_file)
     return 0
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from scripts.archs import Arch, arch_list, check_cuda_can, parse_arch_list
 from scripts.cache import Cache, install_file, write_json
-from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
+from scripts.cli import Parser, add_cache_options, open_cache, recipe_argument, run, user_path
 from scripts.compile import BuildTree, compile_units, configure, plan_tree
 from scripts.console import Console, human_bytes, human_seconds
 from scripts.errors import PackageError, UsageError, from_os_error
@@ -22,7 +22,7 @@ from scripts.fetch import Fetched, fetch_recipe
 from scripts.indexes import Indexes, read_indexes
 from scripts.machine import Machine, default_jobs, read_machine
 from scripts.package import package_wheel
-from scripts.patch import load_patch, prepare_tree
+from scripts.patch import load_patches, prepare_tree
 from scripts.plan import check_space, show_plan
 from scripts.prove import prove_wheel
 from scripts.recipe import DEFAULT_RECIPE, ROOT, Recipe, load_recipe, recipe_names
@@ -49,7 +49,8 @@ class Job:
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line. Raises UsageError."""
     parser = Parser("wheel", "Build a wheel of a recipe: fetch, patch, toolchain, compile, package, prove.")
-    parser.add_argument("--recipe", default=DEFAULT_RECIPE, metavar="R", help=f"one of: {', '.join(recipe_names())}")
+    known = ", ".join(recipe_names())
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, metavar="R", help=f"a recipe file, or one of: {known}")
     parser.add_argument(
         "--arch",
         action="append",
@@ -96,7 +97,7 @@ def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
     """Run all stages; return the wheel in the wheelhouse and its report. Raises the failing stage's error."""
     stages = Stages()
     check_wheelhouse(job.wheelhouse)
-    patches = [load_patch(name) for name in job.recipe.patches]
+    patches = load_patches(job.recipe)
     check_space(job.recipe, job.cache, toolchain=toolchain_key(job.recipe))
     with _timed(stages, "fetch"):
         fetched = fetch_recipe(job.recipe, cache=job.cache, console=console, offline=job.offline)
@@ -215,7 +216,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     if options.list:
         console.grid(["recipe", "what it builds"], [(name, load_recipe(name).description) for name in recipe_names()])
         return 0
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(recipe_argument(options.recipe))
     lists = [choose_archs(recipe, text) for text in options.arch or [None]]
     machine = read_machine()
     jobs = choose_jobs(options.jobs, os.environ, recipe, machine)
