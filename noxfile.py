@@ -32,6 +32,18 @@ def fetch(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """Tell which GPUs and drivers a wheel really runs on."""
+    _command(session, "audit")
+
+
+@nox.session
+def slim(session: nox.Session) -> None:
+    """Cut a wheel for many archs down to some, without compiling."""
+    _command(session, "slim")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests with branch coverage (no GPU, under 5 minutes)."""
     _install(session, "tests")

@@ -95,6 +95,12 @@ def _plain(name: str) -> str:
 
 
 _BY_GPU = {_plain(gpu): row for row in TABLE for gpu in row.gpus}
+_NAMES = {_plain(gpu): gpu for row in TABLE for gpu in row.gpus}
+
+
+def gpu_name(text: str) -> str:
+    """Return a GPU's name as NVIDIA writes it (`RTX 5090` for `rtx5090`), "" when the table does not have it."""
+    return _NAMES.get(_plain(text), "")
 
 
 def architecture(arch: Arch) -> Architecture:

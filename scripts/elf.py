@@ -114,9 +114,10 @@ class Elf:
             raise self.error("it does not start with the ELF magic")
         if ident[4:6] != b"\x02\x01":
             raise self.error("it is not a 64-bit little-endian ELF file (CUDA has no others)")
-        self.type, self.machine = header[1], header[2]
-        self.flags = header[7]
-        self.program_headers_at, self.section_headers_at = header[5], header[6]
+        self.type: int = header[1]
+        self.machine: int = header[2]
+        self.program_headers_at: int = header[5]
+        self.section_headers_at: int = header[6]
         self.segments = self._read_segments(entry_size=header[9], count=header[10])
         self.sections = self._read_sections(entry_size=header[11], count=header[12], names=header[13])
         self._by_name = {section.name: section for section in reversed(self.sections)}

@@ -1,0 +1,139 @@
+"""nox -s audit: which GPUs and drivers a wheel really runs on, and what else may stop it. See docs/audit.md."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
+
+from scripts.archs import Arch, parse_arch
+from scripts.audit_collect import Subject, audit_path
+from scripts.audit_models import AuditReport
+from scripts.audit_show import failures, html, show
+from scripts.cache import write_atomic, write_json
+from scripts.cli import Parser, run, user_path
+from scripts.console import Console
+from scripts.drivers import Target, default_targets, parse_target
+from scripts.errors import AuditError, UsageError
+from scripts.labels import cuda_label
+from scripts.recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_names
+from scripts.wheel_file import wheel_name
+
+DESCRIPTION = """\
+Tell which GPUs and drivers wheels, shared objects, directories or installed environments really run on.
+
+A target is a GPU by name or number, and maybe its driver: rtx5090, H100@12.8, 9.0@570.86.10. Without a driver the
+lowest one is told. Without targets: the archs of the wheel's recipe (or of its version label) at the recipe's CUDA.
+Leaves with 9 when a target is not met or something else is wrong with the wheel.
+Example: nox -s audit -- vllm-0.15.1-cp38-abi3-manylinux_2_31_x86_64.whl --target rtx5090@12.8
+"""
+
+
+def parser() -> Parser:
+    """Return the command line of `nox -s audit`."""
+    command = Parser("audit", DESCRIPTION)
+    command.add_argument(
+        "subjects", nargs="+", type=user_path, metavar="WHEEL", help="wheel, .so, directory, environment"
+    )
+    command.add_argument("--target", action="append", default=[], metavar="GPU[@DRIVER]", help="may be repeated")
+    command.add_argument("--recipe", metavar="R", help="expect this recipe's components (default: by name and version)")
+    command.add_argument("--torch", type=user_path, metavar="DIR", help="environment with the torch the wheel names")
+    command.add_argument("--package", default="vllm", metavar="NAME", help="what to audit in an environment: vllm")
+    command.add_argument("--json", type=user_path, metavar="FILE", help="write the report (docs/audit.md) to a file")
+    command.add_argument("--html", type=user_path, metavar="FILE", help="write the report as a page to a file")
+    return command
+
+
+def main(arguments: Sequence[str], console: Console) -> int:
+    """Run the command; return its exit code."""
+    options = parser().parse_args(arguments)
+    if len(options.subjects) > 1 and (options.json or options.html):
+        raise UsageError("--json and --html take one wheel", fix="audit the wheels one by one")
+    targets = [parse_target(text) for text in options.target]
+    reports = [_audit(path, options, targets) for path in options.subjects]
+    for report in reports:
+        show(report, console)
+    if options.json:
+        write_json(options.json, reports[0].model_dump(mode="json"))
+    if options.html:
+        write_atomic(options.html, html(reports[0]).encode())
+    failed = [report for report in reports if not report.ok]
+    if failed:
+        raise AuditError(
+            f"{failed[0].subject} does not do what is asked of it",
+            why=failures(failed[0])[0],
+            fix=_remedies(failed[0]),
+            docs="docs/audit.md",
+        )
+    return 0
+
+
+def _remedies(report: AuditReport) -> list[str]:
+    unmet = [item for item in report.targets if not item.ok]
+    fixes = [
+        f"a driver of CUDA {item.lowest_cuda} ({item.lowest_driver or 'newer than known'}) or later on the {item.gpu}"
+        for item in unmet
+        if item.lowest_cuda
+    ]
+    if unmet:
+        archs = ";".join(dict.fromkeys(f"{item.arch[3:-1]}.{item.arch[-1]}" for item in unmet))
+        fixes.append(f"compile for it: nox -s wheel -- --arch '{archs}'")
+    return fixes[:3] or ["nox -s audit -- --help; every finding's code is explained in docs/audit.md"]
+
+
+def _audit(path: Path, options: argparse.Namespace, targets: Sequence[Target]) -> AuditReport:
+    recipe = load_recipe(options.recipe) if options.recipe else matching_recipe(path)
+    archs = label_archs(path) or (recipe.archs if recipe else ())
+    chosen = targets or targets_for(recipe, archs)
+    return audit_path(path, chosen, recipe=recipe, archs=archs, torch=options.torch, package=options.package)
+
+
+def matching_recipe(path: Path) -> Recipe | None:
+    """Return the recipe a wheel was made from, judged by name, version and label; None for others' wheels."""
+    version = _version(path)
+    if version is None:
+        return None
+    local = (version.local or "").split(".")
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        same_version = path.name.startswith(f"{recipe.package.name}-") and version.public == recipe.package.version
+        same_notes = recipe.package.label == ".".join(part for part in local if not _STANDARD.fullmatch(part))
+        if same_version and same_notes and cuda_label(recipe.torch.cuda) in local:
+            return recipe
+    return None
+
+
+_STANDARD = re.compile(r"cu\d+|sm\d+[af]?(ptx)?")
+
+
+def _version(path: Path) -> Version | None:
+    if path.suffix != ".whl":
+        return None
+    try:
+        return Version(wheel_name(path).version)
+    except InvalidVersion:
+        return None
+
+
+def label_archs(path: Path) -> tuple[Arch, ...]:
+    """Return the archs that a wheel's version label names: 9.0 and 12.0 for `0.20.1+cu130.sm90.sm120`."""
+    version = _version(path)
+    parts = (version.local or "").split(".") if version else []
+    return tuple(parse_arch(part.removesuffix("ptx")) for part in parts if re.fullmatch(r"sm\d+[af]?(ptx)?", part))
+
+
+def targets_for(recipe: Recipe | None, archs: Sequence[Arch]) -> Sequence[Target] | Callable[[Subject], list[Target]]:
+    """Return the targets when none are given: the recipe's, else those of the default recipe, else what is inside."""
+    if recipe is not None:
+        return default_targets(archs or recipe.archs, recipe.toolchain.cuda)
+    if DEFAULT_RECIPE in recipe_names() and not archs:
+        default = load_recipe(DEFAULT_RECIPE)
+        return default_targets(default.archs, default.toolchain.cuda)
+    return lambda subject: [parse_target(arch.number) for arch in (archs or subject.archs())]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,234 @@
+"""Make a wheel for some archs out of one for many: slim shared objects, new version, new RECORD, same everything else.
+
+Members keep their order, dates and modes, so the same wheel and archs give the same bytes. What RECORD of the old
+wheel says about a member is checked on the way: a damaged wheel is not slimmed.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from packaging.tags import parse_tag
+from packaging.utils import parse_wheel_filename
+from packaging.version import Version
+
+from scripts.archs import Arch, arch_list, architecture, normalised
+from scripts.audit_targets import NAMES, Library, cover
+from scripts.drivers import newest, release_for_ptx
+from scripts.dynamic import read_dynamic
+from scripts.elf import open_elf
+from scripts.errors import AuditError, UsageError, from_os_error
+from scripts.fatbin import Kind, device_code
+from scripts.labels import cuda_label
+from scripts.slim_elf import Slimmed, slim_shared_object
+from scripts.wheel_file import WheelFile, WheelName, WheelWriter, file_blocks, open_wheel, read_record, wheel_name
+
+_SIGNATURES = {"RECORD", "RECORD.jws", "RECORD.p7s"}
+
+
+@dataclass(frozen=True)
+class SlimmedMember:
+    """One shared object of the wheel and what became of it."""
+
+    name: str
+    result: Slimmed
+    dropped: bool
+
+    @property
+    def title(self) -> str:
+        """Name in words, for people."""
+        stem = PurePosixPath(self.name).name.split(".")[0]
+        return NAMES.get(stem, stem)
+
+
+@dataclass(frozen=True)
+class SlimResult:
+    """The slim wheel; sizes in bytes."""
+
+    wheel: Path
+    before: int
+    after: int
+    members: tuple[SlimmedMember, ...]
+
+
+def slim_wheel(wheel: Path, archs: Sequence[Arch], out: Path, *, drop_empty: bool = False) -> Path:
+    """Write a wheel with GPU code for `archs` only into the folder `out`; return its path.
+
+    `drop_empty` leaves out shared objects that hold nothing for the archs; else they stay, without GPU code.
+    Raises UsageError for archs that are no GPUs, AuditError for a wheel that is damaged or not understood.
+    """
+    return slim(wheel, archs, out, drop_empty=drop_empty).wheel
+
+
+def slim(
+    wheel: Path,
+    archs: Sequence[Arch],
+    out: Path,
+    *,
+    drop_empty: bool = False,
+    on_member: Callable[[SlimmedMember], None] | None = None,
+) -> SlimResult:
+    """Do what `slim_wheel` does; return what happened to each shared object, and tell `on_member` as it happens."""
+    gpus = _gpus(archs)
+    old = wheel_name(wheel)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with open_wheel(wheel) as source, tempfile.TemporaryDirectory(prefix=".slim-", dir=out) as work:
+            job = _Job(source, old, gpus, Path(work), drop_empty=drop_empty, on_member=on_member)
+            prepared = job.prepare()
+            new = replace(old, version=slim_version(old.version, job.cuda, gpus))
+            path = job.write(out / str(new), new, prepared)
+            return SlimResult(path, wheel.stat().st_size, path.stat().st_size, tuple(job.done))
+    except OSError as error:
+        raise from_os_error(AuditError, error, doing="slimming", path=wheel, variable="--out") from error
+
+
+def _gpus(archs: Sequence[Arch]) -> tuple[Arch, ...]:
+    odd = [arch for arch in archs if arch.suffix or arch.ptx]
+    if odd:
+        raise UsageError(
+            f"--arch {arch_list(odd)}: a slim wheel is made for GPUs",
+            why="a, f and +PTX belong to code; a GPU takes the most specific code there is for it",
+            fix=f"--arch '{arch_list(normalised(replace(arch, suffix='', ptx=False) for arch in archs))}'",
+        )
+    return normalised(archs)
+
+
+def slim_version(version: str, cuda: str, archs: Sequence[Arch]) -> str:
+    """Return the version of a slim wheel: `0.15.1+cu129.sm86` from `0.15.1`, notes like `.quickstart` kept."""
+    parsed = Version(version)
+    parts = [part for part in (parsed.local or "").split(".") if part and not re.fullmatch(r"sm\d+[af]?(ptx)?", part)]
+    labels = [part for part in parts if re.fullmatch(r"cu\d+", part)] or [cuda_label(cuda)]
+    notes = [part for part in parts if part not in labels]
+    return f"{parsed.public}+{'.'.join([*labels, *(arch.label for arch in archs), *notes])}"
+
+
+class _Job:
+    """One run over a wheel: prepare the shared objects, then write the new wheel."""
+
+    def __init__(
+        self,
+        source: WheelFile,
+        name: WheelName,
+        archs: tuple[Arch, ...],
+        work: Path,
+        *,
+        drop_empty: bool,
+        on_member: Callable[[SlimmedMember], None] | None,
+    ) -> None:
+        self._source, self._name, self._archs, self._work = source, name, archs, work
+        self._drop, self._tell = drop_empty, on_member or (lambda _: None)
+        self._record = read_record(source)
+        self._ptx: set[tuple[int, int]] = set()
+        self._cudart = ""
+        self.done: list[SlimmedMember] = []
+
+    @property
+    def cuda(self) -> str:
+        """CUDA version the wheel was compiled with, as far as its PTX or else its libcudart tells."""
+        if self._ptx:
+            return newest([release_for_ptx(version) for version in self._ptx]).cuda
+        return self._cudart
+
+    def prepare(self) -> dict[str, Path | None]:
+        """Slim every shared object into a file; None for those to drop."""
+        prepared: dict[str, Path | None] = {}
+        usable = dict.fromkeys(self._archs, 0)
+        for index, member in enumerate(self._source.shared_objects):
+            target = self._work / f"{index}.so"
+            with self._source.unpacked(member) as (path, digest):
+                self._check(member, digest.sha256)
+                result = slim_shared_object(path, target, self._ccs, name=member.filename)
+                self._learn(path, usable)
+            done = SlimmedMember(member.filename, result, dropped=self._drop and result.empty)
+            prepared[member.filename] = None if done.dropped else target
+            self.done.append(done)
+            self._tell(done)
+        self._refuse_useless(usable)
+        return prepared
+
+    @property
+    def _ccs(self) -> list[tuple[int, int]]:
+        return [(arch.major, arch.minor) for arch in self._archs]
+
+    def _learn(self, path: Path, usable: dict[Arch, int]) -> None:
+        """Note the CUDA version of a shared object, and which archs it has code for."""
+        with open_elf(path) as elf:
+            code = device_code(elf)
+            cudart = [soname for soname in read_dynamic(elf).needed if soname.startswith("libcudart.so.")]
+        self._ptx |= {entry.version for entry in code.entries if entry.kind is Kind.PTX}
+        self._cudart = self._cudart or (cudart[0].removeprefix("libcudart.so.").split(".")[0] if cudart else "")
+        for arch in usable:
+            item = cover(Library("", code, 0), (arch.major, arch.minor))
+            usable[arch] += item.native + item.compatible + item.jit
+
+    def _refuse_useless(self, usable: dict[Arch, int]) -> None:
+        without = [arch for arch, count in usable.items() if not count]
+        if without:
+            gpu = architecture(without[0]).gpus[0]
+            raise AuditError(
+                f"{self._source.path.name} has no code for {arch_list(without)}",
+                why=f"a wheel cut to {arch_list(without)} would run nothing on such a GPU ({gpu})",
+                fix=f"nox -s audit -- {self._source.path.name} shows what is inside",
+            )
+
+    def write(self, path: Path, new: WheelName, prepared: dict[str, Path | None]) -> Path:
+        """Write the new wheel: everything but .dist-info in the old order, then .dist-info, then RECORD."""
+        dist_info = f"{new.name}-{new.version}.dist-info"
+        writer = WheelWriter(path, dist_info)
+        try:
+            for member in sorted(self._source.members, key=lambda item: self._is_metadata(item.filename)):
+                if self._is_metadata(member.filename):
+                    self._add_metadata(writer, member, dist_info, new)
+                elif member.filename not in prepared:
+                    digest = writer.add(
+                        member, self._renamed(member.filename, new), self._source.blocks(member), member.file_size
+                    )
+                    self._check(member, digest.sha256)
+                elif file := prepared[member.filename]:
+                    writer.add(member, member.filename, file_blocks(file), file.stat().st_size)
+                    file.unlink()
+            return writer.finish()
+        except BaseException:
+            writer.abandon()
+            raise
+
+    def _is_metadata(self, name: str) -> bool:
+        return name.startswith(f"{self._source.dist_info}/")
+
+    def _renamed(self, name: str, new: WheelName) -> str:
+        data = f"{self._name.name}-{self._name.version}.data/"
+        return f"{new.name}-{new.version}.data/{name.removeprefix(data)}" if name.startswith(data) else name
+
+    def _add_metadata(self, writer: WheelWriter, member: zipfile.ZipInfo, dist_info: str, new: WheelName) -> None:
+        name = member.filename.removeprefix(f"{self._source.dist_info}/")
+        if name in _SIGNATURES:
+            return
+        data = b"".join(self._source.blocks(member))
+        if name == "METADATA":
+            data = re.sub(rb"(?m)^Version:[^\r\n]*", f"Version: {new.version}".encode(), data, count=1)
+        if name == "WHEEL":
+            data = _with_tags(data, new)
+        writer.add(member, f"{dist_info}/{name}", _once(data), len(data))
+
+    def _check(self, member: zipfile.ZipInfo, digest: str) -> None:
+        known = self._record.get(member.filename)
+        if known is None or (known.sha256 and known.sha256 != digest):
+            raise self._source.error(f"{member.filename} is not what RECORD says", "the wheel is damaged or edited")
+
+
+def _once(data: bytes) -> Iterator[bytes]:
+    yield data
+
+
+def _with_tags(data: bytes, new: WheelName) -> bytes:
+    """Return the file WHEEL with the tags of the file name, which upstream's sometimes contradicts."""
+    kept = [line for line in data.decode("utf-8", "replace").splitlines() if line and not line.startswith("Tag:")]
+    tags = sorted(str(tag) for tag in parse_tag(new.tags))
+    parse_wheel_filename(str(new))  # the new name is valid, or this is a bug that must not get out
+    return "".join(f"{line}\n" for line in [*kept, *(f"Tag: {tag}" for tag in tags)]).encode()
