@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -146,10 +147,10 @@ def _stream(client: Client, url: str, partial: Path, transfer: _Transfer, tick: 
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with client.get_stream(url, headers=headers) as response:
-        if response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if response.status_code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return  # all there already; the digest decides
         response.raise_for_status()
-        resumed = response.status_code == httpx2.codes.PARTIAL_CONTENT
+        resumed = response.status_code == http.HTTPStatus.PARTIAL_CONTENT
         have = have if resumed else 0
         expected = have + int(response.headers.get("content-length") or 0)
         transfer.total, transfer.done, transfer.resumed_at = expected or transfer.total, have, have

@@ -145,7 +145,7 @@ def check_wheel(path: Path, recipe: Recipe, version: str) -> Wheel:
         problems.append(f"the file name says version {found_version}, not {version}")
     if problems:
         raise PackageError(f"{path.name} is not what the recipe {recipe.name} says", why="; ".join(problems[:6]))
-    platform = min(tag.platform for tag in tags)
+    platform = max((tag.platform for tag in tags), key=lambda name: (name.startswith("manylinux_"), name))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return Wheel(path, sha256, path.stat().st_size, version, platform, components)
 
