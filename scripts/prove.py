@@ -97,8 +97,9 @@ def torch_lock(toolchain: Toolchain, lock: str, recipe: Recipe) -> str:
         if name not in needed and name in installed:
             needed.add(name)
             waiting += [Requirement(text).name for text in installed[name]]
-    blocks = {canonicalize_name(re.split(r"[=\s]", text, maxsplit=1)[0]): text for text in re.split(r"\n(?=\S)", lock)}
-    return "\n".join(text for name, text in blocks.items() if name in needed)
+    # A universal lock may hold a name more than once, for different Pythons.
+    blocks = [(re.split(r"[=\s]", text, maxsplit=1)[0], text) for text in re.split(r"\n(?=\S)", lock)]
+    return "\n".join(text for name, text in blocks if canonicalize_name(name) in needed)
 
 
 def list_device_code(
