@@ -242,7 +242,7 @@ def _files(path: Path, package: str, torch: Path | None) -> tuple[Subject, list[
     if info is None:
         raise UsageError(f"{package} is not installed in {site}", fix="name what to audit: --package NAME")
     subject = Subject(
-        str(path), "environment", name=package, version=info.name.split("-")[1].removesuffix(".dist-info")
+        str(path), "environment", name=package, version=info.name.removesuffix(".dist-info").split("-")[1]
     )
     return subject, _shared_objects(site / package, site), torch or site
 

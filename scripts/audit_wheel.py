@@ -44,9 +44,15 @@ def record_findings(wheel: WheelFile, digests: Mapping[str, Hash]) -> Iterator[F
     ]
     unlisted = [name for name in digests if name not in record and name not in exempt]
     absent = [name for name in record if name not in digests]
-    for names, what in ((wrong, "differ from"), (unlisted, "are not listed in"), (absent, "are missing but listed in")):
+    problems = (
+        (wrong, "content differs from RECORD"),
+        (unlisted, "not listed in RECORD"),
+        (absent, "listed in RECORD and missing"),
+    )
+    for names, what in problems:
         if names:
-            yield _error("record-mismatch", names[0], f"{len(names)} files {what} RECORD, such as {names[0]}")
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            yield _error("record-mismatch", names[0], f"{what}: {', '.join(names[:3])}{more}")
 
 
 def metadata_findings(wheel: WheelFile, name: WheelName) -> Iterator[Finding]:
