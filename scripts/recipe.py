@@ -136,7 +136,7 @@ class GitSource(Model):
     tag: str = ""
     """Label for people; checked to name the commit when the server is asked."""
     subdirectories: tuple[RelativePath, ...] = ()
-    """Fetch only these (all when empty)."""
+    """Fetch only these folders or files (all when empty); one inside a submodule restricts that submodule only."""
     path: RelativePath = "."
     """Folder inside the repository that is the dependency's root."""
     submodules: dict[RelativePath, CommitSha] = {}
