@@ -146,7 +146,7 @@ def _stream(client: Client, url: str, partial: Path, transfer: _Transfer, tick: 
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with client.get_stream(url, headers=headers) as response:
-        if response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if response.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE:
             return  # all there already; the digest decides
         response.raise_for_status()
         resumed = response.status_code == httpx2.codes.PARTIAL_CONTENT
