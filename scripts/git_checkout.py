@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -49,8 +50,8 @@ class Access:
     console: Console
     mirrors: Sequence[Mirror]
     offline: bool
-    ca_bundle: str
-    pause: Callable[[float], None]
+    ca_bundle: str = ""
+    pause: Callable[[float], None] = time.sleep
 
 
 class Work:
@@ -119,6 +120,14 @@ class Work:
                 raise
         # The server hands out no single objects: take the commit's files whole.
         return self.repository.fetch(self.remote, "--depth=1", "--no-filter", "origin", self.job.commit)
+
+    def tag_commit(self, tag: str) -> str | None:
+        """Ask the server which commit a tag names; None when it has no such tag. Raises FetchError."""
+        self._need_network(f"tag {tag!r}")
+        try:
+            return self.repository.remote_tag(self.remote, tag)
+        except GitError as failure:
+            raise self._explained(failure) from failure
 
     def _check_tag(self) -> None:
         if not self.job.tag:

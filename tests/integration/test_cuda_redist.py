@@ -25,6 +25,7 @@ from scripts.indexes import Indexes
 from scripts.recipe import Redist
 
 NVCC = b"#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n"
+STATIC = b"".join(hashlib.sha256(b"%d" % i).digest() for i in range(20_000))  # does not compress
 FILES = {
     "cuda_nvcc": {
         "bin/nvcc": NVCC, "bin/ptxas": b"p", "bin/cudafe++": b"c", "bin/fatbinary": b"f", "nvvm/bin/cicc": b"i",
@@ -32,7 +33,7 @@ FILES = {
     },
     "cuda_cudart": {
         "include/cuda_runtime.h": b"r", "lib/libcudart.so.12": b"12", "lib/stubs/libcuda.so": b"stub",
-        "LICENSE": b"cudart licence", "lib/libcudart_static.a": b"".join(hashlib.sha256(b"%d" % i).digest() for i in range(20_000)),
+        "LICENSE": b"cudart licence", "lib/libcudart_static.a": STATIC,
     },
     "cuda_nsight": {"bin/nsight": b"not needed"},
 }  # fmt: skip
