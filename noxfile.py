@@ -43,6 +43,17 @@ def slim(session: nox.Session) -> None:
     _command(session, "slim")
 
 
+def lock(session: nox.Session) -> None:
+    """Read a vLLM version's own files and write the recipe that pins all it fetches: `-- vllm 0.16.0`."""
+    _command(session, "lock")
+
+
+@nox.session
+def patches(session: nox.Session) -> None:
+    """Apply a recipe's patches to a real source tree without building, and report each."""
+    _command(session, "patches")
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests with branch coverage (no GPU, under 5 minutes)."""

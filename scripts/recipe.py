@@ -136,7 +136,7 @@ class GitSource(Model):
     tag: str = ""
     """Label for people; checked to name the commit when the server is asked."""
     subdirectories: tuple[RelativePath, ...] = ()
-    """Fetch only these (all when empty)."""
+    """Fetch only these folders or files (all when empty); one inside a submodule restricts that submodule only."""
     path: RelativePath = "."
     """Folder inside the repository that is the dependency's root."""
     submodules: dict[RelativePath, CommitSha] = {}
@@ -184,6 +184,27 @@ class Torch(Model):
     """What `torch.version.cuda` must report."""
 
 
+class Redist(Model):
+    """NVIDIA's redistributable archives: which release, and which of its components a torch extension build needs."""
+
+    release: str = Field(pattern=r"^\d+\.\d+\.\d+$")
+    """Release as in the manifest's name: `12.8.1`."""
+    base_url: str = Field(
+        default="https://developer.download.nvidia.com/compute/cuda/redist/", pattern=r"^https?://\S+$"
+    )
+    """Folder of `redistrib_<release>.json`; a mirror keeps the same layout."""
+    components: tuple[str, ...] = Field(
+        default=(
+            "cuda_nvcc", "cuda_cudart", "cuda_cccl", "cuda_nvrtc", "cuda_nvtx", "cuda_profiler_api", "cuda_cuobjdump",
+            "libcublas", "libcufft", "libcurand", "libcusolver", "libcusparse", "libnvjitlink",
+        ),
+        min_length=1,
+    )  # fmt: skip
+    """Components by their manifest names."""
+    sha256: dict[str, Sha256] = {}
+    """Digests of components' archives that the manifest must have."""
+
+
 class Toolchain(Model):
     """Where nvcc, torch and the build requirements come from."""
 
@@ -192,6 +213,8 @@ class Toolchain(Model):
     cuda: CudaVersion
     lock: RelativePath
     """Hash-locked requirements of the build environment, relative to recipes/."""
+    redist: Redist | None = None
+    """For `redist` and `auto`: the archives to take."""
     cuda_packages: tuple[str, ...] = ()
     """For `pypi`: requirement of the compiler wheels, `cuda-toolkit[nvcc,…]==13.0.2`."""
     build_requirements: tuple[str, ...]

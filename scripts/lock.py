@@ -1,0 +1,306 @@
+"""Command lock: a recipe's pins out of upstream's own files.
+
+Commits that upstream names itself are taken as they are. A tag is resolved by its server, unless another recipe pins
+the same tag of the same repository already; so are the commits of submodules. What cannot be resolved is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from scripts.agreement import KNOWN, Known
+from scripts.cache import Cache, write_atomic
+from scripts.cli import Parser, add_cache_options, open_cache, run
+from scripts.console import Console
+from scripts.errors import FetchError, UsageError
+from scripts.fetch import fetch_archive
+from scripts.git_checkout import Access, Job, Work
+from scripts.git_source import fetch_git
+from scripts.indexes import read_indexes
+from scripts.labels import cuda_label
+from scripts.listing import find_sdist
+from scripts.mirrors import Mirror, parse_mirrors, repository_key
+from scripts.recipe import RECIPES, Component, GitSource, Recipe, SdistSource, load_recipe, recipe_names
+from scripts.unpack import unpack_sdist
+from scripts.upgrade import compile_lock
+from scripts.upstream import Fetch, Upstream, read_upstream
+
+REPOSITORY = "https://github.com/vllm-project/vllm"
+DOCS = "docs/sources.md#lock"
+UNRESOLVED = "UNRESOLVED"  # no recipe reads it as a commit
+TOOLKIT_WHEELS = {"13.0": "13.0.2"}  # CUDA whose compiler is on the package index: release of `cuda-toolkit`
+REDIST_RELEASES = {"12.6": "12.6.3", "12.8": "12.8.1", "12.9": "12.9.1"}  # last release of each CUDA 12 line
+WANTED_ARCHS = ("8.0", "8.6", "8.9", "9.0", "12.0")
+_CUDA = re.compile(r"^(?:nvidia-cuda-runtime(?:-cu\d+)?|cuda-toolkit)(?:\[[^]]*\])?==(\d+\.\d+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """Turns what upstream writes into commits."""
+
+    access: Access
+    recipes: Sequence[Recipe]
+    strict: bool = True
+    """Whether a server that cannot be asked is an error; else the pin is shown as UNRESOLVED."""
+    unresolved: list[str] = field(default_factory=list)
+
+    def source(self, fetch: Fetch, known: Known) -> dict[str, Any]:
+        """Return the `source` table of a fetch. Raises FetchError when the server is needed and cannot be asked."""
+        repository = fetch.repository.removesuffix(".git")
+        is_commit = re.fullmatch(r"[0-9a-f]{40}", fetch.pin) is not None
+        commit = fetch.pin if is_commit else self.commit_of(repository, fetch.pin)
+        table: dict[str, Any] = {"kind": "git", "repository": repository, "commit": commit}
+        if not is_commit:
+            table["tag"] = fetch.pin
+        table["subdirectories"] = list(known.subdirectories)
+        table["path"] = known.path
+        table["submodules"] = self.submodules(repository, commit, known.submodules)
+        table["skip_submodules"] = list(known.skip_submodules)
+        listed = f"{known.name}-{fetch.pin}.sha256"
+        if (RECIPES / listed).is_file():
+            table["files_sha256"] = listed
+        return {key: value for key, value in table.items() if value and (key, value) != ("path", ".")}
+
+    def commit_of(self, repository: str, tag: str) -> str:
+        """Return the commit of a tag, from a recipe that pins it or from the server."""
+        for source in self._pinned(repository):
+            if source.tag == tag:
+                return source.commit
+        try:
+            with Work(self._ask(), Job(repository, "")) as work:
+                commit = work.tag_commit(tag)
+        except FetchError as error:
+            return self._given_up(f"tag {tag} of {repository}", error)
+        if commit is None:
+            raise FetchError(f"{repository} has no tag {tag!r}", fix="check the version", docs=DOCS)
+        return commit
+
+    def submodules(self, repository: str, commit: str, paths: Sequence[str]) -> dict[str, str]:
+        """Return the commits of submodules at `commit`, from a recipe that pins it or from the server."""
+        if not paths:
+            return {}
+        for source in self._pinned(repository):
+            if source.commit == commit and set(paths) <= set(source.submodules):
+                return {path: source.submodules[path] for path in paths}
+        try:
+            with Work(self._ask(), Job(repository, commit, folders=tuple(paths))) as work:
+                work.fetch()
+                return {entry.path: entry.oid for entry in work.entries() if entry.kind == "commit"}
+        except FetchError as error:
+            return dict.fromkeys(paths, self._given_up(f"submodules of {repository}", error))
+
+    def _ask(self) -> Access:
+        """After one failure, the others need not wait for the same network."""
+        return replace(self.access, offline=True) if self.unresolved else self.access
+
+    def _given_up(self, what: str, error: FetchError) -> str:
+        if self.strict:
+            raise error
+        if not self.unresolved:
+            self.access.console.warn(f"{error.what}: {error.why}")
+        self.unresolved.append(what)
+        return UNRESOLVED
+
+    def _pinned(self, repository: str) -> Iterable[GitSource]:
+        key = repository_key(repository)
+        for recipe in self.recipes:
+            for source in [recipe.source, *(item.source for item in recipe.dependencies.values())]:
+                if isinstance(source, GitSource) and repository_key(source.repository) == key:
+                    yield source
+
+
+def recipe_data(
+    version: str, source: Mapping[str, Any], upstream: Upstream, resolver: Resolver, *, cuda: str
+) -> dict[str, Any]:
+    """Return the tables of a recipe for everything upstream builds with CUDA `cuda`."""
+    unknown = [fetch for fetch in upstream.fetches if fetch.name not in KNOWN]
+    if unknown:
+        raise FetchError(
+            f"upstream fetches {unknown[0].name} ({unknown[0].repository}), which wheelsmith does not know",
+            why=f"in {unknown[0].file}; a recipe without it would clone it unpinned",
+            fix="enter it into scripts/agreement.py: which components need it, and which folders of it",
+            docs=DOCS,
+        )
+    first = max((key for key in upstream.archs if not key or _numbers(key) <= _numbers(cuda)), key=_numbers)
+    extensions = [e for e in upstream.extensions if not e.cuda or _numbers(e.cuda) <= _numbers(cuda)]
+    strange = [e.name for e in extensions if e.name not in {item.value for item in Component}]
+    if strange:
+        raise FetchError(f"setup.py has the extension {strange[0]!r}, which wheelsmith does not know", docs=DOCS)
+    components = [extension.name for extension in extensions]
+    dependencies = {}
+    for fetch in upstream.fetches:
+        known = KNOWN[fetch.name]
+        needed = [component.value for component in known.components if component.value in components]
+        if known.components and not needed:
+            continue
+        if not fetch.variable:
+            raise FetchError(f"{fetch.file}: {fetch.name} cannot be given as a directory", docs=DOCS)
+        label = fetch.pin.removeprefix("v") if "." in fetch.pin else fetch.pin[:8]
+        table: dict[str, Any] = {"version": label, "variable": fetch.variable, "components": needed}
+        table["source"] = resolver.source(fetch, known)
+        dependencies[known.name] = {key: value for key, value in table.items() if value}
+    return {
+        "description": f"vLLM {version} whole, against torch {upstream.torch} (CUDA {cuda})",
+        "archs": [arch for arch in WANTED_ARCHS if arch in upstream.archs[first]],
+        "components": components,
+        "package": {"name": "vllm", "version": version},
+        "source": dict(source),
+        "dependencies": dependencies,
+        "torch": {"version": upstream.torch, "cuda": cuda},
+        "toolchain": _toolchain(version, cuda, upstream),
+    }
+
+
+def _toolchain(version: str, cuda: str, upstream: Upstream) -> dict[str, Any]:
+    table: dict[str, Any] = {
+        "kind": "pypi" if cuda in TOOLKIT_WHEELS else "auto",
+        "cuda": cuda,
+        "lock": f"locks/vllm-{version}-{cuda_label(cuda)}.txt",
+        "cuda_packages": _cuda_packages(cuda),
+        "build_requirements": [*upstream.build_requirements, "build"],
+        "redist": {"release": REDIST_RELEASES[cuda]} if cuda in REDIST_RELEASES else {},
+    }
+    return {key: value for key, value in table.items() if value}
+
+
+def _cuda_packages(cuda: str) -> list[str]:
+    return [f"cuda-toolkit[nvcc,nvvm,crt,cccl]=={TOOLKIT_WHEELS[cuda]}"] if cuda in TOOLKIT_WHEELS else []
+
+
+def toml(data: Mapping[str, Any], *, prefix: str = "") -> str:
+    """Return tables, lists, strings as TOML: values first, then tables, in the given order."""
+    lines = [f"{key} = {_value(value)}" for key, value in data.items() if not _is_table(key, value)]
+    parts = ["\n".join(lines)] if lines else []
+    for key, value in data.items():
+        if _is_table(key, value):
+            name = f"{prefix}{key}"
+            inner = toml(value, prefix=f"{name}.")
+            parts.append(f"[{name}]\n{inner}" if any(not _is_table(k, v) for k, v in value.items()) else inner)
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _is_table(key: str, value: Any) -> bool:
+    return isinstance(value, Mapping) and key != "submodules"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f'"{key}" = {_value(item)}' for key, item in value.items()) + " }"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    items = [_value(item) for item in value]
+    short = f"[{', '.join(items)}]"
+    return short if len(short) < 100 else "[\n" + "".join(f"  {item},\n" for item in items) + "]"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")) if version else ()
+
+
+def source_table(version: str, kind: str, resolver: Resolver) -> dict[str, Any]:
+    """Return the `source` table for vLLM itself; `auto` is the sdist where the index has one, else git."""
+    if kind != "git":
+        found = find_sdist("vllm", version, read_indexes())
+        if found is not None:
+            return {"kind": "sdist", "name": "vllm", "version": version, "sha256": found}
+        if kind == "sdist":
+            raise FetchError(
+                f"the index has no sdist of vllm {version}",
+                fix=f"nox -s lock -- vllm {version} --source git",
+                docs=DOCS,
+            )
+    commit = resolver.commit_of(REPOSITORY, f"v{version}")
+    return {"kind": "git", "repository": REPOSITORY, "commit": commit, "tag": f"v{version}"}
+
+
+def source_tree(table: Mapping[str, Any], access: Access) -> Path:
+    """Return vLLM's source tree, from the cache or fetched."""
+    cache, console = access.cache, access.console
+    if table["kind"] == "git":
+        source = GitSource.model_validate(table)
+        return fetch_git(source, cache=cache, console=console, mirrors=access.mirrors, offline=access.offline).path
+    archive = fetch_archive(SdistSource.model_validate(table), cache=cache, console=console, offline=access.offline)
+    with cache.lock(f"source-{archive.sha256[:20]}", console):
+        return cache.build_once("sources", archive.sha256[:20], lambda target: unpack_sdist(archive.path, target))
+
+
+def torch_cuda(lock: str) -> str:
+    """Return the CUDA that the locked torch was built with, by the runtime it depends on: `12.8`."""
+    found = _CUDA.findall(lock)
+    if not found:
+        raise FetchError("the locked torch depends on no CUDA runtime", why="it is a CPU build", docs=DOCS)
+    return str(found[0])
+
+
+def main(arguments: Sequence[str], console: Console) -> int:
+    """Print or write the recipe of a vLLM version."""
+    options = _options(arguments)
+    if options.package != "vllm":
+        raise UsageError(f"lock knows vllm only, not {options.package!r}", fix="nox -s lock -- vllm 0.16.0")
+    cache = open_cache(options)
+    mirrors: tuple[Mirror, ...] = parse_mirrors(options.mirror)
+    access = Access(cache, console, mirrors, offline=options.offline, ca_bundle=read_indexes().cert)
+    resolver = Resolver(access, [load_recipe(name) for name in recipe_names()], strict=options.write)
+    table = source_table(options.version, options.source, resolver)
+    console.stage("lock", f"vllm {options.version} from {table['kind']}")
+    upstream = read_upstream(source_tree(table, access))
+    with tempfile.TemporaryDirectory() as folder:
+        wanted, locked = Path(folder) / "build.in", Path(folder) / "build.txt"
+        cuda = options.cuda or _resolve_cuda(upstream, wanted, locked)
+        data = recipe_data(options.version, table, upstream, resolver, cuda=cuda)
+        text = "#:schema ../docs/recipe.schema.json\n" + toml(data)
+        if not options.write:
+            console.result(text)
+            if resolver.unresolved:
+                console.warn(f"no server could be asked for: {'; '.join(resolver.unresolved)}")
+            return 0
+        if options.cuda or cuda in TOOLKIT_WHEELS:
+            _resolve_cuda(upstream, wanted, locked, more=_cuda_packages(cuda))
+        _write(options.version, cuda, text, locked.read_bytes(), cache, console)
+    return 0
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("lock", "Read a vLLM version's own files and print the recipe that pins all it fetches.")
+    parser.add_argument("package", help="vllm")
+    parser.add_argument("version", help="version, such as 0.16.0")
+    parser.add_argument("--source", choices=["auto", "sdist", "git"], default="auto", help="where the source is from")
+    parser.add_argument("--cuda", default="", help="CUDA of torch (default: what the locked torch was built with)")
+    parser.add_argument("--write", action="store_true", help="write recipes/NAME.toml and its lock file")
+    parser.add_argument("--mirror", default="", help="git mirror, as WHEELSMITH_MIRROR")
+    add_cache_options(parser)
+    return parser.parse_args(arguments)
+
+
+def _resolve_cuda(upstream: Upstream, wanted: Path, locked: Path, *, more: Sequence[str] = ()) -> str:
+    """Resolve the build environment with uv; the CUDA of torch follows from what torch depends on."""
+    requirements = [f"torch=={upstream.torch}", *more, *upstream.build_requirements, "build"]
+    wanted.write_text("".join(f"{line}\n" for line in requirements))
+    compile_lock(wanted, locked)
+    return torch_cuda(locked.read_text())
+
+
+def _write(version: str, cuda: str, text: str, locked: bytes, cache: Cache, console: Console) -> None:
+    name = f"vllm-{version}-{cuda_label(cuda)}"
+    path = RECIPES / f"{name}.toml"
+    if path.exists():
+        raise UsageError(
+            f"{path.name} exists already",
+            why="it may hold choices that are yours",
+            fix=f"compare: nox -s lock -- vllm {version}",
+        )
+    write_atomic(RECIPES / "locks" / f"{name}.txt", locked)
+    write_atomic(path, text.encode())
+    load_recipe(name)
+    console.result(f"{path} (choose its patches, archs and components)")
+    console.note(f"cache: {cache.root}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,157 @@
+"""Command patches: does a recipe's series fit a real source tree? Nothing is built and no tree is changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from scripts.cache import Cache, write_json
+from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
+from scripts.console import Console
+from scripts.errors import PatchError, UsageError
+from scripts.fetch import fetch_archive
+from scripts.git_source import fetch_git
+from scripts.indexes import read_indexes
+from scripts.listing import find_sdist
+from scripts.mirrors import parse_mirrors
+from scripts.patch import PATCHES, HunkProblem, Patch, apply_to, load_patch
+from scripts.recipe import DEFAULT_RECIPE, RECIPES, GitSource, Recipe, SdistSource, WheelSource, load_recipe
+from scripts.unpack import unpack_sdist
+
+
+class Verdict(str, Enum):
+    """What a patch does to a tree."""
+
+    APPLIES = "applies"
+    UPSTREAM = "already upstream"
+    NOTHING = "applies to nothing"
+    CONFLICT = "conflicts"
+    UNNEEDED = "not needed"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One patch against one tree."""
+
+    patch: str
+    verdict: Verdict
+    detail: str = ""
+    """Where it conflicts, or why it is not needed."""
+
+
+def check_series(tree: Path, patches: Sequence[Patch]) -> tuple[Finding, ...]:
+    """Return what each patch does after those before it; one that does not fit is left out for the next ones."""
+    contents: dict[str, list[str] | None] = {}
+    findings = []
+    for patch in patches:
+        after = {name: None if lines is None else list(lines) for name, lines in contents.items()}
+        problems = apply_to(tree, patch, after)
+        if not problems:
+            contents = after
+        findings.append(_finding(patch, problems))
+    return tuple(findings)
+
+
+def _finding(patch: Patch, problems: Sequence[HunkProblem]) -> Finding:
+    if not problems:
+        return Finding(patch.name, Verdict.APPLIES)
+    shown = "; ".join(f"{problem.file}:{problem.line}: {problem.why}" for problem in problems)
+    if all(problem.reversed_applies for problem in problems):
+        return Finding(patch.name, Verdict.UPSTREAM, shown)
+    if all(problem.why == "there is no such file" for problem in problems):
+        return Finding(patch.name, Verdict.NOTHING, shown)
+    return Finding(patch.name, Verdict.CONFLICT, shown)
+
+
+def recipe_patches(
+    recipe: Recipe, *, folder: Path = PATCHES, recipes: Path = RECIPES
+) -> tuple[tuple[Patch, ...], tuple[Finding, ...]]:
+    """Return the patches that a recipe's build environment needs, and findings for those it does not need.
+
+    A patch whose header says `When: setuptools<77` is needed only when the lock file pins such a version.
+    """
+    locked = locked_versions(recipes / recipe.toolchain.lock)
+    needed, others = [], []
+    for name in recipe.patches:
+        patch = load_patch(name, folder=folder)
+        condition = _condition(patch)
+        version = locked.get(canonicalize_name(condition.name)) if condition else None
+        if condition is None or (version and condition.specifier.contains(version, prereleases=True)):
+            needed.append(patch)
+        else:
+            has = f"{condition.name} is {version}" if version else f"there is no {condition.name}"
+            others.append(Finding(name, Verdict.UNNEEDED, f"for {condition}; in the build environment {has}"))
+    return tuple(needed), tuple(others)
+
+
+def _condition(patch: Patch) -> Requirement | None:
+    match = re.search(r"^When: (.+)$", patch.text.split("\n--- ", 1)[0], re.MULTILINE)
+    if match is None:
+        return None
+    try:
+        return Requirement(match[1])
+    except InvalidRequirement as error:
+        raise PatchError(
+            f"patch {patch.name!r}: When: {match[1]!r} is not a requirement", fix="write it as setuptools<77"
+        ) from error
+
+
+def locked_versions(lock: Path) -> dict[str, str]:
+    """Return the versions that a lock file pins, by name (of several, the last)."""
+    pins = re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+)", lock.read_text(encoding="utf-8"), re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def source_tree(source: SdistSource | GitSource, *, cache: Cache, console: Console, offline: bool, mirror: str) -> Path:
+    """Return an unpatched source tree. Raises FetchError."""
+    if isinstance(source, GitSource):
+        mirrors = parse_mirrors(mirror)
+        return fetch_git(source, cache=cache, console=console, mirrors=mirrors, offline=offline).path
+    archive = fetch_archive(source, cache=cache, console=console, offline=offline)
+    with cache.lock(f"source-{archive.sha256[:20]}", console):
+        return cache.build_once("sources", archive.sha256[:20], lambda target: unpack_sdist(archive.path, target))
+
+
+def _against(text: str) -> SdistSource:
+    match = re.fullmatch(r"vllm==(\S+)", text)
+    if match is None:
+        raise UsageError(f"--against {text!r} is not a release", fix="--against vllm==0.16.0")
+    sha256 = find_sdist("vllm", match[1], read_indexes())
+    if sha256 is None:
+        raise UsageError(f"the index has no sdist of vllm {match[1]}", fix="choose a release that has one")
+    return SdistSource(kind="sdist", name="vllm", version=match[1], sha256=sha256)
+
+
+def main(arguments: Sequence[str], console: Console) -> int:
+    """Check a recipe's patches against its source, or against another release."""
+    parser = Parser("patches", "Apply a recipe's patches to a real source tree without building, and report each.")
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"name of a recipe (default {DEFAULT_RECIPE})")
+    parser.add_argument("--against", default="", help="a release to check instead of the recipe's: vllm==0.16.0")
+    parser.add_argument("--mirror", default="", help="git mirror, as WHEELSMITH_MIRROR")
+    parser.add_argument("--json", type=user_path, help="write the findings to this file")
+    add_cache_options(parser)
+    options = parser.parse_args(arguments)
+    recipe = load_recipe(options.recipe)
+    source = _against(options.against) if options.against else recipe.source
+    if isinstance(source, WheelSource):
+        raise UsageError(f"recipe {recipe.name} is built from a wheel, which is not patched")
+    patches, unneeded = recipe_patches(recipe)
+    cache = open_cache(options)
+    tree = source_tree(source, cache=cache, console=console, offline=options.offline, mirror=options.mirror)
+    findings = (*check_series(tree, patches), *unneeded)
+    console.stage("patches", f"{recipe.name} against {options.against or recipe.package.version}")
+    console.grid(("patch", "verdict", "detail"), [(item.patch, item.verdict.value, item.detail) for item in findings])
+    if options.json:
+        write_json(options.json, [asdict(item) for item in findings])
+    wrong = [item for item in findings if item.verdict in {Verdict.CONFLICT, Verdict.NOTHING}]
+    return PatchError.exit_code if wrong else 0
+
+
+if __name__ == "__main__":
+    run(main)

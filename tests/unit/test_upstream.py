@@ -1,0 +1,175 @@
+"""Facts read from a vLLM source tree, and where a recipe differs from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.agreement import disagreements
+from scripts.errors import FetchError
+from scripts.recipe import Recipe
+from scripts.upstream import Extension, Fetch, read_upstream
+from tests import trees
+from tests.trees import vllm_tree
+
+
+def test_torch_fetches_extensions_requirements_and_archs_are_read(tmp_path: Path) -> None:
+    facts = read_upstream(vllm_tree(tmp_path))
+    flashmla = "c2afa9cb93e674d5a9120a170a6da57b89267208"
+    assert facts.torch == "2.9.1"
+    assert facts.fetches == (
+        Fetch("cutlass", "https://github.com/nvidia/cutlass.git", "v4.2.1", "VLLM_CUTLASS_SRC_DIR",
+              file="CMakeLists.txt"),
+        Fetch("flashmla", "https://github.com/vllm-project/FlashMLA", flashmla, "FLASH_MLA_SRC_DIR",
+              ("csrc/cutlass", "csrc/other"), "cmake/external_projects/flashmla.cmake"),
+        Fetch("triton_kernels", "https://github.com/triton-lang/triton.git", "v3.5.0", "TRITON_KERNELS_SRC_DIR",
+              file="cmake/external_projects/triton_kernels.cmake"),
+    )  # fmt: skip
+    assert facts.extensions == (
+        Extension("_moe_C", optional=False),
+        Extension("triton_kernels", optional=True),
+        Extension("_flashmla_C", optional=True, cuda="12.9"),
+        Extension("_C", optional=False),
+    )
+    assert facts.build_requirements == ("cmake>=3.26.1", "ninja", "setuptools>=77.0.3,<81.0.0", "setuptools-scm>=8.0")
+    assert facts.archs["12.8"] == ("7.0", "8.0", "8.6", "8.9", "9.0", "12.0")
+    assert facts.archs[""] == ("7.0", "8.0", "9.0")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "ExternalProject_Add(thing URL https://example.org/x.tar.gz)",
+        "file(DOWNLOAD https://example.org/x.h x.h)",
+        "execute_process(COMMAND git clone https://example.org/x)",
+        "execute_process(COMMAND ${GIT_EXECUTABLE} clone https://example.org/x)",
+        "CPMAddPackage(NAME thing)",
+        "FetchContent_Declare(thing URL https://example.org/x.tar.gz)",
+        "FetchContent_Declare(thing GIT_REPOSITORY https://example.org/x GIT_TAG main)",
+        "FetchContent_Declare(thing GIT_REPOSITORY https://example.org/x)",
+        "FetchContent_Populate(thing GIT_REPOSITORY https://example.org/x)",
+    ],
+)
+def test_a_fetch_that_is_not_recognised_is_an_error(tmp_path: Path, extra: str) -> None:
+    tree = vllm_tree(tmp_path, cmake=f"{trees.CMAKE}\n{extra}\n")
+    with pytest.raises(FetchError, match=r"CMakeLists.txt:2\d: a fetch that wheelsmith does not recognise"):
+        read_upstream(tree)
+
+
+def test_a_fetch_in_a_comment_is_none(tmp_path: Path) -> None:
+    extra = "# file(DOWNLOAD x)\n#[[ ExternalProject_Add(\n x) ]]\n"
+    assert len(read_upstream(vllm_tree(tmp_path, cmake=trees.CMAKE + extra)).fetches) == 3
+
+
+def test_files_that_do_not_agree_on_torch_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="do not agree") as caught:
+        read_upstream(vllm_tree(tmp_path, cuda="torch==2.10.0\n"))
+    assert "requirements/cuda.txt: 2.10.0" in caught.value.why
+    with pytest.raises(FetchError, match="do not agree"):
+        read_upstream(vllm_tree(tmp_path, cuda="numpy\n"))
+
+
+def test_a_tree_that_is_not_vllm_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="cannot be read"):
+        read_upstream(tmp_path)
+    with pytest.raises(FetchError, match="CUDA_SUPPORTED_ARCHS"):
+        read_upstream(vllm_tree(tmp_path, cmake='set(TORCH_SUPPORTED_VERSION_CUDA "2.9.1")\n'))
+
+
+def git(repository: str, commit: str, **more: Any) -> dict[str, Any]:
+    return {"kind": "git", "repository": f"https://github.com/{repository}", "commit": commit, **more}
+
+
+def recipe(**changes: Any) -> Recipe:
+    data: dict[str, Any] = {
+        "name": "small",
+        "description": "a recipe that agrees with the small tree",
+        "archs": ["8.0", "9.0", "12.0"],
+        "components": ["_moe_C", "_C", "triton_kernels"],
+        "package": {"name": "vllm", "version": "0.15.1"},
+        "source": git("vllm-project/vllm", "1" * 40),
+        "dependencies": {
+            "cutlass": {
+                "version": "4.2.1",
+                "variable": "VLLM_CUTLASS_SRC_DIR",
+                "source": git("NVIDIA/cutlass", "2" * 40, tag="v4.2.1"),
+            },
+            "triton_kernels": {
+                "version": "3.5.0",
+                "variable": "TRITON_KERNELS_SRC_DIR",
+                "source": git("triton-lang/triton", "3" * 40, tag="v3.5.0"),
+                "components": ["triton_kernels"],
+            },
+        },
+        "torch": {"version": "2.9.1", "cuda": "12.8"},
+        "toolchain": {
+            "kind": "auto",
+            "cuda": "12.8",
+            "lock": "locks/x.txt",
+            "build_requirements": ["cmake>=3.26.1,<4", "ninja", "setuptools==80.9.0", "setuptools_scm>=8"],
+        },
+    }
+    return Recipe.model_validate({**data, **changes})
+
+
+def test_a_recipe_that_says_what_its_source_says_has_no_disagreements(tmp_path: Path) -> None:
+    assert disagreements(recipe(), vllm_tree(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"torch": {"version": "2.9.0", "cuda": "12.8"}}, "torch is 2.9.0 in the recipe, upstream pins 2.9.1"),
+        ({"components": ["_C", "_vllm_fa2_C"]}, "component _vllm_fa2_C is not among upstream's extensions"),
+        ({"components": ["_C", "_flashmla_C"]}, "component _flashmla_C needs CUDA 12.9, the recipe has 12.8"),
+        ({"components": ["_C", "_flashmla_C"]}, "dependency flashmla is missing"),
+        ({"dependencies": {}}, "dependency cutlass is missing: upstream fetches it at v4.2.1"),
+        ({"archs": ["8.7"]}, "arch 8.7 is not among those upstream builds for with CUDA 12.8"),
+        (
+            {"dependencies": {"cutlass": {"version": "4", "variable": "X", "source": git("x/y", "2" * 40)}}},
+            "dependency cutlass is at no tag in the recipe, upstream pins v4.2.1",
+        ),
+        (
+            {"dependencies": {"cutlass": {"version": "4", "variable": "X", "source": git("x/y", "2" * 40)}}},
+            "dependency cutlass is given as X, upstream reads VLLM_CUTLASS_SRC_DIR",
+        ),
+        (
+            {"dependencies": {"other": {"version": "4", "variable": "X", "source": git("x/y", "2" * 40)}}},
+            "dependency other is in the recipe, but upstream does not fetch it",
+        ),
+        (
+            {"dependencies": {"flashmla": {"version": "4", "variable": "X", "source": git("x/y", "2" * 40)}}},
+            f"dependency flashmla is at {'2' * 40} in the recipe",
+        ),
+    ],
+)
+def test_each_difference_is_one_sentence(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    assert any(sentence in item for item in disagreements(recipe(**changes), vllm_tree(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("requirements", "sentence"),
+    [
+        (["cmake", "ninja", "setuptools==80.9.0", "setuptools_scm>=8"], "cmake allows what upstream's cmake>=3.26.1"),
+        (["cmake>=3.26.1", "ninja", "setuptools==81.0.0", "setuptools_scm>=8"], "setuptools==81.0.0 allows"),
+        (["cmake>=3.26.1", "setuptools==80.9.0", "setuptools_scm>=8"], "build requirement ninja is missing"),
+    ],
+)
+def test_looser_or_missing_build_requirements_are_named(tmp_path: Path, requirements: list[str], sentence: str) -> None:
+    item = recipe(toolchain={**recipe().toolchain.model_dump(), "build_requirements": requirements})
+    assert any(sentence in found for found in disagreements(item, vllm_tree(tmp_path)))
+
+
+def test_a_wheel_dependency_is_compared_by_its_version(tmp_path: Path) -> None:
+    wheel = {"kind": "wheel", "name": "flashinfer-python", "version": "1", "sha256": "0" * 64, "path": "cutlass"}
+    dependency = {"version": "4.2.0", "variable": "VLLM_CUTLASS_SRC_DIR", "source": wheel}
+    found = disagreements(recipe(dependencies={"cutlass": dependency}), vllm_tree(tmp_path))
+    assert "dependency cutlass is at v4.2.0 in the recipe, upstream pins v4.2.1" in found
+
+
+def test_a_fetch_that_no_recipe_knows_is_named(tmp_path: Path) -> None:
+    extra = f"FetchContent_Declare(newthing GIT_REPOSITORY https://example.org/n GIT_TAG {'a' * 40})"
+    found = disagreements(recipe(), vllm_tree(tmp_path, cmake=f"{trees.CMAKE}\n{extra}\n"))
+    assert any("newthing" in item and "no recipe can pin" in item for item in found)
