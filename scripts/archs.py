@@ -88,6 +88,8 @@ TABLE = (
 _BY_NUMBER = {row.number: row for row in TABLE}
 _NUMBER = re.compile(r"(\d{1,2})\.(\d)([af]?)(\+PTX)?", re.IGNORECASE)
 _SM = re.compile(r"(?:sm|compute)_?(\d{1,2})(\d)([af]?)(\+PTX)?", re.IGNORECASE)
+# A blank separates only before an arch: GPU names have blanks of their own (RTX 5090).
+_BETWEEN = re.compile(r"[;,]|\s+(?=\d{1,2}\.\d|sm|compute)", re.IGNORECASE)
 
 
 def _plain(name: str) -> str:
@@ -144,7 +146,7 @@ def parse_arch_list(text: str) -> tuple[Arch, ...]:
 
     Raises UsageError for an empty list or an unknown member.
     """
-    parts = [part for part in re.split(r"[;,]|\s(?=\s*(?:\d|sm|compute))", text) if part.strip()]
+    parts = [part for part in _BETWEEN.split(text) if part.strip()]
     if not parts:
         raise UsageError("the arch list is empty", fix='give one such as "9.0" or "8.0;9.0;12.0"')
     return normalised(parse_arch(part) for part in parts)

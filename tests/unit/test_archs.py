@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scripts.archs import (
+    TABLE,
+    Arch,
+    arch_list,
+    architecture,
+    check_cuda_can,
+    normalised,
+    parse_arch,
+    parse_arch_list,
+)
+from scripts.errors import UsageError
+from tests.support import archs
+
+
+@given(archs())
+def test_every_spelling_of_an_arch_reads_back_as_the_same_arch(arch: Arch) -> None:
+    ptx = "+PTX" if arch.ptx else ""
+    assert parse_arch(str(arch)) == arch
+    assert parse_arch(str(arch).upper()) == arch
+    assert parse_arch(arch.sm + ptx) == arch
+    assert parse_arch(arch.sm.replace("_", "") + ptx.lower()) == arch
+    assert parse_arch(f" {arch.compute}{ptx} ") == arch
+
+
+@given(st.lists(archs(), min_size=1), st.sampled_from([";", ",", " ", "; ", " , "]))
+def test_a_list_in_any_separator_reads_back_sorted_and_without_repeats(items: list[Arch], separator: str) -> None:
+    read = parse_arch_list(separator.join(str(item) for item in items))
+    assert read == normalised(items)
+    assert list(read) == sorted(set(read))
+    assert parse_arch_list(arch_list(read)) == read
+
+
+@given(st.text())
+def test_any_text_is_an_arch_list_or_a_usage_error(text: str) -> None:
+    try:
+        read = parse_arch_list(text)
+    except UsageError:
+        return
+    assert read == parse_arch_list(arch_list(read))
+
+
+@pytest.mark.parametrize("gpu", [gpu for row in TABLE for gpu in row.gpus])
+def test_every_gpu_of_the_table_names_its_arch_alone_and_in_a_list(gpu: str) -> None:
+    row = next(row for row in TABLE if gpu in row.gpus)
+    for spelling in (gpu, gpu.lower(), gpu.replace(" ", ""), f"NVIDIA {gpu}"):
+        assert parse_arch(spelling).number == row.number
+        assert [arch.number for arch in parse_arch_list(spelling)] == [row.number]
+    assert parse_arch_list(f"{gpu};{gpu}+PTX") == (parse_arch(f"{gpu}+PTX"),)
+    assert parse_arch(f"{gpu}+PTX").ptx
+
+
+def test_gpu_names_with_blanks_stand_beside_numbers_in_a_list() -> None:
+    assert arch_list(parse_arch_list("RTX 3090 9.0, RTX PRO 6000 sm_80")) == "8.0;8.6;9.0;12.0"
+
+
+def test_ptx_swallows_the_plain_arch_but_not_the_specific_one() -> None:
+    assert arch_list(parse_arch_list("9.0;9.0+PTX;9.0a")) == "9.0+PTX;9.0a"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [("9.5", "9.0"), ("H10O", "H100"), ("rtx 509O", "RTX 5090"), ("sm_99", ""), ("", ""), ("9", ""), ("8.0PTX", "8.0")],
+)
+def test_an_unknown_arch_is_refused_with_what_is_allowed(text: str, hint: str) -> None:
+    with pytest.raises(UsageError, match="unknown arch") as raised:
+        parse_arch(text)
+    assert repr(text) in raised.value.what
+    assert ("Perhaps you meant" in raised.value.what) >= bool(hint)
+    assert "12.0" in raised.value.fix[0]
+
+
+@pytest.mark.parametrize(("text", "first"), [("8.0a", "9.0a"), ("9.0f", "10.0f")])
+def test_a_suffix_that_the_arch_does_not_have_is_refused(text: str, first: str) -> None:
+    with pytest.raises(UsageError, match="does not exist") as raised:
+        parse_arch(text)
+    assert first in raised.value.why
+
+
+@pytest.mark.parametrize("text", ["", " ", ";", " ; , "])
+def test_an_empty_list_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="empty"):
+        parse_arch_list(text)
+
+
+@pytest.mark.parametrize(
+    ("arch", "cuda", "why"),
+    [
+        ("12.0", "12.6", "from CUDA 12.8 on"),
+        ("10.0f", "12.8", "from CUDA 12.9 on"),
+        ("7.0", "13.0", "ended with CUDA 12.9"),
+        ("11.0", "12.9", "from CUDA 13.0 on"),
+    ],
+)
+def test_an_arch_outside_the_toolkit_s_range_is_refused(arch: str, cuda: str, why: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        check_cuda_can([parse_arch(arch)], cuda)
+    assert arch in raised.value.what
+    assert why in raised.value.why
+
+
+@given(archs())
+def test_an_arch_compiles_from_its_first_to_its_last_toolkit(arch: Arch) -> None:
+    row = architecture(arch)
+    check_cuda_can([arch], "12.9" if arch.suffix == "f" and row.first_cuda != "13.0" else row.first_cuda)
+    check_cuda_can([arch], row.last_cuda or "13.0")
+
+
+def test_the_table_is_ascending_and_names_each_arch_and_gpu_once() -> None:
+    numbers = [tuple(int(part) for part in row.number.split(".")) for row in TABLE]
+    assert numbers == sorted(set(numbers))
+    gpus = [gpu for row in TABLE for gpu in row.gpus]
+    assert len(gpus) == len(set(gpus))
