@@ -20,7 +20,7 @@ from scripts.patch import SourceTree
 from scripts.process import Finished, capture, run_logged
 from scripts.recipe import Recipe
 from scripts.toolchain import Toolchain
-from scripts.units import Failure, UnitRecord, UnitWatch, read_failures
+from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
 
 FORMAT = 1  # raise when configuring changes in a way that the key does not show
 LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -60,11 +60,12 @@ class BuildTree:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one run compiled."""
+    """What was compiled."""
 
-    units_total: int
     units: tuple[UnitRecord, ...]
-    """Units of this run; those of earlier runs were ready."""
+    """All units, those that earlier runs compiled included."""
+    units_now: int
+    """How many of them this run compiled."""
     seconds: float
     peak_bytes: int
     """Peak memory of ninja and all compilers together."""
@@ -220,7 +221,7 @@ def compile_units(tree: BuildTree, *, jobs: int, expected_seconds: float, consol
     watch.update()
     if done.code:
         raise _compile_error(tree, done, read_failures(failures))
-    return Compiled(total, tuple(watch.finished), done.seconds, done.peak_bytes)
+    return Compiled(tuple(read_units(watch.events)), len(watch.finished), done.seconds, done.peak_bytes)
 
 
 def count_units(tree: BuildTree) -> tuple[int, int]:

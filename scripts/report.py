@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scripts.archs import arch_list
-from scripts.cache import file_sha256
+from scripts.cache import file_sha256, write_json
 from scripts.compile import BuildTree, Compiled
 from scripts.fetch import Fetched
 from scripts.package import Wheel
@@ -26,6 +28,28 @@ class Stages:
 
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the time of the block to the stage `name`, also when it fails."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+    @contextmanager
+    def kept_in(self, path: Path) -> Iterator[None]:
+        """Add up stages over runs: a build that was interrupted took all its runs' time, not the last one's."""
+        with suppress(OSError, ValueError, AttributeError):
+            earlier = json.loads(path.read_text())
+            self.seconds.update(earlier["seconds"])
+            self.peak_bytes.update(earlier["peak_bytes"])
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                write_json(path, {"seconds": self.seconds, "peak_bytes": self.peak_bytes})
 
 
 def report_path(wheel: Path) -> Path:
@@ -63,7 +87,11 @@ def make_report(
             }
             for name, size in wheel.components.items()
         ],
-        "units": {"total": compiled.units_total, "compiled_in_this_run": [asdict(unit) for unit in compiled.units]},
+        "units": {
+            "total": len(compiled.units),
+            "compiled_in_this_run": compiled.units_now,
+            "records": [asdict(unit) for unit in compiled.units],
+        },
         "stages": {
             name: {"seconds": round(seconds, 2), "peak_bytes": stages.peak_bytes.get(name, 0)}
             for name, seconds in stages.seconds.items()

@@ -122,6 +122,13 @@ class UnitWatch:
         return lines(*rows)
 
 
+def read_units(events: Path) -> list[UnitRecord]:
+    """Return the last successful compilation of each unit, over all runs that worked on the tree."""
+    watch = UnitWatch(events, total=0, todo=0, jobs=1, expected_seconds=0)
+    watch.update()
+    return list({record.unit: record for record in watch.finished if record.code == 0}.values())
+
+
 def short_name(path: str) -> str:
     """Return a source's path below csrc/, or its last parts."""
     return path.split("/csrc/", 1)[-1] if "/csrc/" in path else "/".join(path.split("/")[-2:])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,27 +82,18 @@ def choose_jobs(option: str | None, environment: Mapping[str, str], recipe: Reci
     return default_jobs(machine, recipe.cost.unit_memory_gb if recipe.cost else 4.0)
 
 
-@contextmanager
-def _timed(stages: Stages, name: str) -> Iterator[None]:
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        stages.seconds[name] = stages.seconds.get(name, 0.0) + time.monotonic() - started
-
-
 def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
     """Run all stages; return the wheel in the wheelhouse and its report. Raises the failing stage's error."""
     stages = Stages()
     check_wheelhouse(job.wheelhouse)
     patches = load_patches(job.recipe)
     check_space(job.recipe, job.cache, toolchain=toolchain_key(job.recipe))
-    with _timed(stages, "fetch"):
+    with stages.timed("fetch"):
         fetched = fetch_recipe(job.recipe, cache=job.cache, console=console, offline=job.offline)
-    with _timed(stages, "patch"):
+    with stages.timed("patch"):
         console.stage("patch", f"{len(patches)} patches")
         source = prepare_tree(fetched.source, patches, cache=job.cache, console=console)
-    with _timed(stages, "toolchain"):
+    with stages.timed("toolchain"):
         toolchain = provide_toolchain(
             job.recipe,
             job.archs,
@@ -134,14 +123,16 @@ def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
 def _build_in(
     tree: BuildTree, job: Job, fetched: Fetched, stages: Stages, console: Console
 ) -> tuple[Path, Mapping[str, Any]]:
-    with _timed(stages, "configure"):
-        configure(tree, console=console)
-    with _timed(stages, "compile"):
-        compiled = compile_units(tree, jobs=job.jobs, expected_seconds=_expected(job.recipe), console=console)
-    stages.peak_bytes["compile"] = compiled.peak_bytes
-    with _timed(stages, "package"):
+    tree.path.mkdir(exist_ok=True)
+    with stages.kept_in(tree.path / "stages.json"):
+        with stages.timed("configure"):
+            configure(tree, console=console)
+        with stages.timed("compile"):
+            compiled = compile_units(tree, jobs=job.jobs, expected_seconds=_expected(job.recipe), console=console)
+        stages.peak_bytes["compile"] = max(compiled.peak_bytes, stages.peak_bytes.get("compile", 0))
+    with stages.timed("package"):
         wheel = package_wheel(tree, job.recipe, jobs=job.jobs, console=console)
-    with _timed(stages, "prove"):
+    with stages.timed("prove"):
         proof = prove_wheel(
             wheel.path,
             job.recipe,

@@ -84,7 +84,7 @@ def test_the_main_job_leaves_a_checked_wheel_and_its_report(fresh: None, make: M
     assert [part["cubins"] for part in report["components"]] == [{}, {"90": 1, "120": 1}]
     assert report["components"][1]["operators"] == ["_moe_C::topk"]
     assert set(report["stages"]) == {"fetch", "patch", "toolchain", "configure", "compile", "package", "prove"}
-    assert len(report["units"]["compiled_in_this_run"]) == report["units"]["total"] == 4
+    assert report["units"]["compiled_in_this_run"] == report["units"]["total"] == len(report["units"]["records"]) == 4
     assert report["patches"][0]["name"] == "0001-version.patch"
     assert [row["name"] for row in report["sources"]] == ["source", "cutlass"]
     assert not list(wheelhouse.glob(".*"))
@@ -132,7 +132,7 @@ def test_a_failing_unit_is_shown_once_with_its_command_and_nothing_is_lost(
     done = units_ended(cache)
     miniature.broken(broken=False)
     wheelhouse = make()
-    assert len(report_of(wheelhouse)["units"]["compiled_in_this_run"]) == 4 - done
+    assert report_of(wheelhouse)["units"]["compiled_in_this_run"] == 4 - done
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -175,7 +175,11 @@ def test_a_run_stopped_while_compiling_leaves_no_process_and_goes_on_from_there(
     assert 1 <= done < 4
     assert not list((tmp_path / "other").glob("*.whl"))
     miniature.slow(0)
-    assert len(report_of(make())["units"]["compiled_in_this_run"]) == 4 - done
+    report = report_of(make())
+    assert report["units"]["compiled_in_this_run"] == 4 - done
+    assert len(report["units"]["records"]) == 4
+    if number is not signal.SIGKILL:
+        assert report["stages"]["compile"]["seconds"] > 1.5  # the stopped run's share is counted
 
 
 def test_a_second_run_on_the_same_tree_waits_and_says_for_whom(
@@ -266,9 +270,9 @@ def test_the_dry_run_starts_nothing(make: MakeWheel, cache: Path, capsys: pytest
     wheelhouse = make("--dry-run", "--arch", "9.0")
     assert not wheelhouse.exists()
     assert {path: path.stat().st_mtime for path in cache.rglob("*")} == before
-    plan = capsys.readouterr().out
+    plan = "".join(capsys.readouterr().out.split())  # the table folds long values
     assert "0.20.1+cu130.sm90.mini" in plan
-    assert "mini-cutlass 1.0" in plan
+    assert "mini-cutlass1.0" in plan
 
 
 @pytest.mark.parametrize(
