@@ -204,8 +204,8 @@ class Work:
         paths = {name.removesuffix(".path"): path for name, path in values.items() if name.endswith(".path")}
         return {path: values[f"{name}.url"] for name, path in paths.items() if f"{name}.url" in values}
 
-    def write(self, tree: Path) -> list[Entry]:
-        """Write the wanted files below `tree`, each checked against its object id; return the submodules."""
+    def write(self, tree: Path) -> None:
+        """Write the wanted files below `tree`, each checked against its object id."""
         blobs = [entry for entry in self.entries() if entry.kind == "blob"]
         asked = "".join(f"{entry.oid}\n" for entry in blobs).encode()
         with tempfile.TemporaryFile(dir=tree.parent) as output:
@@ -216,7 +216,23 @@ class Work:
             output.seek(0)
             for entry in blobs:
                 _write_blob(output, entry, tree, self.job)
-        return [entry for entry in self.entries() if entry.kind == "commit"]
+
+    def pack(self, output: IO[bytes]) -> None:
+        """Write a pack of what a fetch needs: the commit, all its trees, the wanted files. Raises FetchError."""
+        commit = self.job.commit
+        trees = self.repository.local("ls-tree", "-r", "-t", "--full-tree", commit).decode().splitlines()
+        wanted = {line.split()[2] for line in trees if line.split()[1] == "tree"}
+        wanted |= {entry.oid for entry in self.entries() if entry.kind == "blob"} | {self._gitmodules()} - {""}
+        wanted |= {commit, self.repository.local("rev-parse", f"{commit}^{{tree}}").decode().strip()}
+        asked = "".join(f"{oid}\n" for oid in sorted(wanted)).encode()
+        self.repository.local_file("pack-objects", "--stdout", "--quiet", stdin=asked, output=output)
+
+    def adopt(self, pack: Path) -> None:
+        """Take the objects of a pack made by `pack`; they are what their ids say, or this raises FetchError."""
+        try:
+            self.repository.adopt(pack, self.job.commit)
+        except GitError as failure:
+            raise self._explained(failure) from failure
 
     def _explained(self, failure: GitError) -> FetchError:
         if failure.network:

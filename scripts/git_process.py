@@ -108,6 +108,17 @@ class Repository:
         promised = {"remote.origin.promisor": "true", "remote.origin.url": "none"}
         _run(["fsck", "--no-dangling", "--no-progress", commit], self.path, _environment(promised))
 
+    def adopt(self, pack: Path, commit: str) -> None:
+        """Take over the objects of a pack that holds `commit` without its history. Raises GitError."""
+        with pack.open("rb") as file:
+            arguments = ["index-pack", "--stdin", "--fix-thin", "--promisor=bundle"]
+            _run(arguments, self.path, _environment({}), given=file)
+        shallow = self.path / "shallow"
+        known = set(shallow.read_text().split()) if shallow.exists() else set()
+        shallow.write_text("".join(f"{sha}\n" for sha in sorted({*known, commit})))
+        self.fsck(commit)
+        self.local("update-ref", f"refs/wheelsmith/{commit}", commit)
+
     def fetch(self, remote: Address, *arguments: str, stdin: bytes = b"") -> int:
         """Run `git fetch origin …` against `remote`; return the bytes of the packs received.
 
@@ -240,18 +251,19 @@ def _run(
     environment: Mapping[str, str],
     *,
     stdin: bytes = b"",
+    given: IO[bytes] | None = None,
     output: IO[bytes] | None = None,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> bytes:
     """Run git in a process group of its own, killed whole when we are interrupted; return its stdout."""
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as own:
-        given.write(stdin)
-        given.seek(0)
+    with tempfile.TemporaryFile() as typed, tempfile.TemporaryFile() as own:
+        typed.write(stdin)
+        typed.seek(0)
         child = subprocess.Popen(
             [git_program(), *arguments],
             cwd=folder,
             env=dict(environment),
-            stdin=given,
+            stdin=given or typed,
             stdout=output or own,
             stderr=subprocess.PIPE,
             start_new_session=True,

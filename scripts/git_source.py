@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -88,16 +88,31 @@ def tree_key(source: GitSource, *, recipes: Path = RECIPES) -> str:
 
 def _collect(access: Access, source: GitSource, tree: Path) -> tuple[int, dict[str, str]]:
     """Write the repository and its submodules into `tree`; return bytes received and the submodules' commits."""
-    root = Job(source.repository, source.commit, source.tag, source.subdirectories)
-    jobs, received, done = [root], 0, {}
+    received, submodules = 0, {}
+    for work, count in walk(access, source):
+        work.write(tree)
+        received += count
+        if work.job.prefix:
+            submodules[work.job.prefix.rstrip("/")] = work.job.commit
+    return received, submodules
+
+
+def walk(access: Access, source: GitSource) -> Iterator[tuple[Work, int]]:
+    """Yield each repository of a source, fetched and locked, with the bytes received: itself, then its submodules.
+
+    Raises FetchError when submodules are not as the recipe says.
+    """
+    jobs = [Job(source.repository, source.commit, source.tag, source.subdirectories)]
     pinned: dict[str, str] = dict(source.submodules)
+    done: set[str] = set()
     while jobs:
         job = jobs.pop()
         own = [path.removeprefix(job.prefix) for path in pinned if path.startswith(job.prefix)]
         with Work(access, _narrowed(job, own)) as work:
-            received += work.fetch()
-            gitlinks = work.write(tree)
+            received = work.fetch()
+            gitlinks = [entry for entry in work.entries() if entry.kind == "commit"]
             urls = work.submodule_urls() if gitlinks else {}
+            yield work, received
         for link in gitlinks:
             path = job.prefix + link.path
             if _skipped(path, source.skip_submodules):
@@ -105,14 +120,13 @@ def _collect(access: Access, source: GitSource, tree: Path) -> tuple[int, dict[s
             url = _checked_submodule(path, link, pinned, urls, job)
             inner = [PurePosixPath(f).relative_to(link.path).as_posix() for f in job.folders if is_below(f, link.path)]
             jobs.append(Job(resolve(job.url, url), link.oid, "", () if "." in inner else tuple(inner), path + "/"))
-            done[path] = link.oid
-    if missing := sorted(set(pinned) - set(done)):
+            done.add(path)
+    if missing := sorted(set(pinned) - done):
         raise FetchError(
             f"{source.repository} has no submodule {missing[0]!r} at commit {source.commit}",
             why="the recipe pins one there" + (f"; it has {', '.join(sorted(done))}" if done else ""),
             fix="correct `submodules` in the recipe: paths as in the repository's .gitmodules",
         )
-    return received, done
 
 
 def _narrowed(job: Job, submodules: Sequence[str]) -> Job:

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -65,6 +65,19 @@ class Upstream:
         git(self.path, "fast-import", "--quiet", "--force", stdin=b"".join(stream))
         self.head = git(self.path, "rev-parse", "refs/heads/main")
         return self.head
+
+    def replay(self, rounds: Iterable[Mapping[str, bytes]]) -> list[str]:
+        """Add one commit per round of changed files, all in one run of git; return the commits' ids."""
+        before = self.head
+        stream = []
+        for number, changes in enumerate(rounds):
+            stream.append(b"commit refs/heads/main\ncommitter A <a@example.org> 1700000000 +0000\ndata 1\nc\n")
+            stream.append(f"from {before}\n".encode() if number == 0 else b"")
+            for name, data in changes.items():
+                stream.append(b"M 100644 inline %s\ndata %d\n%s\n" % (name.encode(), len(data), data))
+        git(self.path, "fast-import", "--quiet", "--force", stdin=b"".join(stream))
+        self.head = git(self.path, "rev-parse", "refs/heads/main")
+        return git(self.path, "rev-list", "--reverse", f"{before}..main").split()
 
     def tag(self, name: str, commit: str, *, annotated: bool = True) -> None:
         git(self.path, "tag", "-f", *(["-a", "-m", "release"] if annotated else []), name, commit)

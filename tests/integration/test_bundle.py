@@ -1,0 +1,202 @@
+"""Bundles: written where there is a network, read where there is none."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.bundle import Manifest, read_bundle, write_bundle
+from scripts.cache import Cache, file_sha256
+from scripts.console import Console
+from scripts.errors import FetchError
+from scripts.fetch import fetch_archive
+from scripts.git_checkout import Access
+from scripts.git_source import fetch_git
+from scripts.mirrors import parse_mirrors
+from scripts.recipe import GitSource, Recipe, SdistSource, load_recipe
+from tests.integration.git_servers import Upstream, git
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    """The production recipe in small: vLLM from git, one dependency with a submodule, one archive."""
+    root = tmp_path / "srv"
+    root.mkdir()
+    cutlass = Upstream.create(root, "cutlass")
+    cutlass.commit({"include/a.h": b"a\n", "examples/b.cu": b"b\n"})
+    flash = Upstream.create(root, "flash")
+    modules = b'[submodule "c"]\n\tpath = csrc/cutlass\n\turl = https://github.com/cutlass.git\n'
+    flash.commit({".gitmodules": modules, "csrc/f.cu": b"f\n", "csrc/cutlass": cutlass.head})
+    vllm = Upstream.create(root, "vllm")
+    vllm.commit({"old.txt": b"old\n"})
+    vllm.commit({"CMakeLists.txt": b"project(vllm)\n", "docs/guide.md": b"g\n"})
+    archive = tmp_path / "dep-1.tar.gz"
+    archive.write_bytes(b"an archive")
+    base = load_recipe("vllm-0.15.1-cu128").model_dump(mode="json") | {"archs": ["9.0"]}
+
+    def source(name: str, commit: str, **more: Any) -> dict[str, Any]:
+        return {"kind": "git", "repository": f"https://github.com/{name}.git", "commit": commit, **more}
+
+    modules_pinned = {"csrc/cutlass": cutlass.head}
+    wanted = ["csrc/cutlass/include"]
+    data = {
+        **base,
+        "source": source("vllm", vllm.head),
+        "dependencies": {
+            "flash": {
+                "version": "1",
+                "variable": "F",
+                "source": source("flash", flash.head, submodules=modules_pinned, subdirectories=wanted),
+            },
+            "archive": {
+                "version": "1",
+                "variable": "A",
+                "source": {"kind": "sdist", "name": "dep", "version": "1", "sha256": file_sha256(archive)},
+            },
+        },
+    }
+    return Recipe.model_validate(data)
+
+
+@pytest.fixture
+def bundle(recipe: Recipe, tmp_path: Path) -> Path:
+    cache = Cache.open(tmp_path / "online")
+    archive = tmp_path / "dep-1.tar.gz"
+    place = cache.place(f"downloads/{file_sha256(archive)}", archive.name)
+    place.write_bytes(archive.read_bytes())
+    access = Access(cache, QUIET, parse_mirrors((tmp_path / "srv").as_uri()), offline=False)
+    target = tmp_path / "sources.tar"
+    manifest = write_bundle(recipe, target, access=access)
+    assert len(manifest.members) == 4
+    return target
+
+
+def test_a_bundle_brings_all_sources_to_a_machine_without_a_network(
+    recipe: Recipe, bundle: Path, tmp_path: Path
+) -> None:
+    cache = Cache.open(tmp_path / "airgapped")
+    (tmp_path / "srv").rename(tmp_path / "gone")
+    manifest = read_bundle(bundle, cache=cache, console=QUIET)
+    assert manifest.recipe_digest == recipe.digest
+    flash, archive = recipe.dependencies["flash"].source, recipe.dependencies["archive"].source
+    assert isinstance(recipe.source, GitSource)
+    assert isinstance(flash, GitSource)
+    assert isinstance(archive, SdistSource)
+    tree = fetch_git(recipe.source, cache=cache, console=QUIET, offline=True)
+    assert (tree.path / "CMakeLists.txt").read_bytes() == b"project(vllm)\n"
+    (repository,) = (cache.root / "git").glob("vllm-*.git")
+    assert git(repository, "rev-list", "--count", tree.commit) == "1"  # no history
+    dependency = fetch_git(flash, cache=cache, console=QUIET, offline=True)
+    assert (dependency.path / "csrc/cutlass/include/a.h").read_bytes() == b"a\n"
+    assert not (dependency.path / "csrc/cutlass/examples").exists()
+    assert fetch_archive(archive, cache=cache, console=QUIET, offline=True).path.read_bytes() == b"an archive"
+
+
+def test_equal_sources_make_equal_bundles(recipe: Recipe, bundle: Path, tmp_path: Path) -> None:
+    access = Access(Cache.open(tmp_path / "online"), QUIET, (), offline=True)
+    write_bundle(recipe, tmp_path / "again.tar", access=access)
+    assert (tmp_path / "again.tar").read_bytes() == bundle.read_bytes()
+
+
+def test_reading_a_bundle_twice_is_fine(bundle: Path, tmp_path: Path) -> None:
+    cache = Cache.open(tmp_path / "airgapped")
+    assert read_bundle(bundle, cache=cache, console=QUIET) == read_bundle(bundle, cache=cache, console=QUIET)
+
+
+def rewritten(bundle: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+    with tarfile.open(bundle) as tar:
+        members = {entry.name: tar.extractfile(entry).read() for entry in tar}  # type: ignore[union-attr]
+    change(members)
+    with tarfile.open(bundle, "w") as tar:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return bundle
+
+
+def damaged(members: dict[str, bytes]) -> None:
+    name = next(name for name in members if name.startswith("packs/"))
+    members[name] = members[name][:-1] + b"x"
+
+
+def missing(members: dict[str, bytes]) -> None:
+    del members[next(name for name in members if name.startswith("packs/"))]
+
+
+def shortened(members: dict[str, bytes]) -> None:
+    members[next(name for name in members if name.startswith("archives/"))] = b""
+
+
+def without_manifest(members: dict[str, bytes]) -> None:
+    del members["manifest.json"]
+
+
+def unreadable_manifest(members: dict[str, bytes]) -> None:
+    members["manifest.json"] = b"{"
+
+
+def hostile_name(members: dict[str, bytes]) -> None:
+    members["manifest.json"] = members["manifest.json"].replace(b'"dep-1.tar.gz"', b'"../../dep-1.tar.gz"')
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (damaged, "sha256 of the manifest"),
+        (missing, "is missing"),
+        (shortened, "is not a file of"),
+        (without_manifest, "does not begin with manifest.json"),
+        (unreadable_manifest, "manifest.json"),
+        (hostile_name, "manifest.json"),
+    ],
+)
+def test_a_bundle_that_is_not_whole_is_refused(
+    bundle: Path, tmp_path: Path, change: Callable[[dict[str, bytes]], None], why: str
+) -> None:
+    cache = Cache.open(tmp_path / "airgapped")
+    with pytest.raises(FetchError, match="is not a whole bundle") as caught:
+        read_bundle(rewritten(bundle, change), cache=cache, console=QUIET)
+    assert why in caught.value.why
+
+
+def test_a_truncated_or_absent_file_is_refused(bundle: Path, tmp_path: Path) -> None:
+    cache = Cache.open(tmp_path / "airgapped")
+    bundle.write_bytes(bundle.read_bytes()[:600])
+    with pytest.raises(FetchError, match="is not a whole bundle"):
+        read_bundle(bundle, cache=cache, console=QUIET)
+    with pytest.raises(FetchError, match="there is no bundle"):
+        read_bundle(tmp_path / "none.tar", cache=cache, console=QUIET)
+
+
+def test_a_pack_that_does_not_hold_the_pinned_commit_is_refused(bundle: Path, tmp_path: Path) -> None:
+    """A forged bundle has a consistent manifest, but no other objects under the pinned ids."""
+
+    def forge(members: dict[str, bytes]) -> None:
+        manifest = json.loads(members["manifest.json"])
+        packs = [item for item in manifest["members"] if item["kind"] == "pack"]
+        packs[0]["commit"] = "d" * 40
+        members["manifest.json"] = json.dumps(manifest).encode()
+
+    cache = Cache.open(tmp_path / "airgapped")
+    with pytest.raises(FetchError):
+        read_bundle(rewritten(bundle, forge), cache=cache, console=QUIET)
+
+
+def test_a_bundle_that_cannot_be_written_says_why(recipe: Recipe, bundle: Path, tmp_path: Path) -> None:
+    access = Access(Cache.open(tmp_path / "online"), QUIET, (), offline=True)
+    with pytest.raises(FetchError, match="writing the bundle failed"):
+        write_bundle(recipe, tmp_path / "nowhere/sources.tar", access=access)
+
+
+def test_a_manifest_of_another_format_is_refused() -> None:
+    with pytest.raises(ValueError, match="format"):
+        Manifest.model_validate({"format": 2, "recipe": "x", "recipe_digest": "y", "members": []})
