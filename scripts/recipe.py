@@ -30,6 +30,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"
+SCHEMA_FILE = ROOT / "docs" / "recipe.schema.json"
 DEFAULT_RECIPE = "vllm-0.15.1-cu128"
 
 
@@ -101,7 +102,7 @@ ArchText = Annotated[
 class Model(BaseModel):
     """Base: frozen, no unknown keys, attribute docstrings become the schema's descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SdistSource(Model):
@@ -331,10 +332,13 @@ def load_recipe(name: str, *, folder: Path = RECIPES) -> Recipe:
         if not path.is_file():
             raise UsageError(f"there is no recipe file {name}", fix=f"or name one of: {', '.join(recipe_names())}")
         name, folder = path.stem, path.parent
-    data = {**_merged(name, folder, seen=()), "name": name, "folder": folder}
-    path = folder / f"{name}.toml"
+    return check_recipe(_merged(name, folder, seen=()), folder / f"{name}.toml")
+
+
+def check_recipe(data: Mapping[str, Any], path: Path) -> Recipe:
+    """Return what was read from the recipe file `path` (and what it extends) as a Recipe. Raises UsageError."""
     try:
-        recipe = Recipe.model_validate(data)
+        recipe = Recipe.model_validate({**data, "name": path.stem, "folder": path.parent})
     except ValidationError as error:
         raise _explain(error, path) from error
     try:
@@ -344,15 +348,17 @@ def load_recipe(name: str, *, folder: Path = RECIPES) -> Recipe:
     return recipe
 
 
-def _merged(name: str, folder: Path, *, seen: tuple[str, ...]) -> dict[str, Any]:
-    if name in seen:
-        raise UsageError(f"recipe {name!r} extends itself ({' -> '.join([*seen, name])})", fix="remove one `extends`")
+def _merged(name: str, folder: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
     known = recipe_names(folder)
-    if seen and name not in known:  # what a recipe elsewhere extends may be one of ours
+    # What a recipe elsewhere extends may be one of ours, even one of its own name.
+    if seen and folder != RECIPES and (name not in known or seen[-1].stem == name):
         folder, known = RECIPES, recipe_names()
     path = folder / f"{name}.toml"
+    if path in seen:
+        circle = " -> ".join(step.stem for step in (*seen, path))
+        raise UsageError(f"recipe {name!r} extends itself ({circle})", fix="remove one `extends`")
     if name not in known:
-        who = f" (extended by {seen[-1]!r})" if seen else ""
+        who = f" (extended by {seen[-1].stem!r})" if seen else ""
         raise UsageError(
             f"unknown recipe {name!r}{who}.{nearest(name, known)}", fix=f"choose one of: {', '.join(known)}"
         )
@@ -362,7 +368,7 @@ def _merged(name: str, folder: Path, *, seen: tuple[str, ...]) -> dict[str, Any]
         return data
     if not isinstance(parent, str):
         raise UsageError(f"{_shown(path)}: extends: {parent!r} is not the name of a recipe")
-    return merge(_merged(parent, folder, seen=(*seen, name)), data)
+    return merge(_merged(parent, folder, seen=(*seen, path)), data)
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -379,11 +385,11 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: TOML, UTF-8, and integers of thousands of digits
         raise UsageError(f"{_shown(path)} is not valid TOML", why=str(error), fix="correct the line named") from error
     except OSError as error:
         raise UsageError(f"{_shown(path)} cannot be read", why=error.strerror or str(error)) from error
-    for key in {"name", "folder"} & set(data):  # the loader's own
+    for key in set(_NOT_IN_FILES) & set(data):
         raise UsageError(f"{_shown(path)}: unknown key {key!r}", fix="a recipe is named by its file; remove the key")
     return data
 
@@ -393,30 +399,32 @@ def _shown(path: Path) -> str:
 
 
 _TAGS = {"sdist", "wheel", "git"}
+_NOT_IN_FILES = ("name", "folder")  # the file's own path says them
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     """Return the keys allowed in the table that holds the key at `location`."""
     model: Any = Recipe
-    for part in location[:-1]:
+    parts = location[:-1]
+    if parts[:1] == ("dependencies",):
+        model, parts = Dependency, parts[2:]  # after the dependency's own name
+    for part in parts:
         if part in _TAGS and model is None:
             model = {"sdist": SdistSource, "wheel": WheelSource, "git": GitSource}[str(part)]
             continue
         field = model.model_fields.get(str(part)) if model is not None else None
         kind = field.annotation if field else None
-        if part == "dependencies":
-            model = Dependency
-        elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            model = kind
-        elif model is Dependency and field is None:
-            continue  # the dependency's own name
-        else:
-            model = Cost if part == "cost" else None
-    return sorted(model.model_fields) if model is not None else []
+        known = isinstance(kind, type) and issubclass(kind, BaseModel)
+        model = kind if known else Cost if part == "cost" else None
+    hidden = _NOT_IN_FILES if model is Recipe else ()
+    return sorted(set(model.model_fields) - set(hidden))
 
 
 def _explain(error: ValidationError, path: Path) -> UsageError:
-    messages = [_explain_one(item) for item in error.errors()]
+    items = error.errors()
+    # A list all of whose members are wrong is also reported as empty: say it once.
+    inside = {item["loc"][: depth + 1] for item in items for depth in range(len(item["loc"]) - 1)}
+    messages = [_explain_one(item) for item in items if item["loc"] not in inside]
     whats = [message for message, _ in messages]
     fixes = [fix for _, fix in messages if fix]
     what = f"{_shown(path)}: {whats[0]}"
@@ -427,7 +435,8 @@ def _explain(error: ValidationError, path: Path) -> UsageError:
 def _explain_one(item: Any) -> tuple[str, str]:
     """Return (what, what is allowed) for one of pydantic's errors."""
     location = tuple(item["loc"])
-    shown = ".".join(str(part) for part in location if part not in _TAGS) or "recipe"
+    tags = {i for i, part in enumerate(location) if part in _TAGS and location[i - 1] == "source"}
+    shown = ".".join(str(part) for i, part in enumerate(location) if i not in tags) or "recipe"
     key, value = str(location[-1]) if location else "", item.get("input")
     if item["type"] == "extra_forbidden":
         allowed = _fields_at(location)

@@ -1,4 +1,4 @@
-"""Renew every lock file with uv: requirements/*.txt of the tools, recipes/locks/*.txt of the build environments."""
+"""Renew every lock file with uv (requirements/*.txt, recipes/locks/*.txt) and the recipes' schema in docs/."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.cache import write_json
 from scripts.cli import Parser, run
 from scripts.console import Console
-from scripts.errors import ToolchainError
+from scripts.errors import ToolchainError, UsageError, nearest
 from scripts.indexes import read_indexes
-from scripts.recipe import ROOT, Recipe, load_recipe, recipe_names
+from scripts.recipe import ROOT, SCHEMA_FILE, Recipe, json_schema, load_recipe, recipe_names
 
 OLDEST_PYTHON = "3.10"
 
@@ -42,11 +43,19 @@ def compile_lock(source: Path, target: Path) -> None:
 
 
 def main(arguments: Sequence[str], console: Console) -> int:
-    """Renew all lock files, or those named."""
-    parser = Parser("upgrade", "Renew the lock files (all, or those named: tools, tests, lint, or a recipe).")
-    parser.add_argument("name", nargs="*")
+    """Renew all lock files and the recipes' schema, or those named."""
+    sources = sorted((ROOT / "requirements").glob("*.in"))
+    known = ["schema", *(source.stem for source in sources), *recipe_names()]
+    parser = Parser("upgrade", "Renew the lock files and the recipes' JSON Schema: all, or those named.")
+    parser.add_argument("name", nargs="*", help=f"some of: {', '.join(known)}")
     names = parser.parse_args(arguments).name
-    for source in sorted((ROOT / "requirements").glob("*.in")):
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no {name!r}.{nearest(name, known)}", fix=f"choose from: {', '.join(known)}")
+    if not names or "schema" in names:
+        console.stage("schema", str(SCHEMA_FILE.relative_to(ROOT)))
+        write_json(SCHEMA_FILE, json_schema())
+    for source in sources:
         if not names or source.stem in names:
             console.stage("lock", source.stem)
             compile_lock(source, source.with_suffix(".txt"))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 from hypothesis import strategies as st
 
 from scripts.archs import TABLE, Arch
+from scripts.recipe import Recipe, check_recipe
 
 
 @st.composite
@@ -14,3 +19,37 @@ def archs(draw: st.DrawFn) -> Arch:
     major, minor = (int(part) for part in row.number.split("."))
     suffixes = [""] + ["a"] * (major >= 9) + ["f"] * (major >= 10)
     return Arch(major, minor, draw(st.sampled_from(suffixes)), draw(st.booleans()))
+
+
+def recipe_data() -> dict[str, Any]:
+    """Return a small recipe that is right, as read from TOML."""
+    return {
+        "description": "a recipe of the tests",
+        "package": {"name": "vllm", "version": "0.20.1"},
+        "source": {"kind": "sdist", "name": "vllm", "version": "0.20.1", "sha256": "0" * 64},
+        "torch": {"version": "2.11.0", "cuda": "13.0"},
+        "toolchain": {"kind": "pypi", "cuda": "13.0", "lock": "locks/x.txt", "build_requirements": ["ninja"]},
+        "archs": ["9.0", "12.0"],
+        "components": ["cumem_allocator", "_moe_C"],
+    }
+
+
+def make_recipe(folder: Path = Path("recipes"), /, **changes: Any) -> Recipe:
+    """Return that recipe with some keys changed."""
+    return check_recipe({**recipe_data(), **changes}, folder / "mine.toml")
+
+
+def write_recipe(folder: Path, name: str, /, **changes: Any) -> Path:
+    """Write that recipe as a file, with some keys changed (None: left out)."""
+    data = {key: value for key, value in {**recipe_data(), **changes}.items() if value is not None}
+    path = folder / f"{name}.toml"
+    path.write_text("".join(f"{json.dumps(key)} = {_toml(value)}\n" for key, value in data.items()))
+    return path
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return str(value) if isinstance(value, float) else json.dumps(value)
