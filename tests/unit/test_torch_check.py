@@ -93,7 +93,18 @@ def test_the_real_torch_of_the_production_recipe_passes() -> None:
         uv = Path(sys.executable).with_name("uv")
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, python.parent.parent], check=True)
         lock = RECIPES / recipe.toolchain.lock
-        install = [uv, "pip", "install", "--quiet", "--python", python, "--require-hashes", "--no-deps", "-r", lock]
+        install: list[str | Path] = [
+            uv,
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            python,
+            "--require-hashes",
+            "--no-deps",
+            "-r",
+            lock,
+        ]
         subprocess.run(install, check=True)
     facts = torch_facts(python)
     assert facts.archs == BUILT
