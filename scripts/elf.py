@@ -41,6 +41,8 @@ PT_LOAD: int = ENUM_P_TYPE_BASE["PT_LOAD"]
 STT_FILE = 4
 SHN_XINDEX = 0xFFFF
 
+BLOCK = 1 << 20
+RELEASE = 16  # blocks after which the pages read are released
 MAX_SECTIONS = 100_000  # libtorch_cuda.so has 40; relocatable objects with -ffunction-sections some 10,000
 MAX_SEGMENTS = 1_000
 MAX_NAME = 65_536  # bytes; CUTLASS kernels have mangled names of several thousand
@@ -193,14 +195,28 @@ class Elf:
             raise self.error(f"section {section.name} names a string table that does not exist")
         return self.sections[section.link]
 
+    def release(self) -> None:
+        """Give the pages read so far back to the system: they stay in its cache, not in this process."""
+        if isinstance(self.data, mmap.mmap):
+            self.data.madvise(mmap.MADV_DONTNEED)
+
+    def blocks(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes from `start` to `end` in blocks of 1 MiB, in bounded memory."""
+        for number, at in enumerate(range(start, end, BLOCK)):
+            yield self.data[at : min(at + BLOCK, end)]
+            if number % RELEASE == RELEASE - 1:
+                self.release()
+
     def rows(self, section: Section, layout: struct.Struct) -> Iterator[tuple[int, ...]]:
         """Yield the rows of a table section, reading it in blocks of 1 MiB."""
         if section.entry_size not in {0, layout.size}:
             raise self.error(f"section {section.name} has rows of {section.entry_size} bytes, not {layout.size}")
         whole = section.end - (section.end - section.offset) % layout.size
-        step = (1 << 20) // layout.size * layout.size
-        for start in range(section.offset, whole, step):
+        step = BLOCK // layout.size * layout.size
+        for number, start in enumerate(range(section.offset, whole, step)):
             yield from layout.iter_unpack(self.data[start : min(start + step, whole)])
+            if number % RELEASE == RELEASE - 1:
+                self.release()
 
     def file_offset(self, address: int, size: int = 1) -> int:
         """Return where the byte loaded at `address` is in the file. Raises AuditError when it is not there."""

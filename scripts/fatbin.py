@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from pathlib import Path
 
-from scripts.elf import EHDR, RELA, SHDR, SHF_EXECINSTR, SHT_RELA, STT_FILE, SYM, Elf, Section, open_elf
+from scripts.elf import BLOCK, EHDR, RELA, RELEASE, SHDR, SHF_EXECINSTR, SHT_RELA, STT_FILE, SYM, Elf, Section, open_elf
 from scripts.errors import AuditError
 
 WRAPPER = struct.Struct("<IIQQ")  # magic, version, address of the container, file name or prelinked containers
@@ -229,7 +229,7 @@ def device_code(elf: Elf) -> DeviceCode:
 
 def _containers(elf: Elf, section: Section) -> Iterator[Container]:
     """Yield the containers of a section: back to back, 8-aligned, zeros between."""
-    offset, count, entries = section.offset, 0, 0
+    offset, count, entries, released = section.offset, 0, 0, section.offset
     while found := _NOT_ZERO.search(elf.data, offset, section.end):
         offset = section.offset + (found.start() - section.offset) // 8 * 8
         container = _container(elf, section, offset)
@@ -238,6 +238,9 @@ def _containers(elf: Elf, section: Section) -> Iterator[Container]:
             raise elf.error(f"more than {MAX_CONTAINERS:,} containers or {MAX_ENTRIES:,} entries in {section.name}")
         yield container
         offset = container.end
+        if offset - released > RELEASE * BLOCK:
+            elf.release()
+            released = offset
 
 
 def _container(elf: Elf, section: Section, offset: int) -> Container:

@@ -28,7 +28,6 @@ from scripts.elf import PHDR, PT_LOAD, RELA, SHDR, SHT_RELA, SYM, Elf, Section, 
 from scripts.fatbin import CONTAINER, CONTAINER_MAGIC, Container, DeviceCode, device_code
 from scripts.slim_layout import Layout, Placed, plan, refusal
 
-BLOCK = 1 << 20
 SHT_REL, SHT_RELR = 9, 19
 R_X86_64_RELATIVE, R_X86_64_IRELATIVE = 8, 37
 STT_SECTION = 3
@@ -159,16 +158,17 @@ def _write(elf: Elf, layout: Layout, target: Path, patches: Mapping[int, bytes])
     """Write the new file: the part before, the packed containers, the part behind, then the patches."""
     section = layout.section
     with target.open("wb") as file:
-        for block in _blocks(elf, 0, section.offset):
+        for block in elf.blocks(0, section.offset):
             file.write(block)
         for item in layout.placed:
             file.seek(section.offset + item.start)
             file.write(CONTAINER.pack(CONTAINER_MAGIC, 1, CONTAINER.size, item.size - CONTAINER.size))
             for entry in item.kept:
-                for block in _blocks(elf, entry.offset, entry.end):
+                for block in elf.blocks(entry.offset, entry.end):
                     file.write(block)
+            elf.release()
         file.seek(layout.moved(layout.end))  # zeros between
-        for block in _blocks(elf, layout.end, elf.size):
+        for block in elf.blocks(layout.end, elf.size):
             file.write(block)
         file.truncate(elf.size - layout.cut)
         for offset, data in patches.items():
@@ -182,14 +182,9 @@ def _write(elf: Elf, layout: Layout, target: Path, patches: Mapping[int, bytes])
                 )
 
 
-def _blocks(elf: Elf, start: int, end: int) -> Iterator[bytes]:
-    for at in range(start, end, BLOCK):
-        yield elf.data[at : min(at + BLOCK, end)]
-
-
 def _copy(elf: Elf, target: Path) -> None:
     with target.open("wb") as file:
-        for block in _blocks(elf, 0, elf.size):
+        for block in elf.blocks(0, elf.size):
             file.write(block)
 
 
@@ -200,6 +195,8 @@ def _verify(elf: Elf, layout: Layout, target: Path, archs: Sequence[tuple[int, i
         if len(found) != len(layout.placed):
             raise refusal(elf, f"{len(found)} containers came out of {len(layout.placed)}")
         for item, container in zip(layout.placed, found, strict=True):
+            elf.release()
+            new.release()
             same = [a.header_size + a.payload_size for a in item.kept] == [
                 b.header_size + b.payload_size for b in container.entries
             ]
@@ -217,8 +214,7 @@ def _verify(elf: Elf, layout: Layout, target: Path, archs: Sequence[tuple[int, i
 
 def _equal(elf: Elf, new: Elf, item: Placed, container: Container) -> bool:
     return all(
-        elf.data[a.offset + at : min(a.offset + at + BLOCK, a.end)]
-        == new.data[b.offset + at : min(b.offset + at + BLOCK, b.end)]
+        one == two
         for a, b in zip(item.kept, container.entries, strict=True)
-        for at in range(0, a.end - a.offset, BLOCK)
+        for one, two in zip(elf.blocks(a.offset, a.end), new.blocks(b.offset, b.end), strict=True)
     )

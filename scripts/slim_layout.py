@@ -90,6 +90,9 @@ def _kept(elf: Elf, container: Container, archs: Sequence[tuple[int, int]]) -> t
     if any(entry.kind is Kind.OTHER for entry in container.entries):
         raise refusal(elf, f"the container at {container.offset:#x} ({container.unit}) has an entry of unknown kind")
     chosen = {choice.entry.offset for arch in archs if (choice := choose(container, arch)).entry is not None}
+    witnesses = [entry.offset for entry in container.entries if entry.kernels == 0]
+    if container.empty and chosen and not chosen & set(witnesses):
+        chosen.add(witnesses[0])  # PTX alone would not tell that no kernel is inside
     return tuple(entry for entry in container.entries if entry.offset in chosen)
 
 
