@@ -60,6 +60,11 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
         help="cache directory (default: WHEELSMITH_CACHE, else the platform's cache directory)",
     )
     parser.add_argument("--offline", action="store_true", help="use only what is in the cache")
+    parser.add_argument(
+        "--mirror",
+        metavar="RULES",
+        help="take git repositories from a mirror: FROM=TO URL prefixes (default: WHEELSMITH_MIRROR)",
+    )
 
 
 def open_cache(options: argparse.Namespace) -> Cache:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -85,7 +85,7 @@ def provide_redist(
 ) -> RedistToolkit:
     """Return the toolkit, downloaded and merged once per set of archives. Raises ToolchainError or FetchError."""
     parts = read_manifest(redist, cache=cache, client=client, offline=offline)
-    key = digest([redist.release, [[part.name, part.archive.sha256] for part in parts]])
+    key = _key(redist, parts)
     size = sum(part.archive.size for part in parts)
 
     def make(folder: Path) -> None:
@@ -101,9 +101,24 @@ def provide_redist(
     return RedistToolkit(home, redist.release, {part.name: part.version for part in parts}, size)
 
 
+def _key(redist: Redist, parts: Sequence[Part]) -> str:
+    return digest([redist.release, [[part.name, part.archive.sha256] for part in parts]])
+
+
+def _manifest_url(redist: Redist) -> str:
+    return f"{redist.base_url.rstrip('/')}/redistrib_{redist.release}.json"
+
+
+def is_cached(redist: Redist, cache: Cache) -> bool:
+    """Return whether `provide_redist` needs no network. Raises ToolchainError for a kept manifest that is damaged."""
+    url = _manifest_url(redist)
+    kept = cache.place("redist", f"{digest([url])}.json")
+    return kept.is_file() and cache.place("redist", _key(redist, _parts(kept.read_bytes(), redist, url))).is_dir()
+
+
 def read_manifest(redist: Redist, *, cache: Cache, client: Client, offline: bool) -> tuple[Part, ...]:
     """Return the wanted components of the release. Raises ToolchainError when the manifest is not usable."""
-    url = f"{redist.base_url.rstrip('/')}/redistrib_{redist.release}.json"
+    url = _manifest_url(redist)
     kept = cache.place("redist", f"{digest([url])}.json")
     if not kept.is_file():
         if offline:

@@ -7,6 +7,7 @@ is never executed to be fetched.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ from scripts.cli import Parser, add_cache_options, open_cache, recipe_argument, 
 from scripts.console import Console, human_bytes
 from scripts.download import Client, download, open_client, unreachable
 from scripts.errors import FetchError
+from scripts.git_source import GitTree, fetch_git
 from scripts.indexes import Indexes, read_indexes, redacted
-from scripts.recipe import DEFAULT_RECIPE, Dependency, GitSource, Recipe, SdistSource, WheelSource, load_recipe
+from scripts.mirrors import VARIABLE, Mirror, parse_mirrors
+from scripts.recipe import DEFAULT_RECIPE, RECIPES, GitSource, Recipe, SdistSource, WheelSource, load_recipe
 from scripts.unpack import unpack_wheel
 
 IndexSource = SdistSource | WheelSource
@@ -37,33 +40,81 @@ class Archive:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where sources come from and go to: cache, terminal, network allowed or not, mirrors of git hosts."""
+
+    cache: Cache
+    console: Console
+    offline: bool = False
+    mirrors: tuple[Mirror, ...] = ()
+    recipes: Path = RECIPES
+    """Folder of the recipe, where its lists of files are."""
+
+
+@dataclass(frozen=True)
 class Fetched:
-    """All that a recipe is built from: the source archive and each dependency's folder."""
+    """All that a recipe is built from: the source and each dependency's folder."""
 
-    source: Archive
+    source: Archive | GitTree
     dependencies: dict[str, Path]
+    received: dict[str, int]
+    """Bytes taken off the wire in this run for each git source."""
 
 
-def fetch_recipe(recipe: Recipe, *, cache: Cache, console: Console, offline: bool) -> Fetched:
+def fetch_recipe(recipe: Recipe, place: Place) -> Fetched:
     """Return a recipe's sources from the cache, downloading what is missing. Raises FetchError."""
-    source = fetch_archive(_from_index(recipe.source), cache=cache, console=console, offline=offline)
-    console.stage("fetch", f"{source.path.name} ({human_bytes(source.size)})")
+    received: dict[str, int] = {}
+    source: Archive | GitTree
+    if isinstance(recipe.source, GitSource):
+        source = _fetch_git(recipe.source, place)
+        received["source"] = source.received
+        place.console.stage("fetch", f"{recipe.package.name} {recipe.package.version} ({_arrived(source)})")
+    else:
+        source = _fetch_archive(recipe.source, place)
+        place.console.stage("fetch", f"{source.path.name} ({human_bytes(source.size)})")
     folders = {}
     for name, dependency in recipe.needed_dependencies().items():
-        folders[name] = fetch_dependency(dependency, cache=cache, console=console, offline=offline)
-        console.note(f"{name} {dependency.version}")
-    return Fetched(source, folders)
+        if isinstance(dependency.source, GitSource):
+            tree = _fetch_git(dependency.source, place)
+            folders[name], received[name] = tree.path, tree.received
+            place.console.note(f"{name} {dependency.version} ({_arrived(tree)})")
+        else:
+            folders[name] = fetch_dependency(dependency.source, place)
+            place.console.note(f"{name} {dependency.version}")
+    return Fetched(source, folders, received)
 
 
-def fetch_dependency(dependency: Dependency, *, cache: Cache, console: Console, offline: bool) -> Path:
-    """Return the folder of a dependency, unpacked once into the cache."""
-    source = _from_index(dependency.source)
+def _fetch_git(source: GitSource, place: Place) -> GitTree:
+    beside = source.files_sha256 is not None and (place.recipes / source.files_sha256).is_file()
+    return fetch_git(
+        source,
+        cache=place.cache,
+        console=place.console,
+        mirrors=place.mirrors,
+        offline=place.offline,
+        ca_bundle=os.environ.get("SSL_CERT_FILE", ""),
+        recipes=place.recipes if beside else RECIPES,
+    )
+
+
+def _fetch_archive(source: IndexSource, place: Place) -> Archive:
+    return fetch_archive(source, cache=place.cache, console=place.console, offline=place.offline)
+
+
+def _arrived(tree: GitTree) -> str:
+    got = f"{human_bytes(tree.received)} received" if tree.received else "in the cache"
+    return f"commit {tree.commit[:12]}, {tree.files} files, {got}"
+
+
+def fetch_dependency(source: IndexSource, place: Place) -> Path:
+    """Return the folder of a dependency from the package index, unpacked once into the cache."""
+    cache, console = place.cache, place.console
     folder = source.path if isinstance(source, WheelSource) else ""
     key = digest([source.sha256, folder])
     ready = cache.place("dependencies", key)
     if ready.is_dir():
         return ready
-    archive = fetch_archive(source, cache=cache, console=console, offline=offline)
+    archive = _fetch_archive(source, place)
     with cache.lock(f"dependency-{key}", console):
         return cache.build_once("dependencies", key, lambda target: unpack_wheel(archive.path, target, folder=folder))
 
@@ -96,12 +147,6 @@ def _cached(source: IndexSource, cache: Cache, console: Console) -> Archive | No
         console.warn(f"{path.name} in the cache is damaged and is fetched again")
         path.unlink()
     return None
-
-
-def _from_index(source: SdistSource | WheelSource | GitSource) -> IndexSource:
-    if isinstance(source, GitSource):
-        raise FetchError("git sources cannot be fetched by this version of wheelsmith", fix="use another recipe")
-    return source
 
 
 class _Warnings(logging.Handler):
@@ -180,7 +225,8 @@ def main(arguments: Sequence[str], console: Console) -> int:
     add_cache_options(parser)
     options = parser.parse_args(arguments)
     recipe = load_recipe(recipe_argument(options.recipe))
-    fetched = fetch_recipe(recipe, cache=open_cache(options), console=console, offline=options.offline)
+    mirrors = parse_mirrors(options.mirror or os.environ.get(VARIABLE, ""))
+    fetched = fetch_recipe(recipe, Place(open_cache(options), console, options.offline, mirrors, recipe.folder))
     for name, folder in {"source": fetched.source.path, **fetched.dependencies}.items():
         console.result(f"{name}: {folder}")
     return 0

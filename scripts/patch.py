@@ -7,6 +7,7 @@ where the diff says; the diffs are parsed with unidiff.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from scripts.cache import Cache, digest, file_sha256, write_json
 from scripts.console import Console
 from scripts.errors import PatchError
 from scripts.fetch import Archive
+from scripts.git_source import GitTree
 from scripts.recipe import ROOT, Recipe
 from scripts.unpack import unpack_sdist
 
@@ -102,12 +104,16 @@ def _header(text: str) -> dict[str, str]:
     return fields
 
 
-def prepare_tree(archive: Archive, patches: Sequence[Patch], *, cache: Cache, console: Console) -> SourceTree:
-    """Return the archive unpacked and patched, made once per (archive, patches). Raises FetchError or PatchError."""
-    key = digest([FORMAT, archive.sha256, [[patch.name, patch.sha256] for patch in patches]])
+def prepare_tree(source: Archive | GitTree, patches: Sequence[Patch], *, cache: Cache, console: Console) -> SourceTree:
+    """Return the source unpacked and patched, made once per (source, patches). Raises FetchError or PatchError."""
+    identity = source.digest if isinstance(source, GitTree) else source.sha256
+    key = digest([FORMAT, identity, [[patch.name, patch.sha256] for patch in patches]])
 
     def make(target: Path) -> None:
-        unpack_sdist(archive.path, target)
+        if isinstance(source, GitTree):
+            shutil.copytree(source.path, target, symlinks=True, dirs_exist_ok=True)
+        else:
+            unpack_sdist(source.path, target)
         apply_patches(target, patches)
 
     with cache.lock(f"source-{key}", console):

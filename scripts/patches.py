@@ -20,8 +20,8 @@ from scripts.git_source import fetch_git
 from scripts.indexes import read_indexes
 from scripts.listing import find_sdist
 from scripts.mirrors import parse_mirrors
-from scripts.patch import PATCHES, HunkProblem, Patch, apply_to, load_patch
-from scripts.recipe import DEFAULT_RECIPE, RECIPES, GitSource, Recipe, SdistSource, WheelSource, load_recipe
+from scripts.patch import HunkProblem, Patch, apply_to, load_patches
+from scripts.recipe import DEFAULT_RECIPE, GitSource, Recipe, SdistSource, WheelSource, load_recipe
 from scripts.unpack import unpack_sdist
 
 
@@ -69,24 +69,21 @@ def _finding(patch: Patch, problems: Sequence[HunkProblem]) -> Finding:
     return Finding(patch.name, Verdict.CONFLICT, shown)
 
 
-def recipe_patches(
-    recipe: Recipe, *, folder: Path = PATCHES, recipes: Path = RECIPES
-) -> tuple[tuple[Patch, ...], tuple[Finding, ...]]:
+def recipe_patches(recipe: Recipe) -> tuple[tuple[Patch, ...], tuple[Finding, ...]]:
     """Return the patches that a recipe's build environment needs, and findings for those it does not need.
 
     A patch whose header says `When: setuptools<77` is needed only when the lock file pins such a version.
     """
-    locked = locked_versions(recipes / recipe.toolchain.lock)
+    locked = locked_versions(recipe.lock_file)
     needed, others = [], []
-    for name in recipe.patches:
-        patch = load_patch(name, folder=folder)
+    for patch in load_patches(recipe):
         condition = _condition(patch)
         version = locked.get(canonicalize_name(condition.name)) if condition else None
         if condition is None or (version and condition.specifier.contains(version, prereleases=True)):
             needed.append(patch)
         else:
             has = f"{condition.name} is {version}" if version else f"there is no {condition.name}"
-            others.append(Finding(name, Verdict.UNNEEDED, f"for {condition}; in the build environment {has}"))
+            others.append(Finding(patch.name, Verdict.UNNEEDED, f"for {condition}; in the build environment {has}"))
     return tuple(needed), tuple(others)
 
 

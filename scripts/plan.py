@@ -11,7 +11,7 @@ from scripts.cache import Cache
 from scripts.console import Console, human_bytes, human_seconds
 from scripts.errors import DoctorError
 from scripts.machine import Machine
-from scripts.patch import load_patches
+from scripts.patches import recipe_patches
 from scripts.recipe import Cost, GitSource, Recipe, Source
 
 TOOLCHAIN_GB = 5.3  # torch, CUDA wheels and compiler; hard links between uv's cache, environment and CUDA_HOME
@@ -34,7 +34,7 @@ def show_plan(
             ("dependency", f"{name} {item.version}: {describe(item.source)}")
             for name, item in recipe.needed_dependencies().items()
         ),
-        *(("patch", f"{patch.name}: {patch.subject}") for patch in load_patches(recipe)),
+        *(("patch", f"{patch.name}: {patch.subject}") for patch in recipe_patches(recipe)[0]),
         ("toolchain", _toolchain(recipe)),
         ("archs", arch_list(archs)),
         ("components", ", ".join(component.value for component in recipe.components)),

@@ -99,14 +99,17 @@ def make_report(
     }
 
 
-def _sources(recipe: Recipe, fetched: Fetched) -> list[dict[str, str]]:
+def _sources(recipe: Recipe, fetched: Fetched) -> list[dict[str, Any]]:
     rows = [_pin("source", recipe.package.version, recipe.source)]
     rows += [_pin(name, item.version, item.source) for name, item in recipe.needed_dependencies().items()]
     rows[0]["file"] = fetched.source.path.name
+    for row in rows:
+        if row["name"] in fetched.received:
+            row["received"] = fetched.received[row["name"]]
     return rows
 
 
-def _pin(name: str, version: str, source: Source) -> dict[str, str]:
+def _pin(name: str, version: str, source: Source) -> dict[str, Any]:
     if isinstance(source, GitSource):
         return {"name": name, "version": version, "repository": source.repository, "commit": source.commit}
     taken = {"name": name, "version": version, "project": f"{source.name} {source.version}"}

@@ -19,6 +19,8 @@ from scripts.archs import Arch
 from scripts.cache import Cache, digest, file_sha256, write_json
 from scripts.console import Console, human_seconds
 from scripts.cuda_home import shape_cuda_home
+from scripts.cuda_toolkit import needs_packages, provide_cuda
+from scripts.download import open_client
 from scripts.environments import make_environment
 from scripts.errors import ToolchainError
 from scripts.indexes import Indexes
@@ -50,6 +52,8 @@ class Toolchain:
     host: HostCompiler
     versions: dict[str, str]
     """Installed distributions by name."""
+    cuda_origin: str
+    """Where the CUDA toolkit comes from: `package wheels`, `CUDA_HOME=/opt/cuda`, `redist 12.8.1`."""
 
     @property
     def site_packages(self) -> Path:
@@ -98,10 +102,15 @@ def provide_toolchain(
     """
     host = find_host_compiler(environment)
     check_python_headers()
-    lock = recipe.lock_file
-    key = toolchain_key(recipe)
-    place = cache.place("toolchains", key)
     console.stage("toolchain", f"torch {recipe.torch.version}, CUDA {recipe.toolchain.cuda}, {host.version}")
+    key = environment_key(recipe)
+    place = cache.place("toolchains", key)
+    outside = None
+    if not needs_packages(recipe):  # before the large download: it may not be there
+        with open_client(indexes) as client:
+            outside = provide_cuda(
+                recipe, cache=cache, console=console, client=client, environment=environment, offline=offline
+            )
     with cache.lock(f"toolchain-{key}", console):
         if not place.is_dir():
             console.note(
@@ -111,30 +120,33 @@ def provide_toolchain(
 
         def make(target: Path) -> None:
             seconds = make_environment(
-                target / "venv", lock, cache=cache, console=console, indexes=indexes, offline=offline
+                target / "venv", recipe.lock_file, cache=cache, console=console, indexes=indexes, offline=offline
             )
-            shape_cuda_home(_site_packages(target / "venv") / CUDA_13_ROOT, target / "cuda", compiler=host.path)
+            if outside is None:
+                shape_cuda_home(_site_packages(target / "venv") / CUDA_13_ROOT, target / "cuda", compiler=host.path)
             console.note(f"installed in {human_seconds(seconds)}")
 
         cache.build_once("toolchains", key, make)
-        toolchain = Toolchain(key, place / "venv", place / "cuda", host, installed_versions(place / "venv"))
+        versions = installed_versions(place / "venv")
+        if outside is None:
+            toolchain = Toolchain(key, place / "venv", place / "cuda", host, versions, "package wheels")
+        else:
+            joined = digest([key, str(outside.home.resolve()), outside.origin])
+            toolchain = Toolchain(joined, place / "venv", outside.home, host, versions, outside.origin)
         _verify_once(toolchain, recipe, archs, place, console)
     return toolchain
 
 
-def toolchain_key(recipe: Recipe) -> str:
+def environment_key(recipe: Recipe) -> str:
     """Return the key of a recipe's build environment for the Python that runs this."""
-    if recipe.toolchain.kind != "pypi":
-        raise ToolchainError(
-            f"toolchain kind {recipe.toolchain.kind!r} is not available yet",
-            fix="use a recipe with kind pypi, such as quickstart",
-        )
     python = [sys.version_info[:2], sys.base_prefix, sysconfig.get_platform()]
-    return digest([SHAPE, file_sha256(recipe.lock_file), python])
+    shape = SHAPE if needs_packages(recipe) else [SHAPE, "without CUDA"]
+    return digest([shape, file_sha256(recipe.lock_file), python])
 
 
 def _verify_once(toolchain: Toolchain, recipe: Recipe, archs: Sequence[Arch], place: Path, console: Console) -> None:
-    known = digest([str(toolchain.host.path), toolchain.host.version, [str(arch) for arch in archs]])
+    host = [str(toolchain.host.path), toolchain.host.version]
+    known = digest([toolchain.key, *host, [str(arch) for arch in archs]])
     marker = place / f"verified-{known}.json"
     if marker.exists():
         return
@@ -219,5 +231,6 @@ def toolchain_report(toolchain: Toolchain) -> dict[str, object]:
         "key": toolchain.key,
         "python": sys.version.split()[0],
         "host_compiler": toolchain.host.version,
+        "cuda": toolchain.cuda_origin,
         "packages": {name: toolchain.versions[name] for name in wanted if name in toolchain.versions},
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
@@ -14,13 +13,13 @@ from scripts.archs import Arch, arch_list
 from scripts.errors import ToolchainError
 from scripts.process import capture
 from scripts.recipe import Recipe
+from scripts.torch_check import check_torch, torch_facts
 
 _KERNEL = """#include <cuda.h>
 #include <cuda_runtime.h>
 __global__ void twice(float *x) { x[threadIdx.x] *= 2; }
 int main() { twice<<<1, 32>>>(nullptr); return cudaGetLastError() == cudaSuccess; }
 """
-_TORCH = "import json, torch; print(json.dumps([torch.__version__, torch.version.cuda or '']))"
 
 
 class Tools(Protocol):
@@ -48,16 +47,10 @@ def verify_toolchain(tools: Tools, recipe: Recipe, archs: Sequence[Arch]) -> dic
             why=f"{tools.cuda_home} is another toolkit",
             fix="renew the recipe's lock file (nox -s upgrade) or correct toolchain.cuda",
         )
-    torch, torch_cuda = _torch_version(tools.python, environment)
-    if torch_cuda != recipe.torch.cuda or torch.split("+")[0] != recipe.torch.version:
-        raise ToolchainError(
-            f"torch is {torch} built with CUDA {torch_cuda or 'none'}, "
-            f"the recipe wants {recipe.torch.version} with CUDA {recipe.torch.cuda}",
-            why="an index or find-links folder (pip.conf) offers another build of torch",
-            fix="check PIP_FIND_LINKS and PIP_EXTRA_INDEX_URL, or correct the recipe",
-        )
+    torch = torch_facts(tools.python)
+    check_torch(torch, recipe.torch, archs)
     compile_kernel(tools.cuda_home / "bin" / "nvcc", archs, environment)
-    return {"nvcc": nvcc, "torch": torch, "torch_cuda": torch_cuda, "archs": arch_list(archs)}
+    return {"nvcc": nvcc, "torch": torch.version, "torch_cuda": torch.cuda, "archs": arch_list(archs)}
 
 
 def nvcc_release(nvcc: Path, environment: Mapping[str, str]) -> str:
@@ -67,14 +60,6 @@ def nvcc_release(nvcc: Path, environment: Mapping[str, str]) -> str:
     if code or not match:
         raise ToolchainError(f"{nvcc} does not run", why=text.strip()[-300:], fix="delete the toolchain and run again")
     return match[1]
-
-
-def _torch_version(python: Path, environment: Mapping[str, str]) -> tuple[str, str]:
-    code, text = capture([python, "-c", _TORCH], environment=environment, timeout=300)
-    if code:
-        raise ToolchainError("torch cannot be imported in the build environment", detail=text.strip()[-2000:])
-    version, cuda = json.loads(text.strip().splitlines()[-1])
-    return str(version), str(cuda)
 
 
 def gencode(arch: Arch) -> list[str]:

@@ -16,16 +16,19 @@ from scripts.cli import Parser, add_cache_options, open_cache, recipe_argument, 
 from scripts.compile import BuildTree, compile_units, configure, plan_tree
 from scripts.console import Console, human_bytes, human_seconds
 from scripts.errors import PackageError, UsageError, from_os_error
-from scripts.fetch import Fetched, fetch_recipe
+from scripts.fetch import Fetched, Place, fetch_recipe
 from scripts.indexes import Indexes, read_indexes
 from scripts.machine import Machine, default_jobs, read_machine
+from scripts.mirrors import VARIABLE, Mirror, parse_mirrors
 from scripts.package import package_wheel
-from scripts.patch import load_patches, prepare_tree
+from scripts.patch import prepare_tree
+from scripts.patches import recipe_patches
 from scripts.plan import check_space, show_plan
+from scripts.preflight import check_reach
 from scripts.prove import prove_wheel
 from scripts.recipe import DEFAULT_RECIPE, ROOT, Recipe, load_recipe, recipe_names
 from scripts.report import Stages, find_built, make_report, report_path
-from scripts.toolchain import provide_toolchain, toolchain_key
+from scripts.toolchain import environment_key, provide_toolchain
 
 WHEELHOUSE = ROOT / "wheelhouse"
 
@@ -41,6 +44,7 @@ class Job:
     wheelhouse: Path
     indexes: Indexes
     offline: bool
+    mirrors: tuple[Mirror, ...]
     environment: Mapping[str, str]
 
 
@@ -86,10 +90,11 @@ def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
     """Run all stages; return the wheel in the wheelhouse and its report. Raises the failing stage's error."""
     stages = Stages()
     check_wheelhouse(job.wheelhouse)
-    patches = load_patches(job.recipe)
-    check_space(job.recipe, job.cache, toolchain=toolchain_key(job.recipe))
+    patches, _ = recipe_patches(job.recipe)
+    check_space(job.recipe, job.cache, toolchain=environment_key(job.recipe))
+    check_reach(job.recipe, job.cache, job.mirrors, environment=job.environment, offline=job.offline)
     with stages.timed("fetch"):
-        fetched = fetch_recipe(job.recipe, cache=job.cache, console=console, offline=job.offline)
+        fetched = fetch_recipe(job.recipe, Place(job.cache, console, job.offline, job.mirrors, job.recipe.folder))
     with stages.timed("patch"):
         console.stage("patch", f"{len(patches)} patches")
         source = prepare_tree(fetched.source, patches, cache=job.cache, console=console)
@@ -217,9 +222,10 @@ def main(arguments: Sequence[str], console: Console) -> int:
         return 0
     cache = open_cache(options)
     indexes = read_indexes()
+    mirrors = parse_mirrors(options.mirror or os.environ.get(VARIABLE, ""))
     for archs in lists:
         console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
-        job = Job(recipe, archs, jobs, cache, options.wheelhouse, indexes, options.offline, os.environ)
+        job = Job(recipe, archs, jobs, cache, options.wheelhouse, indexes, options.offline, mirrors, os.environ)
         path, report = build_wheel(job, console)
         show_result(path, report, console)
     return 0

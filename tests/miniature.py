@@ -86,10 +86,14 @@ __version__ = "2.11.0+mini"
 version = types.SimpleNamespace(cuda="13.0")
 class _C:
     @staticmethod
+    def _cuda_getArchFlags():
+        return "sm_90 sm_100 sm_120"
+    @staticmethod
     def _dispatch_get_all_op_names():
         with open("/proc/self/maps") as maps:
             return ["_moe_C::topk"] if "_moe_C" in maps.read() else []
 """
+HEADER = "torch/include/torch/headeronly/core/ScalarType.h"
 NVCC = """#!/bin/sh
 case "$*" in *--version*) echo "Cuda compilation tools, release 13.0, V13.0.88"; exit 0;; esac
 while [ $# -gt 1 ]; do [ "$1" = -o ] && : > "$2"; shift; done
@@ -214,7 +218,7 @@ def make_miniature(root: Path) -> Miniature:
     (root / "moe.fatbin").write_bytes(fatbin)
     source = _sdist(links / "vllm-0.20.1.tar.gz", files)
     cutlass = _wheel(links, "mini_cutlass", "1.0", {"data/cutlass/include/cutlass_version.h": "#pragma once\n"})
-    torch = _wheel(links, "torch", "2.11.0+mini", {"torch/__init__.py": TORCH})
+    torch = _wheel(links, "torch", "2.11.0+mini", {"torch/__init__.py": TORCH, HEADER: "Float8_e8m0fnu"})
     tools = {f"nvidia/cu13/{name}": NVCC for name in ("bin/nvcc", "bin/ptxas", "bin/cudafe++", "bin/fatbinary")}
     tools |= {
         "nvidia/cu13/nvvm/bin/cicc": NVCC,

@@ -66,7 +66,7 @@ def recipe_with(lock: str, tmp_path: Path) -> Recipe:
     (tmp_path / "x.txt").write_text(lock)
     base = load_recipe("vllm-0.15.1-cu128")
     toolchain = base.toolchain.model_copy(update={"lock": "x.txt"})
-    return base.model_copy(update={"toolchain": toolchain, "patches": ("1.patch", "2.patch")})
+    return base.model_copy(update={"toolchain": toolchain, "folder": tmp_path, "patches": ("1.patch", "2.patch")})
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_patch_with_a_condition_is_taken_only_where_the_lock_file_meets_it(
 ) -> None:
     patch_file(tmp_path, "1.patch", CHANGE)
     patch_file(tmp_path, "2.patch", CHANGE, more="When: setuptools<77\n")
-    taken, others = recipe_patches(recipe_with(lock, tmp_path), folder=tmp_path, recipes=tmp_path)
+    taken, others = recipe_patches(recipe_with(lock, tmp_path))
     assert [patch.name for patch in taken] == needed
     assert all(item.verdict is Verdict.UNNEEDED and "setuptools" in item.detail for item in others)
     assert len(taken) + len(others) == 2
@@ -93,7 +93,7 @@ def test_a_condition_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     patch_file(tmp_path, "1.patch", CHANGE)
     patch_file(tmp_path, "2.patch", CHANGE, more="When: old setuptools\n")
     with pytest.raises(PatchError, match="is not a requirement"):
-        recipe_patches(recipe_with("", tmp_path), folder=tmp_path, recipes=tmp_path)
+        recipe_patches(recipe_with("", tmp_path))
 
 
 def test_the_lock_files_pin_what_the_recipes_say() -> None:
