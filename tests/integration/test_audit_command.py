@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     return make_wheel(
-        folder, {"vllm/_C.abi3.so": shared_object(folder / "x.so", UNITS).read_bytes()}, version="0.15.1+cu128.sm80"
+        folder, {"vllm/_C.abi3.so": shared_object(folder / "x.so", UNITS).read_bytes()}, version="9.9.9+cu128.sm80"
     )
 
 
