@@ -97,13 +97,16 @@ def matching_recipe(path: Path) -> Recipe | None:
     if version is None:
         return None
     local = (version.local or "").split(".")
-    for name in recipe_names():
-        recipe = load_recipe(name)
-        same_version = path.name.startswith(f"{recipe.package.name}-") and version.public == recipe.package.version
-        same_notes = recipe.package.label == ".".join(part for part in local if not _STANDARD.fullmatch(part))
-        if same_version and same_notes and cuda_label(recipe.torch.cuda) in local:
-            return recipe
-    return None
+    recipes = [load_recipe(name) for name in recipe_names()]
+    same = [
+        recipe
+        for recipe in recipes
+        if path.name.startswith(f"{recipe.package.name}-") and version.public == recipe.package.version
+    ]
+    if version.local is None and same:  # upstream's own wheel: nothing less than the fullest recipe may be inside
+        return max(same, key=lambda recipe: len(recipe.components))
+    notes = ".".join(part for part in local if not _STANDARD.fullmatch(part))
+    return next((r for r in same if r.package.label == notes and cuda_label(r.torch.cuda) in local), None)
 
 
 _STANDARD = re.compile(r"cu\d+|sm\d+[af]?(ptx)?")

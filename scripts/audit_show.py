@@ -57,7 +57,7 @@ def _contents(report: AuditReport, dash: str) -> Iterator[list[str]]:
     for member, item in report.components.items():
         if item.containers:
             yield [
-                PurePosixPath(member).name,
+                _short(member, report),
                 str(item.containers),
                 " ".join(f"{arch}:{count}" for arch, count in item.elf.items()) or dash,
                 " ".join(f"{arch}:{count}" for arch, count in item.ptx.items()) or dash,
@@ -70,7 +70,13 @@ def _matrix(report: AuditReport, mark: dict[str, str]) -> Iterator[list[str]]:
     for member, item in report.components.items():
         if item.containers:
             cells = (verdict.components[member] for verdict in report.targets)
-            yield [PurePosixPath(member).name, *(_cell(cell, mark["dash"]) for cell in cells)]
+            yield [_short(member, report), *(_cell(cell, mark["dash"]) for cell in cells)]
+
+
+def _short(member: str, report: AuditReport) -> str:
+    """Return the file name, or the whole path where two files are called the same."""
+    name = PurePosixPath(member).name
+    return member if sum(PurePosixPath(other).name == name for other in report.components) > 1 else name
 
 
 def _cell(item: Coverage, dash: str) -> str:

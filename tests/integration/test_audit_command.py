@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     return make_wheel(
-        folder, {"vllm/_C.abi3.so": shared_object(folder / "x.so", UNITS).read_bytes()}, version="0.15.1+cu128.sm80"
+        folder, {"vllm/_C.abi3.so": shared_object(folder / "x.so", UNITS).read_bytes()}, version="9.9.9+cu128.sm80"
     )
 
 
@@ -163,7 +163,8 @@ def test_the_default_recipe_gives_the_targets_of_others_wheels(monkeypatch: pyte
         ("vllm-0.20.1+cu130.core-cp38-abi3-linux_x86_64.whl", "vllm-0.20.1-cu130"),
         ("vllm-0.20.1+cu129.core-cp38-abi3-linux_x86_64.whl", ""),
         ("xformers-0.20.1+cu130.core-cp38-abi3-linux_x86_64.whl", ""),
-        ("vllm-0.20.1-cp38-abi3-linux_x86_64.whl", ""),
+        ("vllm-0.20.1-cp38-abi3-linux_x86_64.whl", "vllm-0.20.1-cu130"),
+        ("vllm-0.3.0-cp38-abi3-linux_x86_64.whl", ""),
         ("libx.so", ""),
     ],
 )
