@@ -150,7 +150,11 @@ def _link(member: tarfile.TarInfo, path: Path, target: Path, budget: _Budget) ->
     archive = budget.archive
     if member.issym():
         goal = path.parent / member.linkname
-        if member.linkname.startswith("/") or not goal.resolve().is_relative_to(target.resolve()):
+        if (
+            not member.linkname
+            or member.linkname.startswith("/")
+            or not goal.resolve().is_relative_to(target.resolve())
+        ):
             raise _hostile(archive, member.name, f"it links outside ({member.linkname})")
         path.symlink_to(member.linkname)
         return

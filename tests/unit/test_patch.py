@@ -113,15 +113,14 @@ def test_what_diff_makes_of_two_texts_turns_one_into_the_other(
     tmp_path_factory: pytest.TempPathFactory, old: str, new: str, context: int
 ) -> None:
     rows = [part.split("\n") for part in (old, new)]
-    keep = [[row + "\n" for row in part[:-1]] + ([part[-1]] if part[-1] else []) for part in rows]
-    made = difflib.unified_diff(*keep, "a/f.txt", "b/f.txt", n=context)
+    before, after = [[row + "\n" for row in part[:-1]] + ([part[-1]] if part[-1] else []) for part in rows]
+    made = difflib.unified_diff(before, after, "a/f.txt", "b/f.txt", n=context)
     text = "".join(row if row.endswith("\n") else f"{row}\n\\ No newline at end of file\n" for row in made)
     if not text or not old:
         return
     folder = tree(tmp_path_factory.mktemp("t"), f_txt=old)
     apply_patches(folder, [patch_of(text)])
-    after = contents(folder)
-    assert after.get("f.txt", b"").decode() == new
+    assert contents(folder).get("f.txt", b"").decode() == new
 
 
 def test_a_hunk_that_moved_is_found_by_its_lines(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ HOSTILE: dict[str, list[Entry]] = {
     "block device": [("v/disk", tarfile.BLKTYPE, "")],
     "pipe": [("v/pipe", tarfile.FIFOTYPE, "")],
     "symlink to outside": [("v/l", SYMLINK, "../../x")],
+    "symlink to nothing": [("v/l", SYMLINK, "")],
     "absolute symlink": [("v/l", SYMLINK, "/etc/passwd")],
     "absolute symlink into the target's namesake": [("v/l", SYMLINK, "/")],
     "file through a link": [("v/d", FOLDER, ""), ("v/l", SYMLINK, "d/../.."), ("v/l/evil", FILE, "x")],
