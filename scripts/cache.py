@@ -59,14 +59,20 @@ class Cache:
         return cls(root)
 
     def place(self, group: str, key: str) -> Path:
-        """Return the path of one entry; its parent exists."""
+        """Return the path of one entry; its parent exists. Raises FetchError."""
         path = self.root / group / key
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise from_os_error(FetchError, error, doing="making a folder of the cache", path=path.parent) from error
         return path
 
     @contextmanager
     def lock(self, name: str, console: Console) -> Iterator[None]:
-        """Hold the lock `name` (released by the kernel when the process dies); say who holds it while waiting."""
+        """Hold the lock `name` (released by the kernel when the process dies); say who holds it while waiting.
+
+        Raises FetchError when the cache's locks cannot be written.
+        """
         path = self.place("locks", name + ".lock")
         holder = path.with_suffix(".holder")
         lock = FileLock(path)
@@ -75,6 +81,8 @@ class Cache:
         except Timeout:
             console.note(f"waiting for another run ({_holder(holder)}) that works on {name}")
             lock.acquire()
+        except OSError as error:
+            raise from_os_error(FetchError, error, doing="locking", path=path) from error
         try:
             holder.write_text(f"process {os.getpid()}")
             yield
@@ -107,7 +115,9 @@ class Cache:
 
 
 def _refuse_foreign(root: Path) -> None:
-    if any(child.name not in {"locks", "uv"} for child in root.iterdir()):
+    # A fresh filesystem has lost+found; a first run killed while it wrote the tag left a part of it.
+    ours = ("locks", "uv", "lost+found")
+    if any(child.name not in ours and not child.name.startswith(f".{CACHEDIR_TAG}.") for child in root.iterdir()):
         raise UsageError(
             f"{root} is not empty and not a wheelsmith cache",
             why=f"it has no {CACHEDIR_TAG}; wheelsmith deletes things in its cache and will not risk yours",
@@ -124,18 +134,21 @@ def _holder(path: Path) -> str:
 
 def remove_tree(path: Path) -> None:
     """Delete a directory tree; a missing one is fine, read-only parts are made writable."""
-
-    def make_writable(function: Callable[..., Any], name: str, _info: Any) -> None:
-        parent = Path(name).parent
-        if parent.exists():
-            parent.chmod(0o700)
-            if Path(name).exists():
-                function(name)
-
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, onerror=make_writable)
-    else:
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        _make_writable(path)
+        shutil.rmtree(path)
+
+
+def _make_writable(folder: Path) -> None:
+    folder.chmod(0o700)
+    for child in folder.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            _make_writable(child)
 
 
 def digest(value: Any) -> str:

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import certifi
 
+from scripts.errors import FetchError
+
 DEFAULT_INDEX = ""  # empty: the public index that unearth and uv know themselves
 _SECTIONS = (":env:", "download", "install", "global")  # pip's precedence, strongest first
 
@@ -37,15 +39,25 @@ class Indexes:
         return () if self.no_index else (self.index_url, *self.extra_index_urls)
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Return a context that trusts the system's store, certifi's, SSL_CERT_FILE and the configured bundle."""
+        """Return a context that trusts the system's store, certifi's, SSL_CERT_FILE and the configured bundle.
+
+        Raises FetchError when the bundle cannot be read.
+        """
         context = ssl.create_default_context()
         context.load_verify_locations(certifi.where())
         bundle = self.cert or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
         if bundle:
             path = Path(bundle)
-            context.load_verify_locations(
-                cafile=None if path.is_dir() else path, capath=path if path.is_dir() else None
-            )
+            try:
+                context.load_verify_locations(
+                    cafile=None if path.is_dir() else path, capath=path if path.is_dir() else None
+                )
+            except OSError as error:  # ssl.SSLError is one
+                raise FetchError(
+                    f"the certificates in {path} cannot be read",
+                    why=error.strerror or str(error),
+                    fix="correct PIP_CERT (or cert in pip.conf), REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE",
+                ) from error
         return context
 
     def uv_environment(self, base: Mapping[str, str]) -> dict[str, str]:
@@ -56,14 +68,17 @@ class Indexes:
         wanted = {
             "UV_DEFAULT_INDEX": self.index_url,
             "UV_INDEX": " ".join(self.extra_index_urls),
-            "UV_FIND_LINKS": " ".join(self.find_links),
+            "UV_FIND_LINKS": ",".join(self.find_links),
             "UV_INSECURE_HOST": " ".join(self.trusted_hosts),
             "UV_NO_INDEX": "1" if self.no_index else "",
             "UV_INDEX_STRATEGY": "unsafe-best-match",  # pip's behaviour; safe here, as every file has a hash
             "SSL_CERT_FILE": self.cert,
         }
-        if self.no_index:
+        # uv prefers these names to their older ones, which the user may have set.
+        if self.no_index or "UV_INDEX_URL" in base:
             wanted["UV_DEFAULT_INDEX"] = ""
+        if "UV_EXTRA_INDEX_URL" in base:
+            wanted["UV_INDEX"] = ""
         return {**{name: value for name, value in wanted.items() if value}, **base}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unidiff.constants import LINE_TYPE_NO_NEWLINE
 from unidiff.errors import UnidiffParseError
 from unidiff.patch import Hunk, PatchedFile, PatchSet
 
@@ -133,7 +134,7 @@ def apply_patches(tree: Path, patches: Sequence[Patch]) -> None:
     for name, lines in contents.items():
         path = tree / name
         if lines is None:
-            path.unlink()
+            path.unlink(missing_ok=True)  # an earlier patch of the series may have added it
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
@@ -153,15 +154,18 @@ def apply_to(tree: Path, patch: Patch, contents: dict[str, list[str] | None]) ->
             contents[name] = _read_lines(tree / name)
         lines = contents[name]
         if file.is_added_file:
+            added = [line for hunk in file for line in _sides(hunk)[1]]
             if lines is not None:
-                problems.append(HunkProblem(name, 1, "the file exists already"))
-            contents[name] = [line.value for hunk in file for line in hunk if line.is_added]
+                problems.append(HunkProblem(name, 1, "the file exists already", lines == added))
+            contents[name] = added
         elif lines is None:
             problems.append(HunkProblem(name, 1, "there is no such file"))
         else:
             result, wrong = _apply_hunks(file, lines)
             problems += wrong
-            contents[name] = None if file.is_removed_file and not result else result
+            if file.is_removed_file and result and not wrong:
+                problems.append(HunkProblem(name, 1, "the file has lines that the patch does not know"))
+            contents[name] = None if file.is_removed_file else result
     return problems
 
 
@@ -183,7 +187,8 @@ def _check_name(name: str, patch: Patch) -> None:
 def _read_lines(path: Path) -> list[str] | None:
     if not path.is_file():
         return None
-    return path.read_bytes().decode("utf-8", "surrogateescape").splitlines(keepends=True)
+    # Not splitlines(): form feeds and Unicode's line separators do not end a line for diff.
+    return re.findall(r"[^\n]*\n|[^\n]+", path.read_bytes().decode("utf-8", "surrogateescape"))
 
 
 def _apply_hunks(file: PatchedFile, lines: list[str]) -> tuple[list[str], list[HunkProblem]]:
@@ -203,8 +208,18 @@ def _apply_hunks(file: PatchedFile, lines: list[str]) -> tuple[list[str], list[H
 
 
 def _sides(hunk: Hunk) -> tuple[list[str], list[str]]:
-    before = [line.value for line in hunk if line.is_context or line.is_removed]
-    after = [line.value for line in hunk if line.is_context or line.is_added]
+    """Return a hunk's lines before and after; the last one without its newline where the diff says so."""
+    before: list[str] = []
+    after: list[str] = []
+    last: list[list[str]] = []
+    for line in hunk:
+        if line.line_type == LINE_TYPE_NO_NEWLINE:
+            for side in last:
+                side[-1] = side[-1].removesuffix("\n")
+            continue
+        last = ([before] if not line.is_added else []) + ([after] if not line.is_removed else [])
+        for side in last:
+            side.append(line.value)
     return before, after
 
 
@@ -213,12 +228,14 @@ def _find(lines: list[str], wanted: list[str], near: int, first: int) -> int | N
     found = [
         index
         for index in range(first, len(lines) - len(wanted) + 1)
-        if lines[index] == wanted[0] and lines[index : index + len(wanted)] == wanted
+        if wanted and lines[index] == wanted[0] and lines[index : index + len(wanted)] == wanted
     ]
     return min(found, key=lambda index: abs(index - near), default=None)
 
 
 def _difference(lines: list[str], wanted: list[str], hunk: Hunk) -> str:
+    if not wanted:
+        return "the hunk has no context: make the patch with diff -u or git diff"
     start = hunk.source_start - 1
     for offset, line in enumerate(wanted):
         there = lines[start + offset] if start + offset < len(lines) else "(end of file)"

@@ -1,0 +1,22 @@
+"""Fixtures that several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts.cache import Cache
+from scripts.console import Console
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """Return an empty cache."""
+    return Cache.open(tmp_path / "cache")
+
+
+@pytest.fixture
+def console() -> Console:
+    """Return a console that writes where capsys reads."""
+    return Console()
