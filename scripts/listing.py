@@ -20,7 +20,7 @@ def find_sdist(name: str, version: str, indexes: Indexes) -> str | None:
             )
             for match in finder.find_matches(f"{name}=={version}", allow_yanked=True, allow_prereleases=True):
                 if not match.link.is_wheel:
-                    sha256 = (match.link.hashes or {}).get("sha256")
+                    sha256 = next(iter((match.link.hash_option or {}).get("sha256", [])), "")
                     if not sha256:
                         raise FetchError(
                             f"the index lists no sha256 for {match.link.filename}", fix="use another index"
