@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,12 @@ from scripts.cli import Parser, add_cache_options, open_cache, recipe_argument, 
 from scripts.console import Console, human_bytes
 from scripts.download import Client, download, open_client, unreachable
 from scripts.errors import FetchError
+from scripts.git_checkout import Access
 from scripts.git_source import GitTree, fetch_git
 from scripts.indexes import Indexes, read_indexes, redacted
-from scripts.mirrors import VARIABLE, Mirror, parse_mirrors
+from scripts.mirrors import VARIABLE, parse_mirrors
 from scripts.recipe import DEFAULT_RECIPE, RECIPES, GitSource, Recipe, SdistSource, WheelSource, load_recipe
-from scripts.unpack import unpack_wheel
+from scripts.unpack import unpack_sdist, unpack_wheel
 
 IndexSource = SdistSource | WheelSource
 
@@ -40,18 +42,6 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where sources come from and go to: cache, terminal, network allowed or not, mirrors of git hosts."""
-
-    cache: Cache
-    console: Console
-    offline: bool = False
-    mirrors: tuple[Mirror, ...] = ()
-    recipes: Path = RECIPES
-    """Folder of the recipe, where its lists of files are."""
-
-
-@dataclass(frozen=True)
 class Fetched:
     """All that a recipe is built from: the source and each dependency's folder."""
 
@@ -61,44 +51,44 @@ class Fetched:
     """Bytes taken off the wire in this run for each git source."""
 
 
-def fetch_recipe(recipe: Recipe, place: Place) -> Fetched:
+def fetch_recipe(recipe: Recipe, access: Access) -> Fetched:
     """Return a recipe's sources from the cache, downloading what is missing. Raises FetchError."""
     received: dict[str, int] = {}
     source: Archive | GitTree
     if isinstance(recipe.source, GitSource):
-        source = _fetch_git(recipe.source, place)
+        source = _fetch_git(recipe.source, recipe.folder, access)
         received["source"] = source.received
-        place.console.stage("fetch", f"{recipe.package.name} {recipe.package.version} ({_arrived(source)})")
+        access.console.stage("fetch", f"{recipe.package.name} {recipe.package.version} ({_arrived(source)})")
     else:
-        source = _fetch_archive(recipe.source, place)
-        place.console.stage("fetch", f"{source.path.name} ({human_bytes(source.size)})")
+        source = _fetch_archive(recipe.source, access)
+        access.console.stage("fetch", f"{source.path.name} ({human_bytes(source.size)})")
     folders = {}
     for name, dependency in recipe.needed_dependencies().items():
         if isinstance(dependency.source, GitSource):
-            tree = _fetch_git(dependency.source, place)
+            tree = _fetch_git(dependency.source, recipe.folder, access)
             folders[name], received[name] = tree.path, tree.received
-            place.console.note(f"{name} {dependency.version} ({_arrived(tree)})")
+            access.console.note(f"{name} {dependency.version} ({_arrived(tree)})")
         else:
-            folders[name] = fetch_dependency(dependency.source, place)
-            place.console.note(f"{name} {dependency.version}")
+            folders[name] = fetch_dependency(dependency.source, access)
+            access.console.note(f"{name} {dependency.version}")
     return Fetched(source, folders, received)
 
 
-def _fetch_git(source: GitSource, place: Place) -> GitTree:
-    beside = source.files_sha256 is not None and (place.recipes / source.files_sha256).is_file()
+def _fetch_git(source: GitSource, folder: Path, access: Access) -> GitTree:
+    beside = source.files_sha256 is not None and (folder / source.files_sha256).is_file()
     return fetch_git(
         source,
-        cache=place.cache,
-        console=place.console,
-        mirrors=place.mirrors,
-        offline=place.offline,
-        ca_bundle=os.environ.get("SSL_CERT_FILE", ""),
-        recipes=place.recipes if beside else RECIPES,
+        cache=access.cache,
+        console=access.console,
+        mirrors=access.mirrors,
+        offline=access.offline,
+        ca_bundle=access.ca_bundle,
+        recipes=folder if beside else RECIPES,
     )
 
 
-def _fetch_archive(source: IndexSource, place: Place) -> Archive:
-    return fetch_archive(source, cache=place.cache, console=place.console, offline=place.offline)
+def _fetch_archive(source: IndexSource, access: Access) -> Archive:
+    return fetch_archive(source, cache=access.cache, console=access.console, offline=access.offline)
 
 
 def _arrived(tree: GitTree) -> str:
@@ -106,15 +96,15 @@ def _arrived(tree: GitTree) -> str:
     return f"commit {tree.commit[:12]}, {tree.files} files, {got}"
 
 
-def fetch_dependency(source: IndexSource, place: Place) -> Path:
+def fetch_dependency(source: IndexSource, access: Access) -> Path:
     """Return the folder of a dependency from the package index, unpacked once into the cache."""
-    cache, console = place.cache, place.console
+    cache, console = access.cache, access.console
     folder = source.path if isinstance(source, WheelSource) else ""
     key = digest([source.sha256, folder])
     ready = cache.place("dependencies", key)
     if ready.is_dir():
         return ready
-    archive = _fetch_archive(source, place)
+    archive = _fetch_archive(source, access)
     with cache.lock(f"dependency-{key}", console):
         return cache.build_once("dependencies", key, lambda target: unpack_wheel(archive.path, target, folder=folder))
 
@@ -218,6 +208,22 @@ def _not_found(source: IndexSource, indexes: Indexes, listed: list[Link], proble
     )
 
 
+def source_tree(source: SdistSource | GitSource, access: Access) -> Path:
+    """Return a source as a tree without patches, from the cache or fetched. Raises FetchError."""
+    if isinstance(source, GitSource):
+        return _fetch_git(source, RECIPES, access).path
+    archive = _fetch_archive(source, access)
+    key = archive.sha256[:20]
+    with access.cache.lock(f"source-{key}", access.console):
+        return access.cache.build_once("sources", key, lambda target: unpack_sdist(archive.path, target))
+
+
+def open_access(options: Namespace, console: Console) -> Access:
+    """Return what --cache, --offline and --mirror (or WHEELSMITH_MIRROR) say. Raises UsageError or FetchError."""
+    mirrors = parse_mirrors(options.mirror or os.environ.get(VARIABLE, ""))
+    return Access(open_cache(options), console, mirrors, options.offline, os.environ.get("SSL_CERT_FILE", ""))
+
+
 def main(arguments: Sequence[str], console: Console) -> int:
     """Fetch a recipe's sources into the cache."""
     parser = Parser("fetch", "Download a recipe's pinned sources into the cache and check them.")
@@ -225,8 +231,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     add_cache_options(parser)
     options = parser.parse_args(arguments)
     recipe = load_recipe(recipe_argument(options.recipe))
-    mirrors = parse_mirrors(options.mirror or os.environ.get(VARIABLE, ""))
-    fetched = fetch_recipe(recipe, Place(open_cache(options), console, options.offline, mirrors, recipe.folder))
+    fetched = fetch_recipe(recipe, open_access(options, console))
     for name, folder in {"source": fetched.source.path, **fetched.dependencies}.items():
         console.result(f"{name}: {folder}")
     return 0

@@ -16,18 +16,16 @@ from typing import Any
 
 from scripts.agreement import KNOWN, Known
 from scripts.cache import Cache, write_atomic
-from scripts.cli import Parser, add_cache_options, open_cache, run
+from scripts.cli import Parser, add_cache_options, run
 from scripts.console import Console
 from scripts.errors import FetchError, UsageError
-from scripts.fetch import fetch_archive
+from scripts.fetch import open_access, source_tree
 from scripts.git_checkout import Access, Job, Work
-from scripts.git_source import fetch_git
 from scripts.indexes import read_indexes
 from scripts.labels import cuda_label
 from scripts.listing import find_sdist
-from scripts.mirrors import Mirror, parse_mirrors, repository_key
+from scripts.mirrors import repository_key
 from scripts.recipe import RECIPES, Component, GitSource, Recipe, SdistSource, load_recipe, recipe_names
-from scripts.unpack import unpack_sdist
 from scripts.upgrade import compile_lock
 from scripts.upstream import Fetch, Upstream, read_upstream
 
@@ -219,15 +217,8 @@ def source_table(version: str, kind: str, resolver: Resolver) -> dict[str, Any]:
     return {"kind": "git", "repository": REPOSITORY, "commit": commit, "tag": f"v{version}"}
 
 
-def source_tree(table: Mapping[str, Any], access: Access) -> Path:
-    """Return vLLM's source tree, from the cache or fetched."""
-    cache, console = access.cache, access.console
-    if table["kind"] == "git":
-        source = GitSource.model_validate(table)
-        return fetch_git(source, cache=cache, console=console, mirrors=access.mirrors, offline=access.offline).path
-    archive = fetch_archive(SdistSource.model_validate(table), cache=cache, console=console, offline=access.offline)
-    with cache.lock(f"source-{archive.sha256[:20]}", console):
-        return cache.build_once("sources", archive.sha256[:20], lambda target: unpack_sdist(archive.path, target))
+def _source(table: Mapping[str, Any]) -> SdistSource | GitSource:
+    return GitSource.model_validate(table) if table["kind"] == "git" else SdistSource.model_validate(table)
 
 
 def torch_cuda(lock: str) -> str:
@@ -243,13 +234,11 @@ def main(arguments: Sequence[str], console: Console) -> int:
     options = _options(arguments)
     if options.package != "vllm":
         raise UsageError(f"lock knows vllm only, not {options.package!r}", fix="nox -s lock -- vllm 0.16.0")
-    cache = open_cache(options)
-    mirrors: tuple[Mirror, ...] = parse_mirrors(options.mirror)
-    access = Access(cache, console, mirrors, offline=options.offline, ca_bundle=read_indexes().cert)
+    access = open_access(options, console)
     resolver = Resolver(access, [load_recipe(name) for name in recipe_names()], strict=options.write)
     table = source_table(options.version, options.source, resolver)
     console.stage("lock", f"vllm {options.version} from {table['kind']}")
-    upstream = read_upstream(source_tree(table, access))
+    upstream = read_upstream(source_tree(_source(table), access))
     with tempfile.TemporaryDirectory() as folder:
         wanted, locked = Path(folder) / "build.in", Path(folder) / "build.txt"
         cuda = options.cuda or _resolve_cuda(upstream, wanted, locked)
@@ -262,7 +251,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
             return 0
         if options.cuda or cuda in TOOLKIT_WHEELS:
             _resolve_cuda(upstream, wanted, locked, more=_cuda_packages(cuda))
-        _write(options.version, cuda, text, locked.read_bytes(), cache, console)
+        _write(options.version, cuda, text, locked.read_bytes(), access.cache, console)
     return 0
 
 
@@ -273,7 +262,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--source", choices=["auto", "sdist", "git"], default="auto", help="where the source is from")
     parser.add_argument("--cuda", default="", help="CUDA of torch (default: what the locked torch was built with)")
     parser.add_argument("--write", action="store_true", help="write recipes/NAME.toml and its lock file")
-    parser.add_argument("--mirror", default="", help="git mirror, as WHEELSMITH_MIRROR")
     add_cache_options(parser)
     return parser.parse_args(arguments)
 

@@ -11,6 +11,7 @@ from scripts.cuda_redist import is_cached
 from scripts.cuda_system import find_system_toolkit, ways_to_get
 from scripts.cuda_toolkit import needs_packages
 from scripts.errors import DoctorError
+from scripts.git_checkout import Access
 from scripts.git_process import git_program, unreachable
 from scripts.git_source import tree_key
 from scripts.mirrors import VARIABLE, Mirror, address, rewrite
@@ -30,26 +31,24 @@ def missing_git(recipe: Recipe, cache: Cache, mirrors: Sequence[Mirror]) -> list
     return urls
 
 
-def check_reach(
-    recipe: Recipe, cache: Cache, mirrors: Sequence[Mirror], *, environment: Mapping[str, str], offline: bool
-) -> None:
+def check_reach(recipe: Recipe, access: Access, *, environment: Mapping[str, str]) -> None:
     """Refuse to start when git hosts or CUDA that the recipe needs cannot be reached. Raises DoctorError.
 
     Hosts are asked for a TCP connection only, all at once, with a short time-out.
     """
     lacks: list[str] = []
     fixes: list[str] = []
-    urls = missing_git(recipe, cache, mirrors)
+    urls = missing_git(recipe, access.cache, access.mirrors)
     if urls:
         git_program()
-        lacks += _git_problems(urls, offline=offline)
+        lacks += _git_problems(urls, offline=access.offline)
         if lacks:
             fixes += [
                 "check the network and HTTPS_PROXY, then run again: what came is kept",
                 f"fetch from a mirror: {VARIABLE}='https://github.com/=https://your-mirror/' (or file:///path)",
                 "bring the sources on a disk: nox -s fetch -- --from-bundle FILE (docs/sources.md)",
             ]
-    if toolkit := _toolkit_problem(recipe, cache, environment, offline=offline):
+    if toolkit := _toolkit_problem(recipe, access, environment):
         lacks.append(toolkit)
         fixes += ways_to_get(recipe.toolchain.cuda)[1:]
     if lacks:
@@ -74,7 +73,7 @@ def _git_problems(urls: Sequence[str], *, offline: bool) -> list[str]:
     ]
 
 
-def _toolkit_problem(recipe: Recipe, cache: Cache, environment: Mapping[str, str], *, offline: bool) -> str:
+def _toolkit_problem(recipe: Recipe, access: Access, environment: Mapping[str, str]) -> str:
     """Return why no CUDA toolkit can be had, "" when one can."""
     if needs_packages(recipe):
         return ""
@@ -86,7 +85,7 @@ def _toolkit_problem(recipe: Recipe, cache: Cache, environment: Mapping[str, str
     none = f"CUDA {cuda}: none is installed ({seen})" if found else f"CUDA {cuda}"
     if kind == "system" or redist is None:
         return none
-    if is_cached(redist, cache):
+    if is_cached(redist, access.cache):
         return ""
-    cause = "--offline forbids downloads" if offline else unreachable(redist.base_url)
+    cause = "--offline forbids downloads" if access.offline else unreachable(redist.base_url)
     return f"{none}; NVIDIA's archives: {cause}" if cause else ""

@@ -12,14 +12,14 @@ from typing import Any
 
 from scripts.archs import Arch, arch_list, check_cuda_can, parse_arch_list
 from scripts.cache import Cache, install_file, write_json
-from scripts.cli import Parser, add_cache_options, open_cache, recipe_argument, run, user_path
+from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
 from scripts.compile import BuildTree, compile_units, configure, plan_tree
 from scripts.console import Console, human_bytes, human_seconds
 from scripts.errors import PackageError, UsageError, from_os_error
-from scripts.fetch import Fetched, Place, fetch_recipe
+from scripts.fetch import Fetched, fetch_recipe, open_access
+from scripts.git_checkout import Access
 from scripts.indexes import Indexes, read_indexes
 from scripts.machine import Machine, default_jobs, read_machine
-from scripts.mirrors import VARIABLE, Mirror, parse_mirrors
 from scripts.package import package_wheel
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
@@ -40,12 +40,20 @@ class Job:
     recipe: Recipe
     archs: tuple[Arch, ...]
     jobs: int
-    cache: Cache
+    access: Access
     wheelhouse: Path
     indexes: Indexes
-    offline: bool
-    mirrors: tuple[Mirror, ...]
     environment: Mapping[str, str]
+
+    @property
+    def cache(self) -> Cache:
+        """The cache directory."""
+        return self.access.cache
+
+    @property
+    def offline(self) -> bool:
+        """Whether the network must not be used."""
+        return self.access.offline
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -92,9 +100,9 @@ def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
     check_wheelhouse(job.wheelhouse)
     patches, _ = recipe_patches(job.recipe)
     check_space(job.recipe, job.cache, toolchain=environment_key(job.recipe))
-    check_reach(job.recipe, job.cache, job.mirrors, environment=job.environment, offline=job.offline)
+    check_reach(job.recipe, job.access, environment=job.environment)
     with stages.timed("fetch"):
-        fetched = fetch_recipe(job.recipe, Place(job.cache, console, job.offline, job.mirrors, job.recipe.folder))
+        fetched = fetch_recipe(job.recipe, job.access)
     with stages.timed("patch"):
         console.stage("patch", f"{len(patches)} patches")
         source = prepare_tree(fetched.source, patches, cache=job.cache, console=console)
@@ -220,12 +228,11 @@ def main(arguments: Sequence[str], console: Console) -> int:
         for archs in lists:
             show_plan(recipe, archs, jobs=jobs, machine=machine, wheelhouse=options.wheelhouse, console=console)
         return 0
-    cache = open_cache(options)
+    access = open_access(options, console)
     indexes = read_indexes()
-    mirrors = parse_mirrors(options.mirror or os.environ.get(VARIABLE, ""))
     for archs in lists:
         console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
-        job = Job(recipe, archs, jobs, cache, options.wheelhouse, indexes, options.offline, mirrors, os.environ)
+        job = Job(recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ)
         path, report = build_wheel(job, console)
         show_result(path, report, console)
     return 0

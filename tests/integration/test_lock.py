@@ -13,12 +13,12 @@ from scripts.agreement import disagreements
 from scripts.cache import Cache, default_cache_dir
 from scripts.console import Console
 from scripts.errors import FetchError, UsageError
-from scripts.fetch import fetch_archive
+from scripts.fetch import fetch_archive, source_tree
 from scripts.git_checkout import Access
 from scripts.listing import find_sdist
-from scripts.lock import UNRESOLVED, Resolver, recipe_data, source_table, source_tree, toml, torch_cuda
+from scripts.lock import UNRESOLVED, Resolver, recipe_data, source_table, toml, torch_cuda
 from scripts.mirrors import parse_mirrors
-from scripts.recipe import RECIPES, Recipe, SdistSource, load_recipe
+from scripts.recipe import RECIPES, GitSource, Recipe, SdistSource, load_recipe
 from scripts.unpack import unpack_sdist
 from scripts.upstream import read_upstream
 from tests import trees
@@ -63,13 +63,13 @@ def test_a_git_source_is_resolved_by_its_servers(access: Access, servers: dict[s
     resolver = Resolver(access, [])
     table = source_table("0.99.0", "git", resolver)
     assert table["commit"] == servers["vllm"].head
-    upstream = read_upstream(source_tree(table, access))
+    upstream = read_upstream(source_tree(GitSource.model_validate(table), access))
     data = recipe_data("0.99.0", table, upstream, resolver, cuda="12.8")
     assert data["dependencies"]["triton_kernels"]["source"]["commit"] == servers["triton"].head
     assert data["dependencies"]["cutlass"]["source"]["commit"] == servers["cutlass"].head
     assert "flashmla" not in data["dependencies"]  # needs CUDA 12.9
     recipe = Recipe.model_validate({**tomllib.loads(toml(data)), "name": "vllm-0.99.0-cu128"})
-    assert disagreements(recipe, source_tree(table, access)) == []
+    assert disagreements(recipe, source_tree(GitSource.model_validate(table), access)) == []
 
 
 def test_submodules_are_read_from_the_pinned_commit(access: Access, tmp_path: Path) -> None:

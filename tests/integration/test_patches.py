@@ -11,6 +11,8 @@ from scripts import patches
 from scripts.cache import Cache
 from scripts.console import Console
 from scripts.errors import PatchError, UsageError
+from scripts.fetch import source_tree
+from scripts.git_checkout import Access
 from scripts.patch import load_patch
 from scripts.patches import Verdict, check_series, locked_versions, recipe_patches
 from scripts.recipe import RECIPES, Recipe, SdistSource, load_recipe
@@ -135,7 +137,7 @@ def test_a_cached_sdist_is_unpacked_without_patches(tmp_path: Path, monkeypatch:
     place = cache.place(f"downloads/{sha256}", "vllm-1.tar.gz")
     place.write_bytes(buffer.getvalue())
     source = SdistSource(kind="sdist", name="vllm", version="1", sha256=sha256)
-    found = patches.source_tree(source, cache=cache, console=Console(quiet=True), offline=True, mirror="")
+    found = source_tree(source, Access(cache, Console(quiet=True), (), offline=True))
     assert (found / "a.txt").read_bytes() == b"one"
 
 
