@@ -69,6 +69,9 @@ class Work:
     def __enter__(self) -> Work:
         self._lock.__enter__()
         git_program()
+        # We hold the repository: a lock of git's own is what a killed git left behind.
+        for stale in self.repository.path.rglob("*.lock"):
+            stale.unlink(missing_ok=True)
         self.repository.create()
         return self
 

@@ -16,7 +16,7 @@ from scripts.console import Console
 from scripts.errors import FetchError
 from scripts.git_process import Repository, git_program
 from scripts.git_source import GitTree, fetch_git
-from scripts.mirrors import parse_mirrors
+from scripts.mirrors import parse_mirrors, repository_key
 from scripts.recipe import GitSource
 from scripts.trees import tree_digest
 from tests.integration.git_servers import GitServer, Upstream, git, serving
@@ -498,6 +498,17 @@ def test_an_interrupted_fetch_ends_git_and_leaves_nothing(
         fetch(triton_source(server.url("triton"), triton), cache)
     monkeypatch.undo()
     assert fetch(triton_source(server.url("triton"), triton), cache).files == 5
+
+
+def test_locks_that_a_killed_git_left_behind_do_not_stop_the_next_fetch(
+    server: GitServer, triton: Upstream, cache: Cache
+) -> None:
+    source = triton_source(server.url("triton"), triton)
+    repository = cache.place("git", f"{repository_key(source.repository)}.git")
+    for name in ("shallow.lock", "config.lock"):
+        repository.mkdir(exist_ok=True)
+        (repository / name).touch()
+    assert fetch(source, cache).files == 5
 
 
 def test_local_commands_never_reach_the_network(server: GitServer, triton: Upstream, cache: Cache) -> None:
