@@ -157,8 +157,8 @@ def judge(target: Target, libraries: Sequence[Library]) -> TargetVerdict:
     alarming = [unit for item in coverage.values() for unit in item.jit_units if unit.kernels != 0]
     base = newest([floor(target.arch, library.cuda_major) for library in with_code]) if with_code else None
     lowest = newest([base, *(release_for_ptx(_pair(unit.ptx)) for unit in alarming)]) if base else None
-    useless = [library for library in with_code if _is_useless(library, coverage[library.member])]
-    reasons = [*_missing_reasons(useless, with_code, coverage), *_driver_reasons(target, base, coverage, libraries)]
+    useless = [library for library in with_code if _is_useless(library, cc)]
+    reasons = [*_missing_reasons(useless, with_code, cc), *_driver_reasons(target, base, coverage, libraries)]
     totals = {how.value: sum(getattr(item, how.value) for item in coverage.values()) for how in How}
     return TargetVerdict(
         gpu=target.gpu,
@@ -189,21 +189,24 @@ def _sum(counts: Iterable[KernelCounts]) -> KernelCounts:
     return KernelCounts.model_validate({name: total[name] for name in KernelCounts.model_fields})
 
 
-def _is_useless(library: Library, coverage: Coverage) -> bool:
+def usable(library: Library, cc: tuple[int, int]) -> int:
+    """Return how many containers have kernels that a GPU can run, natively or after JIT."""
+    return sum(not item.empty and choose(item, cc).how is not How.MISSING for item in library.judged)
+
+
+def _is_useless(library: Library, cc: tuple[int, int]) -> bool:
     """Whether a library for GPUs in general has nothing for this one. Libraries for single archs may."""
-    usable = coverage.native + coverage.compatible + coverage.jit
     has_kernels = any(not container.empty for container in library.judged)
-    return not usable and has_kernels and not library.specialised
+    return has_kernels and not library.specialised and not usable(library, cc)
 
 
-def _missing_reasons(
-    useless: Sequence[Library], with_code: Sequence[Library], coverage: Mapping[str, Coverage]
-) -> list[str]:
-    reasons = [f"{library.title} has no code for it" for library in useless]
-    usable = any(item.native + item.compatible + item.jit for item in coverage.values())
-    if with_code and not usable and not reasons and any(not c.empty for item in with_code for c in item.judged):
-        reasons.append("nothing in it has code for this GPU")
-    return reasons
+def _missing_reasons(useless: Sequence[Library], with_code: Sequence[Library], cc: tuple[int, int]) -> list[str]:
+    if useless:
+        return [f"{', '.join(library.title for library in useless)}: no code for it"]
+    has_kernels = any(not container.empty for library in with_code for container in library.judged)
+    if has_kernels and not any(usable(library, cc) for library in with_code):
+        return ["nothing in it has code for this GPU"]
+    return []
 
 
 def _driver_reasons(

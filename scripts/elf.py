@@ -182,6 +182,8 @@ class Elf:
 
     def string(self, offset: int, end: int) -> str:
         """Return the NUL-terminated string at a file offset that ends before `end`; "" when there is none."""
+        if not 0 <= offset < min(end, self.size):
+            return ""
         stop = self.data.find(b"\0", offset, min(end, offset + MAX_NAME))
         return self.data[offset:stop].decode("utf-8", "replace") if stop > offset else ""
 

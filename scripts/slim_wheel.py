@@ -18,7 +18,7 @@ from packaging.utils import parse_wheel_filename
 from packaging.version import Version
 
 from scripts.archs import Arch, arch_list, architecture, normalised
-from scripts.audit_targets import NAMES, Library, cover
+from scripts.audit_targets import NAMES, Library, usable
 from scripts.drivers import newest, release_for_ptx
 from scripts.dynamic import read_dynamic
 from scripts.elf import open_elf
@@ -138,37 +138,36 @@ class _Job:
     def prepare(self) -> dict[str, Path | None]:
         """Slim every shared object into a file; None for those to drop."""
         prepared: dict[str, Path | None] = {}
-        usable = dict.fromkeys(self._archs, 0)
+        found = dict.fromkeys(self._archs, 0)
         for index, member in enumerate(self._source.shared_objects):
             target = self._work / f"{index}.so"
             with self._source.unpacked(member) as (path, digest):
                 self._check(member, digest.sha256)
                 result = slim_shared_object(path, target, self._ccs, name=member.filename)
-                self._learn(path, usable)
+                self._learn(path, found)
             done = SlimmedMember(member.filename, result, dropped=self._drop and result.empty)
             prepared[member.filename] = None if done.dropped else target
             self.done.append(done)
             self._tell(done)
-        self._refuse_useless(usable)
+        self._refuse_useless(found)
         return prepared
 
     @property
     def _ccs(self) -> list[tuple[int, int]]:
         return [(arch.major, arch.minor) for arch in self._archs]
 
-    def _learn(self, path: Path, usable: dict[Arch, int]) -> None:
+    def _learn(self, path: Path, found: dict[Arch, int]) -> None:
         """Note the CUDA version of a shared object, and which archs it has code for."""
         with open_elf(path) as elf:
             code = device_code(elf)
             cudart = [soname for soname in read_dynamic(elf).needed if soname.startswith("libcudart.so.")]
         self._ptx |= {entry.version for entry in code.entries if entry.kind is Kind.PTX}
         self._cudart = self._cudart or (cudart[0].removeprefix("libcudart.so.").split(".")[0] if cudart else "")
-        for arch in usable:
-            item = cover(Library("", code, 0), (arch.major, arch.minor))
-            usable[arch] += item.native + item.compatible + item.jit
+        for arch in found:
+            found[arch] += usable(Library("", code, 0), (arch.major, arch.minor))
 
-    def _refuse_useless(self, usable: dict[Arch, int]) -> None:
-        without = [arch for arch, count in usable.items() if not count]
+    def _refuse_useless(self, found: dict[Arch, int]) -> None:
+        without = [arch for arch, count in found.items() if not count]
         if without:
             gpu = architecture(without[0]).gpus[0]
             raise AuditError(

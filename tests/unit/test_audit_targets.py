@@ -104,9 +104,15 @@ def test_a_general_library_with_nothing_for_a_gpu_is_not_ok_but_a_specialised_on
     wheel: list[Library],
 ) -> None:
     verdict = judge(parse_target("T4@12.8"), wheel)
-    assert verdict.reasons == ["FlashAttention 2 has no code for it"]
+    assert verdict.reasons == ["FlashAttention 2: no code for it"]
     assert verdict.lowest_driver is None
     assert judge(parse_target("A100@12.8"), wheel).components["vllm/_vllm_fa3_C.abi3.so"].missing == 1
+
+
+def test_ptx_without_kernels_does_not_make_a_library_useful(tmp_path: Path) -> None:
+    library = read(tmp_path, "x.so", real=container(sass("80", "k")), host=container(sass("52"), ptx_entry("52")))
+    assert judge(parse_target("H100@12.9"), [library]).reasons == ["x: no code for it"]
+    assert judge(parse_target("A100@12.9"), [library]).ok
 
 
 def test_a_wheel_of_specialised_libraries_only_is_not_ok_for_another_gpu(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes.util
+import mmap
 import random
 from contextlib import suppress
 from pathlib import Path
@@ -11,9 +12,11 @@ from elftools.elf.elffile import ELFFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scripts.audit_elf import inspect
 from scripts.dynamic import Exports, gnu_hash, read_dynamic, undefined_symbols
 from scripts.elf import Elf, is_elf, open_elf
 from scripts.errors import AuditError
+from scripts.fatbin import device_code
 from tests.fatbins import patched, shared_object
 
 SOURCE = """
@@ -96,6 +99,31 @@ def test_damaged_libraries_give_an_answer_or_an_audit_error(library: Path, flips
         read_dynamic(elf)
         undefined_symbols(elf)
         assert isinstance("alpha" in Exports(elf), bool)
+
+
+def mapped(data: bytes) -> mmap.mmap:
+    """Return data as real files are read: unlike bytes, a map refuses numbers beyond 63 bits."""
+    memory = mmap.mmap(-1, len(data))
+    memory.write(data)
+    return memory
+
+
+@pytest.mark.parametrize(
+    "table", ["headers", "sections", ".dynamic", ".gnu.hash", ".gnu.version_r", ".dynsym", ".rela.dyn"]
+)
+@pytest.mark.parametrize("value", [0, 1, 0xFFFF, 0x7FFFFFFF, 1 << 40, (1 << 63) - 1, (1 << 64) - 8, (1 << 64) - 1])
+def test_extreme_numbers_in_any_field_give_an_answer_or_an_audit_error(library: Path, table: str, value: int) -> None:
+    data = library.read_bytes()
+    elf = Elf(data, "x")
+    found = elf.section(table)
+    ranges = {"headers": (0, 64 + 56 * len(elf.segments)), "sections": (elf.section_headers_at, 64 * len(elf.sections))}
+    start, size = (found.offset, found.size) if found else ranges[table]
+    for at in range(start, start + size, 8):
+        with suppress(AuditError), mapped(patched(data, at, "<Q", value)) as memory:
+            damaged = Elf(memory, "fuzzed.so")
+            inspect(damaged, "fuzzed.so", own=[], site=None)
+            device_code(damaged)
+            assert isinstance("alpha" in Exports(damaged), bool)
 
 
 def test_the_system_has_the_library_the_tests_compare_with() -> None:
