@@ -12,9 +12,9 @@ import shutil
 from pathlib import Path
 
 from scripts.errors import ToolchainError
-from scripts.process import capture
+from scripts.process import Command, capture
 
-NEEDED = ("bin/nvcc", "bin/ptxas", "bin/cudafe++", "bin/fatbinary", "nvvm/bin/cicc", "include/cuda_runtime.h")
+NEEDED = ("bin/nvcc", "bin/ptxas", "bin/cudafe++", "bin/fatbinary", "nvvm/bin/cicc", "include/cuda_runtime.h", "include/cuda.h")
 
 
 def shape_cuda_home(root: Path, target: Path, *, compiler: Path) -> None:
@@ -44,7 +44,7 @@ def shape_cuda_home(root: Path, target: Path, *, compiler: Path) -> None:
                 (lib / plain).symlink_to(library.name)
     (target / "lib").symlink_to("lib64")
     (lib / "stubs").mkdir()
-    _write_stub(lib / "stubs" / "libcuda.so", compiler)
+    write_stub(lib / "stubs" / "libcuda.so", target / "include" / "cuda.h", compiler=compiler)
 
 
 def _link(source: str, target: str) -> None:
@@ -54,20 +54,26 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _write_stub(path: Path, compiler: Path) -> None:
-    """Make an empty libcuda.so: the driver's library is linked against by name and comes with the driver."""
-    command: list[str | Path] = [
-        compiler,
-        "-shared",
-        "-nostdlib",
-        "-Wl,-soname,libcuda.so.1",
-        "-x",
-        "c",
-        "/dev/null",
-        "-o",
-        path,
-    ]
+def driver_functions(header: Path) -> list[str]:
+    """Return the functions of the driver's library that cuda.h declares, under the names that are linked against."""
+    text = header.read_text(errors="replace")
+    declared = re.findall(r"\bCUDAAPI\s+(cu[A-Z]\w*)\s*\(", text)
+    versioned = re.findall(r"^#\s*define\s+cu[A-Z]\w*\s+(?:__CUDA_API_\w+\()?(cu[A-Z]\w*)", text, re.MULTILINE)
+    return sorted({*declared, *versioned})
+
+
+def write_stub(path: Path, header: Path, *, compiler: Path) -> None:
+    """Make a libcuda.so to link against: every function, each answering CUDA_ERROR_STUB_LIBRARY (34).
+
+    An empty one would link as well, but compilers that pass --as-needed (Ubuntu's, torch's CMake) would then leave
+    libcuda.so.1 out of the needed libraries, and the extension would not load.
+    """
+    source = path.with_suffix(".c")
+    source.write_text("".join(f"int {name}(void) {{ return 34; }}\n" for name in driver_functions(header)))
+    options = ("-shared", "-fPIC", "-nostdlib", "-Wl,-soname,libcuda.so.1", "-x", "c")
+    command: Command = [compiler, *options, source, "-o", path]
     code, text = capture(command, environment=os.environ)
+    source.unlink()
     if code:
         raise ToolchainError(
             f"{compiler} cannot link a shared library",

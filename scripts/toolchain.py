@@ -28,7 +28,7 @@ from scripts.process import capture
 from scripts.recipe import Recipe
 from scripts.verify import verify_toolchain
 
-SHAPE = 2  # raise when the layout of a toolchain in the cache changes
+SHAPE = 3  # raise when the layout of a toolchain in the cache changes
 CUDA_13_ROOT = "nvidia/cu13"  # below site-packages, in the wheels of CUDA 13
 
 
