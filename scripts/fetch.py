@@ -15,11 +15,13 @@ from pathlib import Path
 import httpx2
 from unearth import Link, PackageFinder
 
+from scripts.bundle import read_bundle, write_bundle
 from scripts.cache import Cache, digest, file_sha256
-from scripts.cli import Parser, add_cache_options, open_cache, recipe_argument, run
+from scripts.cli import Parser, add_cache_options, open_cache, recipe_argument, run, user_path
 from scripts.console import Console, human_bytes
 from scripts.download import Client, download, open_client, unreachable
-from scripts.errors import FetchError
+from scripts.errors import FetchError, UsageError
+from scripts.git_checkout import Access
 from scripts.git_source import GitTree, fetch_git
 from scripts.indexes import Indexes, read_indexes, redacted
 from scripts.mirrors import VARIABLE, Mirror, parse_mirrors
@@ -219,14 +221,26 @@ def _not_found(source: IndexSource, indexes: Indexes, listed: list[Link], proble
 
 
 def main(arguments: Sequence[str], console: Console) -> int:
-    """Fetch a recipe's sources into the cache."""
+    """Fetch a recipe's sources into the cache, or from and into a bundle."""
     parser = Parser("fetch", "Download a recipe's pinned sources into the cache and check them.")
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"name of a recipe (default {DEFAULT_RECIPE})")
+    parser.add_argument("--bundle", type=user_path, metavar="FILE", help="also write all sources into one file")
+    parser.add_argument("--from-bundle", type=user_path, metavar="FILE", help="take all sources from such a file")
     add_cache_options(parser)
     options = parser.parse_args(arguments)
+    if options.bundle and options.from_bundle:
+        raise UsageError("--bundle writes a file and --from-bundle reads one: give one of them, not both")
     recipe = load_recipe(recipe_argument(options.recipe))
+    cache = open_cache(options)
+    if options.from_bundle:
+        read_bundle(options.from_bundle, cache=cache, console=console)
     mirrors = parse_mirrors(options.mirror or os.environ.get(VARIABLE, ""))
-    fetched = fetch_recipe(recipe, Place(open_cache(options), console, options.offline, mirrors, recipe.folder))
+    offline = options.offline or bool(options.from_bundle)
+    place = Place(cache, console, offline, mirrors, recipe.folder)
+    fetched = fetch_recipe(recipe, place)
+    if options.bundle:
+        access = Access(cache, console, mirrors, offline=offline)
+        write_bundle(recipe, options.bundle, access=access, archive_of=lambda item: _fetch_archive(item, place).path)
     for name, folder in {"source": fetched.source.path, **fetched.dependencies}.items():
         console.result(f"{name}: {folder}")
     return 0

@@ -7,6 +7,7 @@ the same tag of the same repository already; so are the commits of submodules. W
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,15 +20,13 @@ from scripts.cache import Cache, write_atomic
 from scripts.cli import Parser, add_cache_options, open_cache, run
 from scripts.console import Console
 from scripts.errors import FetchError, UsageError
-from scripts.fetch import fetch_archive
 from scripts.git_checkout import Access, Job, Work
-from scripts.git_source import fetch_git
 from scripts.indexes import read_indexes
 from scripts.labels import cuda_label
 from scripts.listing import find_sdist
-from scripts.mirrors import Mirror, parse_mirrors, repository_key
+from scripts.mirrors import VARIABLE, Mirror, parse_mirrors, repository_key
+from scripts.patches import unpatched_tree
 from scripts.recipe import RECIPES, Component, GitSource, Recipe, SdistSource, load_recipe, recipe_names
-from scripts.unpack import unpack_sdist
 from scripts.upgrade import compile_lock
 from scripts.upstream import Fetch, Upstream, read_upstream
 
@@ -226,13 +225,8 @@ def source_table(version: str, kind: str, resolver: Resolver) -> dict[str, Any]:
 
 def source_tree(table: Mapping[str, Any], access: Access) -> Path:
     """Return vLLM's source tree, from the cache or fetched."""
-    cache, console = access.cache, access.console
-    if table["kind"] == "git":
-        source = GitSource.model_validate(table)
-        return fetch_git(source, cache=cache, console=console, mirrors=access.mirrors, offline=access.offline).path
-    archive = fetch_archive(SdistSource.model_validate(table), cache=cache, console=console, offline=access.offline)
-    with cache.lock(f"source-{archive.sha256[:20]}", console):
-        return cache.build_once("sources", archive.sha256[:20], lambda target: unpack_sdist(archive.path, target))
+    kind = GitSource if table["kind"] == "git" else SdistSource
+    return unpatched_tree(kind.model_validate(table), access)
 
 
 def torch_cuda(lock: str) -> str:
@@ -249,7 +243,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     if options.package != "vllm":
         raise UsageError(f"lock knows vllm only, not {options.package!r}", fix="nox -s lock -- vllm 0.16.0")
     cache = open_cache(options)
-    mirrors: tuple[Mirror, ...] = parse_mirrors(options.mirror)
+    mirrors: tuple[Mirror, ...] = parse_mirrors(options.mirror or os.environ.get(VARIABLE, ""))
     access = Access(cache, console, mirrors, offline=options.offline, ca_bundle=read_indexes().cert)
     resolver = Resolver(access, [load_recipe(name) for name in recipe_names()], strict=options.write)
     table = source_table(options.version, options.source, resolver)
@@ -278,7 +272,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--source", choices=["auto", "sdist", "git"], default="auto", help="where the source is from")
     parser.add_argument("--cuda", default="", help="CUDA of torch (default: what the locked torch was built with)")
     parser.add_argument("--write", action="store_true", help="write recipes/NAME.toml and its lock file")
-    parser.add_argument("--mirror", default="", help="git mirror, as WHEELSMITH_MIRROR")
     add_cache_options(parser)
     return parser.parse_args(arguments)
 

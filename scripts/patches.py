@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,15 +12,16 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.cache import Cache, write_json
+from scripts.cache import write_json
 from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
 from scripts.console import Console
 from scripts.errors import PatchError, UsageError
 from scripts.fetch import fetch_archive
+from scripts.git_checkout import Access
 from scripts.git_source import fetch_git
 from scripts.indexes import read_indexes
 from scripts.listing import find_sdist
-from scripts.mirrors import parse_mirrors
+from scripts.mirrors import VARIABLE, parse_mirrors
 from scripts.patch import HunkProblem, Patch, apply_to, load_patches
 from scripts.recipe import DEFAULT_RECIPE, GitSource, Recipe, SdistSource, WheelSource, load_recipe
 from scripts.unpack import unpack_sdist
@@ -105,11 +107,11 @@ def locked_versions(lock: Path) -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in pins}
 
 
-def source_tree(source: SdistSource | GitSource, *, cache: Cache, console: Console, offline: bool, mirror: str) -> Path:
-    """Return an unpatched source tree. Raises FetchError."""
+def unpatched_tree(source: SdistSource | GitSource, access: Access) -> Path:
+    """Return a source tree as upstream released it, from the cache or fetched. Raises FetchError."""
+    cache, console, offline = access.cache, access.console, access.offline
     if isinstance(source, GitSource):
-        mirrors = parse_mirrors(mirror)
-        return fetch_git(source, cache=cache, console=console, mirrors=mirrors, offline=offline).path
+        return fetch_git(source, cache=cache, console=console, mirrors=access.mirrors, offline=offline).path
     archive = fetch_archive(source, cache=cache, console=console, offline=offline)
     with cache.lock(f"source-{archive.sha256[:20]}", console):
         return cache.build_once("sources", archive.sha256[:20], lambda target: unpack_sdist(archive.path, target))
@@ -130,7 +132,6 @@ def main(arguments: Sequence[str], console: Console) -> int:
     parser = Parser("patches", "Apply a recipe's patches to a real source tree without building, and report each.")
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"name of a recipe (default {DEFAULT_RECIPE})")
     parser.add_argument("--against", default="", help="a release to check instead of the recipe's: vllm==0.16.0")
-    parser.add_argument("--mirror", default="", help="git mirror, as WHEELSMITH_MIRROR")
     parser.add_argument("--json", type=user_path, help="write the findings to this file")
     add_cache_options(parser)
     options = parser.parse_args(arguments)
@@ -139,8 +140,13 @@ def main(arguments: Sequence[str], console: Console) -> int:
     if isinstance(source, WheelSource):
         raise UsageError(f"recipe {recipe.name} is built from a wheel, which is not patched")
     patches, unneeded = recipe_patches(recipe)
-    cache = open_cache(options)
-    tree = source_tree(source, cache=cache, console=console, offline=options.offline, mirror=options.mirror)
+    access = Access(
+        open_cache(options),
+        console,
+        parse_mirrors(options.mirror or os.environ.get(VARIABLE, "")),
+        offline=options.offline,
+    )
+    tree = unpatched_tree(source, access)
     findings = (*check_series(tree, patches), *unneeded)
     console.stage("patches", f"{recipe.name} against {options.against or recipe.package.version}")
     console.grid(("patch", "verdict", "detail"), [(item.patch, item.verdict.value, item.detail) for item in findings])

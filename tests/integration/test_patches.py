@@ -11,6 +11,7 @@ from scripts import patches
 from scripts.cache import Cache
 from scripts.console import Console
 from scripts.errors import PatchError, UsageError
+from scripts.git_checkout import Access
 from scripts.patch import load_patch
 from scripts.patches import Verdict, check_series, locked_versions, recipe_patches
 from scripts.recipe import RECIPES, Recipe, SdistSource, load_recipe
@@ -105,7 +106,7 @@ def test_the_lock_files_pin_what_the_recipes_say() -> None:
 def test_the_command_reports_each_patch_and_ends_with_the_patch_exit_code(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(patches, "source_tree", lambda *_, **__: tree)
+    monkeypatch.setattr(patches, "unpatched_tree", lambda *_: tree)
     report = tmp_path / "report.json"
     command = ["--recipe", "vllm-0.15.1-cu128", "--json", str(report), "--cache", str(tmp_path / "cache")]
     assert patches.main(command, Console(quiet=True)) == PatchError.exit_code
@@ -135,7 +136,7 @@ def test_a_cached_sdist_is_unpacked_without_patches(tmp_path: Path, monkeypatch:
     place = cache.place(f"downloads/{sha256}", "vllm-1.tar.gz")
     place.write_bytes(buffer.getvalue())
     source = SdistSource(kind="sdist", name="vllm", version="1", sha256=sha256)
-    found = patches.source_tree(source, cache=cache, console=Console(quiet=True), offline=True, mirror="")
+    found = patches.unpatched_tree(source, Access(cache, Console(quiet=True), (), offline=True))
     assert (found / "a.txt").read_bytes() == b"one"
 
 
