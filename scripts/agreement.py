@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -26,6 +26,8 @@ class Known:
     path: str = "."
     submodules: tuple[str, ...] = ()
     skip_submodules: tuple[str, ...] = ()
+    cmake: dict[str, str] = field(default_factory=dict)
+    """CMake variables that its own CMakeLists.txt, which is not fetched, would set: folders of it."""
 
 
 _TRITON = "python/triton_kernels/triton_kernels"
@@ -37,7 +39,15 @@ def _own_cutlass(folder: str) -> tuple[str, ...]:
 
 
 KNOWN = {
-    "cutlass": Known("cutlass", subdirectories=(*_CUTLASS, "python/cutlass_library")),
+    "cutlass": Known(
+        "cutlass",
+        subdirectories=(*_CUTLASS, "python/cutlass_library", "examples/77_blackwell_fmha", "examples/common"),
+        cmake={
+            "CUTLASS_DIR": ".",
+            "CUTLASS_INCLUDE_DIR": "include",
+            "CUTLASS_TOOLS_UTIL_INCLUDE_DIR": "tools/util/include",
+        },
+    ),
     "triton_kernels": Known("triton_kernels", (Component.TRITON_KERNELS,), (_TRITON,), _TRITON),
     "flashmla": Known(
         "flashmla",

@@ -14,7 +14,7 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -24,11 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scripts.cache import Cache, file_sha256
 from scripts.console import Console, human_bytes
 from scripts.errors import FetchError, from_os_error
-from scripts.fetch import fetch_archive
 from scripts.git_checkout import Access, Job, Work
 from scripts.git_source import walk
 from scripts.mirrors import repository_key
-from scripts.recipe import CommitSha, GitSource, Recipe, Sha256
+from scripts.recipe import CommitSha, GitSource, Recipe, SdistSource, Sha256, WheelSource
 
 FORMAT = 1
 DOCS = "docs/sources.md#bundles"
@@ -67,16 +66,20 @@ class Manifest(_Model):
     members: tuple[Member, ...]
 
 
+ArchiveOf = Callable[[SdistSource | WheelSource], Path]
+"""Fetches a pinned archive."""
+
+
 @dataclass(frozen=True)
 class _Found:
     member: Member
     path: Path
 
 
-def write_bundle(recipe: Recipe, target: Path, *, access: Access) -> Manifest:
+def write_bundle(recipe: Recipe, target: Path, *, access: Access, archive_of: ArchiveOf) -> Manifest:
     """Fetch what is missing and write all sources of a recipe to `target`. Raises FetchError."""
     with tempfile.TemporaryDirectory(dir=access.cache.root, prefix=".bundle-") as folder:
-        found = {item.member.path: item for item in _sources(recipe, Path(folder), access)}
+        found = {item.member.path: item for item in _sources(recipe, Path(folder), access, archive_of)}
         members = tuple(item.member for _, item in sorted(found.items()))
         manifest = Manifest(format=FORMAT, recipe=recipe.name, recipe_digest=recipe.digest, members=members)
         partial = target.with_name(f".{target.name}.partial")
@@ -96,15 +99,14 @@ def write_bundle(recipe: Recipe, target: Path, *, access: Access) -> Manifest:
     return manifest
 
 
-def _sources(recipe: Recipe, folder: Path, access: Access) -> Iterator[_Found]:
+def _sources(recipe: Recipe, folder: Path, access: Access, archive_of: ArchiveOf) -> Iterator[_Found]:
     sources = [recipe.source, *(item.source for item in recipe.needed_dependencies().values())]
     for source in sources:
         if isinstance(source, GitSource):
             yield from _packs(source, folder, access)
             continue
-        archive = fetch_archive(source, cache=access.cache, console=access.console, offline=access.offline)
-        member = Member(kind="archive", name=archive.path.name, sha256=archive.sha256, size=archive.size)
-        yield _Found(member, archive.path)
+        path = archive_of(source)
+        yield _Found(Member(kind="archive", name=path.name, sha256=source.sha256, size=path.stat().st_size), path)
 
 
 def _packs(source: GitSource, folder: Path, access: Access) -> Iterator[_Found]:

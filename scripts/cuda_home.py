@@ -14,7 +14,15 @@ from pathlib import Path
 from scripts.errors import ToolchainError
 from scripts.process import Command, capture
 
-NEEDED = ("bin/nvcc", "bin/ptxas", "bin/cudafe++", "bin/fatbinary", "nvvm/bin/cicc", "include/cuda_runtime.h", "include/cuda.h")
+NEEDED = (
+    "bin/nvcc",
+    "bin/ptxas",
+    "bin/cudafe++",
+    "bin/fatbinary",
+    "nvvm/bin/cicc",
+    "include/cuda_runtime.h",
+    "include/cuda.h",
+)
 
 
 def shape_cuda_home(root: Path, target: Path, *, compiler: Path) -> None:

@@ -11,17 +11,18 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx2
 from unearth import Link, PackageFinder
 
+from scripts.bundle import read_bundle, write_bundle
 from scripts.cache import Cache, digest, file_sha256
-from scripts.cli import Parser, add_cache_options, open_cache, recipe_argument, run
+from scripts.cli import Parser, add_cache_options, open_cache, recipe_argument, run, user_path
 from scripts.console import Console, human_bytes
 from scripts.download import Client, download, open_client, unreachable
-from scripts.errors import FetchError
+from scripts.errors import FetchError, UsageError
 from scripts.git_checkout import Access
 from scripts.git_source import GitTree, fetch_git
 from scripts.indexes import Indexes, read_indexes, redacted
@@ -225,20 +226,34 @@ def source_tree(source: SdistSource | GitSource, access: Access) -> Path:
         return access.cache.build_once("sources", key, lambda target: unpack_sdist(archive.path, target))
 
 
+def _ca_bundle() -> str:
+    return os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE", "")
+
+
 def open_access(options: Namespace, console: Console) -> Access:
     """Return what --cache, --offline and --mirror (or WHEELSMITH_MIRROR) say. Raises UsageError or FetchError."""
     mirrors = parse_mirrors(options.mirror or os.environ.get(VARIABLE, ""))
-    return Access(open_cache(options), console, mirrors, options.offline, os.environ.get("SSL_CERT_FILE", ""))
+    return Access(open_cache(options), console, mirrors, options.offline, _ca_bundle())
 
 
 def main(arguments: Sequence[str], console: Console) -> int:
-    """Fetch a recipe's sources into the cache."""
+    """Fetch a recipe's sources into the cache, or from and into a bundle."""
     parser = Parser("fetch", "Download a recipe's pinned sources into the cache and check them.")
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"name of a recipe (default {DEFAULT_RECIPE})")
+    parser.add_argument("--bundle", type=user_path, metavar="FILE", help="also write all sources into one file")
+    parser.add_argument("--from-bundle", type=user_path, metavar="FILE", help="take all sources from such a file")
     add_cache_options(parser)
     options = parser.parse_args(arguments)
+    if options.bundle and options.from_bundle:
+        raise UsageError("--bundle writes a file and --from-bundle reads one: give one of them, not both")
     recipe = load_recipe(recipe_argument(options.recipe))
-    fetched = fetch_recipe(recipe, open_access(options, console))
+    access = open_access(options, console)
+    if options.from_bundle:
+        read_bundle(options.from_bundle, cache=access.cache, console=console)
+        access = replace(access, offline=True)
+    fetched = fetch_recipe(recipe, access)
+    if options.bundle:
+        write_bundle(recipe, options.bundle, access=access, archive_of=lambda item: _fetch_archive(item, access).path)
     for name, folder in {"source": fetched.source.path, **fetched.dependencies}.items():
         console.result(f"{name}: {folder}")
     return 0

@@ -140,7 +140,12 @@ def recipe_data(
         if not fetch.variable:
             raise FetchError(f"{fetch.file}: {fetch.name} cannot be given as a directory", docs=DOCS)
         label = fetch.pin.removeprefix("v") if "." in fetch.pin else fetch.pin[:8]
-        table: dict[str, Any] = {"version": label, "variable": fetch.variable, "components": needed}
+        table: dict[str, Any] = {
+            "version": label,
+            "variable": fetch.variable,
+            "components": needed,
+            "cmake": known.cmake,
+        }
         table["source"] = resolver.source(fetch, known)
         dependencies[known.name] = {key: value for key, value in table.items() if value}
     return {
@@ -184,7 +189,7 @@ def toml(data: Mapping[str, Any], *, prefix: str = "") -> str:
 
 
 def _is_table(key: str, value: Any) -> bool:
-    return isinstance(value, Mapping) and key != "submodules"
+    return isinstance(value, Mapping) and key not in {"submodules", "cmake"}
 
 
 def _value(value: Any) -> str:

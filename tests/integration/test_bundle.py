@@ -11,18 +11,26 @@ from typing import Any
 
 import pytest
 
+from scripts import fetch
 from scripts.bundle import Manifest, read_bundle, write_bundle
 from scripts.cache import Cache, file_sha256
 from scripts.console import Console
-from scripts.errors import FetchError
+from scripts.errors import FetchError, UsageError
 from scripts.fetch import fetch_archive
 from scripts.git_checkout import Access
 from scripts.git_source import fetch_git
 from scripts.mirrors import parse_mirrors
-from scripts.recipe import GitSource, Recipe, SdistSource, load_recipe
+from scripts.recipe import GitSource, Recipe, SdistSource, WheelSource, load_recipe
 from tests.integration.git_servers import Upstream, git
 
 QUIET = Console(quiet=True)
+
+
+def bundled(recipe: Recipe, target: Path, access: Access) -> Manifest:
+    def archive_of(source: SdistSource | WheelSource) -> Path:
+        return fetch_archive(source, cache=access.cache, console=QUIET, offline=True).path
+
+    return write_bundle(recipe, target, access=access, archive_of=archive_of)
 
 
 @pytest.fixture
@@ -74,7 +82,7 @@ def bundle(recipe: Recipe, tmp_path: Path) -> Path:
     place.write_bytes(archive.read_bytes())
     access = Access(cache, QUIET, parse_mirrors((tmp_path / "srv").as_uri()), offline=False)
     target = tmp_path / "sources.tar"
-    manifest = write_bundle(recipe, target, access=access)
+    manifest = bundled(recipe, target, access)
     assert len(manifest.members) == 4
     return target
 
@@ -102,7 +110,7 @@ def test_a_bundle_brings_all_sources_to_a_machine_without_a_network(
 
 def test_equal_sources_make_equal_bundles(recipe: Recipe, bundle: Path, tmp_path: Path) -> None:
     access = Access(Cache.open(tmp_path / "online"), QUIET, (), offline=True)
-    write_bundle(recipe, tmp_path / "again.tar", access=access)
+    bundled(recipe, tmp_path / "again.tar", access)
     assert (tmp_path / "again.tar").read_bytes() == bundle.read_bytes()
 
 
@@ -194,9 +202,21 @@ def test_a_pack_that_does_not_hold_the_pinned_commit_is_refused(bundle: Path, tm
 def test_a_bundle_that_cannot_be_written_says_why(recipe: Recipe, bundle: Path, tmp_path: Path) -> None:
     access = Access(Cache.open(tmp_path / "online"), QUIET, (), offline=True)
     with pytest.raises(FetchError, match="writing the bundle failed"):
-        write_bundle(recipe, tmp_path / "nowhere/sources.tar", access=access)
+        bundled(recipe, tmp_path / "nowhere/sources.tar", access)
 
 
 def test_a_manifest_of_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="format"):
         Manifest.model_validate({"format": 2, "recipe": "x", "recipe_digest": "y", "members": []})
+
+
+def test_the_command_writes_and_reads_a_bundle(recipe: Recipe, bundle: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(fetch, "load_recipe", lambda _: recipe)
+    again = tmp_path / "again.tar"
+    online, airgapped = str(tmp_path / "online"), str(tmp_path / "airgapped")
+    small = recipe.model_copy(update={"dependencies": {"flash": recipe.dependencies["flash"]}})
+    monkeypatch.setattr(fetch, "load_recipe", lambda _: small)
+    assert fetch.main(["--cache", online, "--offline", "--bundle", str(again)], QUIET) == 0
+    assert fetch.main(["--cache", airgapped, "--from-bundle", str(again)], QUIET) == 0
+    with pytest.raises(UsageError, match="not both"):
+        fetch.main(["--bundle", str(again), "--from-bundle", str(again)], QUIET)

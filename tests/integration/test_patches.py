@@ -107,7 +107,7 @@ def test_the_lock_files_pin_what_the_recipes_say() -> None:
 def test_the_command_reports_each_patch_and_ends_with_the_patch_exit_code(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(patches, "source_tree", lambda *_, **__: tree)
+    monkeypatch.setattr(patches, "source_tree", lambda *_: tree)
     report = tmp_path / "report.json"
     command = ["--recipe", "vllm-0.15.1-cu128", "--json", str(report), "--cache", str(tmp_path / "cache")]
     assert patches.main(command, Console(quiet=True)) == PatchError.exit_code
