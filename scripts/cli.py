@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import traceback
@@ -34,7 +35,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing argparse's usage."""
         options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0] if "unrecognized" in message else ""
+        unknown = re.sub(r"^unrecognized arguments: |[ =].*", "", message) if "unrecognized" in message else ""
         raise UsageError(
             f"nox -s {self.command}: {message}.{nearest(unknown, options) if unknown else ''}",
             fix=f"nox -s {self.command} -- --help lists the options: {', '.join(options)}",

@@ -28,8 +28,8 @@ class Console:
         in_ci = os.environ.get("CI", "").lower() not in {"", "0", "false"}
         self.live = sys.stderr.isatty() and not in_ci
         wide = None if sys.stderr.isatty() else 120
-        self._err = RichConsole(stderr=True, highlight=False, width=wide)
-        self._out = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 120)
+        self._err = RichConsole(stderr=True, highlight=False, emoji=False, width=wide)
+        self._out = RichConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120)
         self._quiet = quiet
 
     def stage(self, name: str, text: str = "") -> None:
