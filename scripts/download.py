@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http
+import netrc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ def open_client(indexes: Indexes) -> Client:
         auth = httpx2.NetRCAuth()
     except OSError:  # no netrc file
         auth = None
+    except netrc.NetrcParseError as error:
+        raise FetchError(
+            "~/.netrc cannot be used", why=str(error), fix="correct it, and: chmod 600 ~/.netrc"
+        ) from error
     return PyPIClient(
         trusted_hosts=indexes.trusted_hosts,
         verify=indexes.ssl_context(),

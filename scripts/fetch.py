@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,7 @@ def find_link(source: IndexSource, indexes: Indexes, client: Client) -> Link:
             listed += _links(source, place, client, is_index=is_index, problems=problems)
         except httpx2.TransportError as error:
             problems.append(f"{redacted(place)}: {type(error).__name__}: {error}")
-        right = [link for link in listed if (link.hashes or {}).get("sha256", source.sha256) == source.sha256]
+        right = [link for link in listed if _listed_sha256(link) in {"", source.sha256}]
         if right:
             return right[0]
     raise _not_found(source, indexes, listed, problems)
@@ -199,10 +200,16 @@ def _links(source: IndexSource, place: str, client: Client, *, is_index: bool, p
         problems += [message for message in heard.messages if "404" not in message and "is ignored" not in message]
 
 
+def _listed_sha256(link: Link) -> str:
+    """Return the sha256 that an index lists for a file: in its JSON, or after `#` in the URLs of its HTML."""
+    fragment = re.search(r"#.*sha256=([0-9a-f]{64})", link.url)
+    return (link.hashes or {}).get("sha256", fragment[1] if fragment else "")
+
+
 def _not_found(source: IndexSource, indexes: Indexes, listed: list[Link], problems: list[str]) -> FetchError:
     places = ", ".join(redacted(url) for url in (*indexes.all_index_urls, *indexes.find_links))
     if listed:
-        digest_found = (listed[0].hashes or {}).get("sha256")
+        digest_found = _listed_sha256(listed[0])
         return FetchError(
             f"the index lists other bytes for {listed[0].filename} than the recipe pins",
             why=f"sha256 there: {digest_found}; in the recipe: {source.sha256}",
