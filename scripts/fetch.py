@@ -188,7 +188,7 @@ def _links(source: IndexSource, place: str, client: Client, *, is_index: bool, p
         return [match.link for match in matches if match.link.is_wheel == wants_wheel]
     finally:
         logger.removeHandler(heard)
-        problems += [message for message in heard.messages if "404" not in message and "is ignored" not in message]
+        problems += [message for message in heard.messages if "(404)" not in message and "is ignored" not in message]
 
 
 def _listed_sha256(link: Link) -> str:
