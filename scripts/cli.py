@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from scripts.cache import Cache, default_cache_dir
 from scripts.console import Console
-from scripts.errors import BUG, INTERRUPTED, UsageError, WheelsmithError, nearest
+from scripts.errors import BUG, INTERRUPTED, DoctorError, UsageError, WheelsmithError, from_os_error, nearest
 
 INVOKED_FROM = "WHEELSMITH_INVOKED_FROM"  # set by the noxfile: where the user typed the command
 
@@ -97,6 +97,11 @@ def run(main: Callable[[Sequence[str], Console], int]) -> NoReturn:
     except BrokenPipeError:
         code = BUG
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk or a missing right that no stage has named itself
+        code = DoctorError.exit_code
+        if "--debug" in arguments:
+            traceback.print_exc()
+        console.error(from_os_error(DoctorError, error, doing="a file operation", path=Path(error.filename or ".")))
     except Exception as error:
         code = BUG
         if "--debug" in arguments:

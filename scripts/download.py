@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import netrc
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ Client = PyPIClient
 def open_client(indexes: Indexes) -> Client:
     """Return an HTTP client that uses proxies, netrc, certificates and trusted hosts as pip would."""
     try:
-        auth = httpx2.NetRCAuth()
+        auth = httpx2.NetRCAuth(os.environ.get("NETRC"))
     except OSError:  # no netrc file
         auth = None
     except netrc.NetrcParseError as error:
@@ -114,6 +115,8 @@ def _retried(attempt: Callable[[], None], url: str, console: Console, pause: Cal
             return attempt()
         except httpx2.TransportError as error:
             cause = f"{type(error).__name__}: {error}"
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:  # a redirect loop, say: no use to repeat
+            raise unreachable(url, f"{type(error).__name__}: {error}") from error
         except httpx2.HTTPStatusError as error:
             cause = f"the server answered {error.response.status_code} {error.response.reason_phrase}"
             if error.response.status_code not in _RETRY_STATUS:

@@ -162,7 +162,7 @@ def find_link(source: IndexSource, indexes: Indexes, client: Client) -> Link:
     for is_index, place in [(True, u) for u in indexes.all_index_urls] + [(False, u) for u in indexes.find_links]:
         try:
             listed += _links(source, place, client, is_index=is_index, problems=problems)
-        except httpx2.TransportError as error:
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
             problems.append(f"{redacted(place)}: {type(error).__name__}: {error}")
         right = [link for link in listed if _listed_sha256(link) in {"", source.sha256}]
         if right:

@@ -9,6 +9,7 @@ import io
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -138,7 +139,7 @@ def check_wheel(path: Path, recipe: Recipe, version: str) -> Wheel:
             problems = record_problems(archive)
             problems += metadata_problems(archive, recipe, version)
             components, wrong = component_sizes(archive, recipe.shared_objects)
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, csv.Error, ValueError, OSError) as error:
         raise PackageError(f"{path.name} cannot be read", why=str(error)) from error
     problems += wrong
     if found_version != Version(version):

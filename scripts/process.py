@@ -111,6 +111,8 @@ def _stop_tree(child: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + GRACE
         while time.monotonic() < deadline and (child.poll() is None or any(_alive(p) for p in family)):
             time.sleep(0.05)
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # also what was reparented meanwhile
         for process in {*family, *_family(child.pid)}:
             with suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.archs import arch_list
-from scripts.cache import file_sha256, write_json
+from scripts.cache import file_sha256, install_file, write_atomic, write_json
 from scripts.compile import BuildTree, Compiled
+from scripts.errors import PackageError, from_os_error
 from scripts.fetch import Fetched
 from scripts.package import Wheel
 from scripts.prove import Proof
@@ -116,6 +117,18 @@ def _pin(name: str, version: str, source: Source) -> dict[str, Any]:
     return {**taken, "kind": source.kind, "sha256": source.sha256}
 
 
+def enter(wheel: Path, report: Mapping[str, Any], page: str, wheelhouse: Path) -> Path:
+    """Put the reports and then the wheel into the wheelhouse, each by rename: a wheel there always has its report."""
+    final = wheelhouse / wheel.name
+    try:
+        write_json(report_path(final), report)
+        write_atomic(final.with_name(final.name + ".report.html"), page.encode())
+    except OSError as error:
+        raise from_os_error(PackageError, error, doing="writing", path=wheelhouse, variable="--wheelhouse") from error
+    install_file(wheel, final, kind=PackageError, variable="--wheelhouse")
+    return final
+
+
 def read_report(wheel: Path) -> dict[str, Any] | None:
     """Return the report of a wheel when both are whole: readable, and about this very file. Else None."""
     try:
@@ -131,6 +144,6 @@ def find_built(wheelhouse: Path, build: str, recipe_digest: str) -> tuple[Path, 
     """Return the wheel (and its report) that this recipe's build has left in the wheelhouse, if it is whole."""
     for path in sorted(wheelhouse.glob("*.whl")):
         report = read_report(path)
-        if report and report["build"] == build and report["recipe"]["digest"] == recipe_digest:
+        if report and report.get("build") == build and report["recipe"]["digest"] == recipe_digest:
             return path, report
     return None

@@ -173,7 +173,8 @@ def installed_versions(venv: Path) -> dict[str, str]:
 
 def find_host_compiler(environment: Mapping[str, str]) -> HostCompiler:
     """Return the C++ compiler: CXX, else g++, c++ or clang++ on PATH. Raises ToolchainError."""
-    named = environment.get("CXX", "").split()[:1]
+    words = environment.get("CXX", "").split()
+    named = [word for word in words if Path(word).name not in {"ccache", "sccache"}][:1]
     for name in named or ["g++", "c++", "clang++"]:
         path = _which(name, environment)
         code, text = capture([path, "--version"], environment=environment) if path else (127, "")

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from scripts.archs import Arch, arch_list, check_cuda_can, parse_arch_list
-from scripts.cache import Cache, install_file, write_json
+from scripts.audit_collect import audit_wheel
+from scripts.audit_models import AuditReport, Level
+from scripts.audit_show import failures, html, show
+from scripts.cache import Cache
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
 from scripts.compile import BuildTree, compile_units, configure, plan_tree
 from scripts.console import Console, human_bytes, human_seconds
-from scripts.errors import PackageError, UsageError, from_os_error
+from scripts.drivers import default_targets
+from scripts.errors import AuditError, PackageError, UsageError, from_os_error
 from scripts.fetch import Fetched, fetch_recipe, open_access
 from scripts.git_checkout import Access
 from scripts.indexes import Indexes, read_indexes
@@ -27,7 +31,8 @@ from scripts.plan import check_space, show_plan
 from scripts.preflight import check_reach
 from scripts.prove import prove_wheel
 from scripts.recipe import DEFAULT_RECIPE, ROOT, Recipe, load_recipe, recipe_names
-from scripts.report import Stages, find_built, make_report, report_path
+from scripts.report import Stages, enter, find_built, make_report
+from scripts.split import split_wheel
 from scripts.toolchain import environment_key, provide_toolchain
 
 WHEELHOUSE = ROOT / "wheelhouse"
@@ -70,6 +75,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--jobs", metavar="N", help="units compiled at once (default: MAX_JOBS, else by cores and memory)"
     )
+    parser.add_argument("--split", action="store_true", help="also cut a slim wheel per arch out of the result")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--list", action="store_true", help="list the recipes and stop")
     parser.add_argument("--wheelhouse", type=user_path, default=WHEELHOUSE, metavar="DIR", help="where the wheel goes")
@@ -156,23 +162,38 @@ def _build_in(
             indexes=job.indexes,
             offline=job.offline,
         )
-    report = make_report(job.recipe, fetched, tree, compiled, wheel, proof, stages)
-    return _enter(wheel.path, report, job.wheelhouse), report
+    with stages.timed("audit"):
+        audit = _audit(wheel.path, job, tree, console)
+    report = {
+        **make_report(job.recipe, fetched, tree, compiled, wheel, proof, stages),
+        "audit": audit.model_dump(mode="json"),
+    }
+    return enter(wheel.path, report, html(audit), job.wheelhouse), report
+
+
+def _audit(wheel: Path, job: Job, tree: BuildTree, console: Console) -> AuditReport:
+    """Judge the wheel for the recipe's archs with the driver of its CUDA. Raises AuditError when one is not met."""
+    console.stage("audit", f"for {arch_list(job.archs)} with a CUDA {job.recipe.torch.cuda} driver")
+    targets = default_targets(job.archs, job.recipe.torch.cuda)
+    report = audit_wheel(wheel, targets, recipe=job.recipe, archs=job.archs, torch=tree.toolchain.environment)
+    for verdict in report.targets:
+        console.note(verdict.summary)
+    for finding in report.findings:
+        if finding.level is Level.WARNING:
+            console.warn(f"{finding.where} {finding.text}")
+    if not report.ok:
+        show(report, console)
+        raise AuditError(
+            f"{wheel.name} is not what it should be",
+            why="; ".join(failures(report)[:5]),
+            fix=f"the wheel is kept at {wheel}: nox -s audit -- {wheel}",
+            docs="docs/audit.md",
+        )
+    return report
 
 
 def _expected(recipe: Recipe) -> float:
     return recipe.cost.cpu_seconds / recipe.cost.units if recipe.cost else 60.0
-
-
-def _enter(wheel: Path, report: Mapping[str, Any], wheelhouse: Path) -> Path:
-    """Put the report and then the wheel into the wheelhouse, each by rename: a wheel there always has its report."""
-    final = wheelhouse / wheel.name
-    try:
-        write_json(report_path(final), report)
-    except OSError as error:
-        raise from_os_error(PackageError, error, doing="writing", path=wheelhouse, variable="--wheelhouse") from error
-    install_file(wheel, final, kind=PackageError, variable="--wheelhouse")
-    return final
 
 
 def check_wheelhouse(folder: Path) -> None:
@@ -235,6 +256,8 @@ def main(arguments: Sequence[str], console: Console) -> int:
         job = Job(recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ)
         path, report = build_wheel(job, console)
         show_result(path, report, console)
+        if options.split and len(archs) > 1:
+            split_wheel(path, report, archs, options.wheelhouse, console=console)
     return 0
 
 

@@ -77,7 +77,18 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "NAME", nullptr, -1, 
 extern "C" PyMODINIT_FUNC PyInit_NAME(void) { return PyModule_Create(&module); }
 """
 DEVICE = """
-__asm__(".section .nv_fatbin, \\"a\\"\\n.align 8\\n.incbin \\"FATBIN\\"\\n.text\\n");
+__asm__(R"(
+    .section .nv_fatbin, "a"
+    .align 8
+fatbinData:
+    .incbin "FATBIN"
+    .size fatbinData, . - fatbinData
+    .section .nvFatBinSegment, "aw"
+    .align 8
+    .long 0x466243b1, 1
+    .quad fatbinData, 0
+    .text
+)");
 int device() { return 1; }
 """
 TORCH = """
@@ -223,6 +234,7 @@ def make_miniature(root: Path) -> Miniature:
     tools |= {
         "nvidia/cu13/nvvm/bin/cicc": NVCC,
         "nvidia/cu13/include/cuda_runtime.h": "",
+        "nvidia/cu13/include/cuda.h": "CUresult CUDAAPI cuInit(int);",
         "nvidia/cu13/lib/libx.so.13": "",
     }
     nvcc = _wheel(links, "mini_cuda", "13.0", tools)

@@ -83,11 +83,22 @@ def test_the_main_job_leaves_a_checked_wheel_and_its_report(fresh: None, make: M
     assert report["archs"] == "9.0;12.0"
     assert [part["cubins"] for part in report["components"]] == [{}, {"90": 1, "120": 1}]
     assert report["components"][1]["operators"] == ["_moe_C::topk"]
-    assert set(report["stages"]) == {"fetch", "patch", "toolchain", "configure", "compile", "package", "prove"}
+    assert set(report["stages"]) == {"fetch", "patch", "toolchain", "configure", "compile", "package", "prove", "audit"}
     assert report["units"]["compiled_in_this_run"] == report["units"]["total"] == len(report["units"]["records"]) == 4
     assert report["patches"][0]["name"] == "0001-version.patch"
     assert [row["name"] for row in report["sources"]] == ["source", "cutlass"]
     assert not list(wheelhouse.glob(".*"))
+
+
+def test_split_leaves_a_slim_audited_wheel_per_arch_beside_the_fat_one(fresh: None, make: MakeWheel) -> None:
+    wheelhouse = make("--split")
+    slim = {path.name.split("-")[1]: path for path in wheelhouse.glob("*.whl")}
+    assert set(slim) == {"0.20.1+cu130.mini", "0.20.1+cu130.sm90.mini", "0.20.1+cu130.sm120.mini"}
+    report = json.loads(Path(f"{slim['0.20.1+cu130.sm90.mini']}.report.json").read_text())
+    [part] = [row for name, row in report["audit"]["components"].items() if "_moe_C" in name]
+    assert part["elf"] == {"90": 1}
+    assert report["audit"]["targets"][0]["ok"]
+    assert report["slimmed_from"]["version"] == "0.20.1+cu130.mini"
 
 
 def test_a_second_run_finds_the_wheel_ready(
