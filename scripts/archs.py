@@ -158,6 +158,47 @@ def normalised(archs: Iterable[Arch]) -> tuple[Arch, ...]:
     return tuple(sorted(a for a in unique if a.ptx or dataclasses.replace(a, ptx=True) not in unique))
 
 
+def loose_intersection(built: Iterable[Arch], wanted: Iterable[Arch]) -> tuple[Arch, ...]:
+    """Return the archs that upstream compiles a kernel family for: `8.0+PTX` and `9.0` give `8.0+PTX`.
+
+    `built` is what the family is written for, `wanted` what is asked for. Follows `cuda_archs_loose_intersection` of
+    vLLM's cmake/utils.cmake (0.14 to 0.20): archs with a suffix match their own number, a family (f) any of its major
+    version, others the highest not above it of the same major version, or of any when it has PTX.
+    """
+    ptx = {(arch.major, arch.minor) for arch in built if arch.ptx}
+    sources = [dataclasses.replace(arch, ptx=False) for arch in built]
+    left = [dataclasses.replace(arch, ptx=False) for arch in wanted]
+    chosen: list[Arch] = []
+    for source in [arch for arch in sources if arch.suffix]:
+        sources.remove(source)
+        match = _suffix_match(source, left)
+        if match is not None:
+            left.remove(match)
+            chosen.append(match if match.suffix else source)
+    for target in [arch for arch in left if arch.suffix and dataclasses.replace(arch, suffix="") in sources]:
+        left.remove(target)
+        sources.remove(dataclasses.replace(target, suffix=""))
+        chosen.append(target)
+    for target in left:
+        below = [
+            source
+            for source in sources
+            if (source.major, source.minor) <= (target.major, target.minor)
+            and (source.major == target.major or (source.major, source.minor) in ptx)
+        ]
+        chosen += [max(below)] if below else []
+    return normalised(dataclasses.replace(arch, ptx=(arch.major, arch.minor) in ptx) for arch in chosen)
+
+
+def _suffix_match(source: Arch, left: list[Arch]) -> Arch | None:
+    for suffix in ("", "a", "f"):
+        wanted = dataclasses.replace(source, suffix=suffix)
+        if wanted in left:
+            return wanted
+    family = [arch for arch in left if source.suffix == "f" and arch.major == source.major]
+    return family[0] if family else None
+
+
 def arch_list(archs: Iterable[Arch]) -> str:
     """Return the TORCH_CUDA_ARCH_LIST for archs: `9.0;12.0`."""
     return ";".join(str(arch) for arch in archs)

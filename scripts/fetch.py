@@ -230,9 +230,13 @@ def _ca_bundle() -> str:
     return os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE", "")
 
 
-def open_access(options: Namespace, console: Console) -> Access:
-    """Return what --cache, --offline and --mirror (or WHEELSMITH_MIRROR) say. Raises UsageError or FetchError."""
-    mirrors = parse_mirrors(options.mirror or os.environ.get(VARIABLE, ""))
+def open_access(options: Namespace, console: Console, recipe: Recipe | None = None) -> Access:
+    """Return what --cache, --offline and --mirror (or WHEELSMITH_MIRROR, or the recipe) say.
+
+    Raises UsageError or FetchError.
+    """
+    own = " ".join(f"{prefix}={target}" for prefix, target in (recipe.mirrors if recipe else {}).items())
+    mirrors = parse_mirrors(options.mirror or os.environ.get(VARIABLE) or own)
     return Access(open_cache(options), console, mirrors, options.offline, _ca_bundle())
 
 
@@ -247,7 +251,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     if options.bundle and options.from_bundle:
         raise UsageError("--bundle writes a file and --from-bundle reads one: give one of them, not both")
     recipe = load_recipe(recipe_argument(options.recipe))
-    access = open_access(options, console)
+    access = open_access(options, console, recipe)
     if options.from_bundle:
         read_bundle(options.from_bundle, cache=access.cache, console=console)
         access = replace(access, offline=True)

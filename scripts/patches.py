@@ -125,7 +125,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     if isinstance(source, WheelSource):
         raise UsageError(f"recipe {recipe.name} is built from a wheel, which is not patched")
     patches, unneeded = recipe_patches(recipe)
-    tree = source_tree(source, open_access(options, console))
+    tree = source_tree(source, open_access(options, console, recipe))
     findings = (*check_series(tree, patches), *unneeded)
     console.stage("patches", f"{recipe.name} against {options.against or recipe.package.version}")
     console.grid(("patch", "verdict", "detail"), [(item.patch, item.verdict.value, item.detail) for item in findings])

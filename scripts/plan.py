@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.archs import Arch, arch_list
+from scripts.archs import Arch, arch_list, loose_intersection
 from scripts.cache import Cache
 from scripts.console import Console, human_bytes, human_seconds
+from scripts.cuda_system import find_system_toolkit
+from scripts.cuda_toolkit import needs_packages
 from scripts.errors import DoctorError
 from scripts.machine import Machine
 from scripts.patches import recipe_patches
@@ -23,7 +25,14 @@ def cpu_seconds(cost: Cost, archs: Sequence[Arch]) -> float:
 
 
 def show_plan(
-    recipe: Recipe, archs: Sequence[Arch], *, jobs: int, machine: Machine, wheelhouse: Path, console: Console
+    recipe: Recipe,
+    archs: Sequence[Arch],
+    *,
+    jobs: int,
+    machine: Machine,
+    wheelhouse: Path,
+    environment: Mapping[str, str],
+    console: Console,
 ) -> None:
     """Print the plan of one wheel."""
     rows = [
@@ -35,8 +44,9 @@ def show_plan(
             for name, item in recipe.needed_dependencies().items()
         ),
         *(("patch", f"{patch.name}: {patch.subject}") for patch in recipe_patches(recipe)[0]),
-        ("toolchain", _toolchain(recipe)),
+        ("toolchain", _toolchain(recipe, environment)),
         ("archs", arch_list(archs)),
+        *_family_rows(recipe, archs),
         ("components", ", ".join(component.value for component in recipe.components)),
         ("jobs", f"{jobs} at a time ({machine.cores} cores, {machine.memory_gb:.1f} GB of memory free)"),
     ]
@@ -47,13 +57,40 @@ def show_plan(
     console.table("plan (nothing is started)", rows)
 
 
-def _toolchain(recipe: Recipe) -> str:
+def _family_rows(recipe: Recipe, archs: Sequence[Arch]) -> list[tuple[str, str]]:
+    """Return what upstream will compile each kernel family for, and the archs that this leaves to PTX or to nothing."""
+    rows = []
+    families = [item for component in recipe.components for item in recipe.families.get(component, {}).items()]
+    for name, built in families:
+        if not built:
+            continue
+        gets = loose_intersection(built, archs)
+        native = {(arch.major, arch.minor) for arch in gets}
+        majors = {arch.major for arch in gets}
+        jit = [arch for arch in archs if arch.major not in majors and any(a.ptx and a < arch for a in gets)]
+        none = [arch for arch in archs if (arch.major, arch.minor) not in native and arch.major not in majors]
+        none = [arch for arch in none if arch not in jit]
+        left = [f"JIT on {arch_list(jit)}"] if jit else []
+        left += [f"nothing for {arch_list(none)}"] if none else []
+        rows.append(("kernels", f"{name}: {arch_list(gets) or 'none'}" + (f" ({'; '.join(left)})" if left else "")))
+    return rows
+
+
+def _toolchain(recipe: Recipe, environment: Mapping[str, str]) -> str:
     where = {
         "pypi": "nvcc from NVIDIA's wheels on the package index",
         "system": "an installed CUDA toolkit",
         "redist": "NVIDIA's redistributable archives",
         "auto": "an installed CUDA toolkit, else NVIDIA's redistributable archives",
     }[recipe.toolchain.kind]
+    if recipe.toolchain.kind in {"auto", "system"} and not needs_packages(recipe):
+        found = find_system_toolkit(recipe.toolchain.cuda, environment)
+        if found.home:
+            where = f"{found.home}, found as {found.place}"
+        elif recipe.toolchain.redist and recipe.toolchain.kind == "auto":
+            where = f"none is installed: NVIDIA's archives of {recipe.toolchain.redist.release}, into the cache"
+        else:
+            where = "none is installed"
     return f"CUDA {recipe.toolchain.cuda} ({where}), torch {recipe.torch.version}; locked in {recipe.toolchain.lock}"
 
 

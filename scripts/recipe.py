@@ -18,7 +18,7 @@ from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from scripts.archs import Arch, check_cuda_can, parse_arch
+from scripts.archs import Arch, check_cuda_can, parse_arch, parse_arch_list
 from scripts.cache import digest
 from scripts.errors import UsageError, nearest
 from scripts.labels import version_label
@@ -88,6 +88,15 @@ def _arch(value: Any) -> Any:
         raise ValueError(f"{error.what} {' '.join(error.fix)}") from error
 
 
+def _arch_list(value: Any) -> Any:
+    if not isinstance(value, str) or not value:
+        return value or ()
+    try:
+        return parse_arch_list(value)
+    except UsageError as error:
+        raise ValueError(f"{error.what} {' '.join(error.fix)}") from error
+
+
 VersionText = Annotated[str, AfterValidator(_version)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of the file, 64 lower-case hex digits")]
 CommitSha = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="full git commit id, 40 hex digits")]
@@ -96,6 +105,11 @@ EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 RelativePath = Annotated[str, Field(pattern=r"^[\w.+/-]+$"), AfterValidator(_relative)]
 ArchText = Annotated[
     Arch, BeforeValidator(_arch, json_schema_input_type=str), Field(json_schema_extra={"examples": ["9.0"]})
+]
+ArchListText = Annotated[
+    tuple[Arch, ...],
+    BeforeValidator(_arch_list, json_schema_input_type=str),
+    Field(json_schema_extra={"examples": ["8.0+PTX;9.0a"]}),
 ]
 
 
@@ -258,6 +272,9 @@ class Recipe(Model):
     """GPU architectures to compile for."""
     components: tuple[Component, ...] = Field(min_length=1)
     """Parts of vLLM to build and package; no others get into the wheel."""
+    families: dict[Component, dict[str, ArchListText]] = {}
+    """By component, kernel families that upstream does not compile for every arch, with the archs it has for them at
+    this CUDA; "" for a family that the recipe leaves out."""
     patches: tuple[RelativePath, ...] = ()
     """Patches to apply, in order, relative to patches/."""
     cmake: dict[str, str] = {}
@@ -266,6 +283,8 @@ class Recipe(Model):
     """Environment variables for configuring and compiling."""
     import_requirements: tuple[str, ...] = ()
     """What `import vllm` needs beside torch: installed for the proof, locked with the build environment."""
+    mirrors: dict[str, str] = {}
+    """URL prefixes of git hosts and what to fetch from instead; WHEELSMITH_MIRROR and --mirror come first."""
     cost: Cost | None = None
     folder: SkipJsonSchema[Path] = Field(default=RECIPES, exclude=True, repr=False)
 
@@ -282,8 +301,8 @@ class Recipe(Model):
 
     @property
     def digest(self) -> str:
-        """sha256 prefix over all that decides the result (not description and cost)."""
-        return digest(self.model_dump(mode="json", exclude={"description", "cost"}))
+        """sha256 prefix over all that decides the result (not description, cost, families and mirrors)."""
+        return digest(self.model_dump(mode="json", exclude={"description", "cost", "families", "mirrors"}))
 
     @property
     def lock_file(self) -> Path:

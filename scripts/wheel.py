@@ -247,9 +247,17 @@ def main(arguments: Sequence[str], console: Console) -> int:
     jobs = choose_jobs(options.jobs, os.environ, recipe, machine)
     if options.dry_run:
         for archs in lists:
-            show_plan(recipe, archs, jobs=jobs, machine=machine, wheelhouse=options.wheelhouse, console=console)
+            show_plan(
+                recipe,
+                archs,
+                jobs=jobs,
+                machine=machine,
+                wheelhouse=options.wheelhouse,
+                environment=os.environ,
+                console=console,
+            )
         return 0
-    access = open_access(options, console)
+    access = open_access(options, console, recipe)
     indexes = read_indexes()
     for archs in lists:
         console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")

@@ -10,6 +10,7 @@ from scripts.archs import (
     arch_list,
     architecture,
     check_cuda_can,
+    loose_intersection,
     normalised,
     parse_arch,
     parse_arch_list,
@@ -116,3 +117,23 @@ def test_the_table_is_ascending_and_names_each_arch_and_gpu_once() -> None:
     assert numbers == sorted(set(numbers))
     gpus = [gpu for row in TABLE for gpu in row.gpus]
     assert len(gpus) == len(set(gpus))
+
+
+@pytest.mark.parametrize(
+    ("built", "wanted", "compiled"),
+    [  # what CMake printed while configuring vLLM 0.20.1 with CUDA 13.0 for 9.0;12.0 and for 9.0
+        ("8.0+PTX", "9.0;12.0", "8.0+PTX"),
+        ("10.0f;11.0f;12.0f", "9.0;12.0", "12.0f"),
+        ("9.0a;10.0f;11.0f", "9.0;12.0", "9.0a"),
+        ("9.0a;10.0f;11.0f;12.0f", "9.0;12.0", "9.0a;12.0f"),
+        ("7.5;8.0;8.7;8.9+PTX", "9.0;12.0", "8.9+PTX"),
+        ("8.0;8.6;8.7;8.9", "9.0;12.0", ""),
+        ("8.0+PTX;9.0+PTX", "9.0", "9.0+PTX"),
+        # the examples in upstream's own comments
+        ("7.5;8.0;8.6;9.0;9.0a", "8.0;8.9;9.0", "8.0;8.6;9.0a"),
+        ("12.0f", "12.1a", "12.1a"),
+        ("9.0", "9.0a", "9.0a"),
+    ],
+)
+def test_a_kernel_family_is_compiled_for_what_upstreams_cmake_chooses(built: str, wanted: str, compiled: str) -> None:
+    assert arch_list(loose_intersection(parse_arch_list(built), parse_arch_list(wanted))) == compiled
