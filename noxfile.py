@@ -43,6 +43,7 @@ def slim(session: nox.Session) -> None:
     _command(session, "slim")
 
 
+@nox.session
 def lock(session: nox.Session) -> None:
     """Read a vLLM version's own files and write the recipe that pins all it fetches: `-- vllm 0.16.0`."""
     _command(session, "lock")
