@@ -10,6 +10,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from scripts.console import Console
+from scripts.errors import DoctorError
 from scripts.recipe import Component, Dependency, GitSource, Recipe
 from scripts.upstream import Fetch, Upstream, read_upstream
 
@@ -75,8 +77,32 @@ KNOWN = {
 def disagreements(recipe: Recipe, tree: Path) -> list[str]:
     """Return one sentence per point where `recipe` and the source tree differ. Raises FetchError (see upstream)."""
     upstream = read_upstream(tree)
-    found = [*_torch(recipe, upstream), *_components(recipe, upstream), *_archs(recipe, upstream)]
-    return [*found, *_dependencies(recipe, upstream), *_requirements(recipe, upstream)]
+    return [*_decisive(recipe, upstream), *_requirements(recipe, upstream)]
+
+
+def check_agreement(recipe: Recipe, tree: Path, console: Console) -> None:
+    """Refuse a recipe whose torch, components, archs or pins are not those of the source; warn of lesser things.
+
+    Before anything is compiled: a component that upstream does not build would be missing hours later.
+    Raises DoctorError, or FetchError for a source that fetches something unknown.
+    """
+    upstream = read_upstream(tree)
+    for sentence in _requirements(recipe, upstream):
+        console.warn(sentence)
+    if decisive := list(_decisive(recipe, upstream)):
+        raise DoctorError(
+            f"recipe {recipe.name} and its source disagree",
+            why="; ".join(decisive[:5]),
+            fix=f"correct the recipe, or make one from the source: nox -s lock -- vllm {recipe.package.version}",
+            docs="docs/sources.md",
+        )
+
+
+def _decisive(recipe: Recipe, upstream: Upstream) -> Iterator[str]:
+    yield from _torch(recipe, upstream)
+    yield from _components(recipe, upstream)
+    yield from _archs(recipe, upstream)
+    yield from _dependencies(recipe, upstream)
 
 
 def _torch(recipe: Recipe, upstream: Upstream) -> Iterator[str]:

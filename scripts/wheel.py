@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.agreement import check_agreement
 from scripts.archs import Arch, arch_list, check_cuda_can, parse_arch_list
 from scripts.audit_collect import audit_wheel
 from scripts.audit_models import AuditReport, Level
@@ -22,6 +23,7 @@ from scripts.drivers import default_targets
 from scripts.errors import AuditError, PackageError, UsageError, from_os_error
 from scripts.fetch import Fetched, fetch_recipe, open_access
 from scripts.git_checkout import Access
+from scripts.git_source import GitTree
 from scripts.indexes import Indexes, read_indexes
 from scripts.machine import Machine, default_jobs, read_machine
 from scripts.package import package_wheel
@@ -109,6 +111,8 @@ def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
     check_reach(job.recipe, job.access, environment=job.environment)
     with stages.timed("fetch"):
         fetched = fetch_recipe(job.recipe, job.access)
+    if isinstance(fetched.source, GitTree):  # archives are held to their recipes by the tests
+        check_agreement(job.recipe, fetched.source.path, console)
     with stages.timed("patch"):
         console.stage("patch", f"{len(patches)} patches")
         source = prepare_tree(fetched.source, patches, cache=job.cache, console=console)

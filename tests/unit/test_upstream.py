@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from scripts.agreement import disagreements
-from scripts.errors import FetchError
+from scripts.agreement import check_agreement, disagreements
+from scripts.console import Console
+from scripts.errors import DoctorError, FetchError
 from scripts.recipe import Recipe
 from scripts.upstream import Extension, Fetch, read_upstream
 from tests import trees
@@ -173,3 +174,18 @@ def test_a_fetch_that_no_recipe_knows_is_named(tmp_path: Path) -> None:
     extra = f"FetchContent_Declare(newthing GIT_REPOSITORY https://example.org/n GIT_TAG {'a' * 40})"
     found = disagreements(recipe(), vllm_tree(tmp_path, cmake=f"{trees.CMAKE}\n{extra}\n"))
     assert any("newthing" in item and "no recipe can pin" in item for item in found)
+
+
+def test_a_recipe_whose_torch_is_not_the_sources_stops_before_anything_is_compiled(tmp_path: Path) -> None:
+    tree = vllm_tree(tmp_path)
+    check_agreement(recipe(), tree, Console(quiet=True))
+    torch = recipe().torch.model_copy(update={"version": "2.0.0"})
+    with pytest.raises(DoctorError, match="and its source disagree") as caught:
+        check_agreement(recipe().model_copy(update={"torch": torch}), tree, Console(quiet=True))
+    assert "2.0.0" in caught.value.why
+
+
+def test_a_lesser_build_requirement_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toolchain = recipe().toolchain.model_copy(update={"build_requirements": ()})
+    check_agreement(recipe().model_copy(update={"toolchain": toolchain}), vllm_tree(tmp_path), Console())
+    assert "warning" in capsys.readouterr().err
