@@ -109,7 +109,7 @@ def _refuse_python(session: nox.Session, version: str) -> None:
     session.warn(
         f"error: Python {version} is too {age}: wheelsmith and the torch it compiles against need {PYTHONS[0]} "
         f"to {PYTHONS[-1]}\n  fix: install one of these and add its version: "
-        f"nox -s {session.name} --force-python 3.12 -- ...\n  see: docs/errors.md#doctor (exit code 3)"
+        f"nox -s {session.name.split('-', 1)[0]} --force-python 3.12 -- ...\n  see: docs/errors.md#doctor (exit code 3)"
     )
     sys.exit(3)
 
