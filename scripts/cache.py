@@ -168,6 +168,10 @@ def file_sha256(path: Path) -> str:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that readers see the old content or the new one, never a part."""
+    if path.exists() and not path.is_file() and not path.is_dir():  # a device or pipe: nothing to put a file over
+        path.write_bytes(data)
+        return
+    path = path.resolve() if path.is_symlink() else path
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

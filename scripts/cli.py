@@ -44,7 +44,11 @@ class Parser(argparse.ArgumentParser):
 
 def user_path(text: str) -> Path:
     """Read a path that the user typed, relative to where they typed it (nox changes the directory)."""
-    return (Path(os.environ.get(INVOKED_FROM, ".")) / Path(text).expanduser()).absolute()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"there is no home directory for {text!r}", fix="give the whole path") from error
+    return (Path(os.environ.get(INVOKED_FROM, ".")) / path).absolute()
 
 
 def recipe_argument(text: str) -> str:
@@ -78,8 +82,16 @@ def _terminate(_signal: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _open_closed_streams() -> None:
+    """Give results and messages somewhere to go where the caller closed stdout or stderr (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+
+
 def run(main: Callable[[Sequence[str], Console], int]) -> NoReturn:
     """Run a command's main with sys.argv and leave with its exit code."""
+    _open_closed_streams()
     console = Console()
     arguments = sys.argv[1:]
     # SIGTERM is what nox and CI systems send: end as tidily as on Ctrl-C.

@@ -239,6 +239,10 @@ def main(arguments: Sequence[str], console: Console) -> int:
     options = _options(arguments)
     if options.package != "vllm":
         raise UsageError(f"lock knows vllm only, not {options.package!r}", fix="nox -s lock -- vllm 0.16.0")
+    if not re.fullmatch(r"\d+(\.\d+)+((a|b|rc|\.post)\d+)?", options.version):
+        raise UsageError(f"{options.version!r} is not a version of vLLM", fix="nox -s lock -- vllm 0.16.0")
+    if options.cuda and not re.fullmatch(r"[0-9]+\.[0-9]+", options.cuda):
+        raise UsageError(f"--cuda {options.cuda!r} is not a CUDA version", fix="--cuda 12.8")
     access = open_access(options, console)
     resolver = Resolver(access, [load_recipe(name) for name in recipe_names()], strict=options.write)
     table = source_table(options.version, options.source, resolver)

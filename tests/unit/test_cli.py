@@ -37,6 +37,17 @@ def test_an_option_without_its_value_is_refused() -> None:
         parser.parse_args(["--recipe"])
 
 
+def test_a_home_directory_of_nobody_is_refused() -> None:
+    with pytest.raises(UsageError, match="no home directory"):
+        user_path("~no-such-user-here/x.whl")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_changes_no_exit_code(closed: str) -> None:
+    command = f"{sys.executable} -m scripts.wheel --recipe nope {closed}"
+    assert subprocess.run(command, shell=True, cwd=ROOT, check=False, capture_output=True).returncode == 2
+
+
 def test_paths_are_relative_to_where_the_user_typed_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(INVOKED_FROM, str(tmp_path))
     assert user_path("x/y") == tmp_path / "x" / "y"
