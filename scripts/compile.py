@@ -23,6 +23,7 @@ from scripts.toolchain import Toolchain
 from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
 
 FORMAT = 1  # raise when configuring changes in a way that the key does not show
+_LINKING = re.compile(r"\bld(\.\w+)?: |undefined reference|ld returned \d")
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
@@ -246,7 +247,7 @@ def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[Failure])
         tail = done.tail()
         full = "No space left" in tail
         return CompileError(
-            "ninja failed" if "ld" not in tail else "linking failed",
+            "linking failed" if _LINKING.search(tail) else "ninja failed",
             why="no space left on the filesystem" if full else "the end of its output is shown above",
             fix=f"free space at {tree.path}" if full else f"the whole output is in {tree.log}",
             detail=tail,

@@ -66,7 +66,7 @@ def driver_functions(header: Path) -> list[str]:
     """Return the functions of the driver's library that cuda.h declares, under the names that are linked against."""
     text = header.read_text(errors="replace")
     declared = re.findall(r"\bCUDAAPI\s+(cu[A-Z]\w*)\s*\(", text)
-    versioned = re.findall(r"^#\s*define\s+cu[A-Z]\w*\s+(?:__CUDA_API_\w+\()?(cu[A-Z]\w*)", text, re.MULTILINE)
+    versioned = re.findall(r"^[ \t]*#\s*define\s+cu[A-Z]\w*\s+(?:__CUDA_API_\w+\()?(cu[A-Z]\w*)", text, re.MULTILINE)
     return sorted({*declared, *versioned})
 
 

@@ -69,11 +69,12 @@ def run_uv(arguments: list[str | Path], cache: Cache, console: Console, indexes:
 def _uv_error(text: str, log: Path) -> ToolchainError:
     """Explain uv's failure by what it said; the end of its output is shown."""
     lines = [re.sub(r"https?://[^/\s@]+@", "https://", line) for line in text.strip().splitlines()[1:]]
+    said = "\n".join(lines)  # without the command, whose paths could be taken for a cause
     causes = (
         (r"No space left", "no space left on the filesystem", "free space, or point WHEELSMITH_CACHE at a larger disk"),
         (r"Permission denied", "permission denied", "make the cache writable, or set WHEELSMITH_CACHE (UV_CACHE_DIR)"),
         (
-            r"network.*disabled|offline",
+            r"network.*disabled",
             "--offline forbids downloads and uv's cache lacks a package",
             "run once without --offline",
         ),
@@ -89,7 +90,7 @@ def _uv_error(text: str, log: Path) -> ToolchainError:
         ),
     )
     unknown = ("uv could not install it", f"read {log}")
-    why, fix = next(((w, f) for pattern, w, f in causes if re.search(pattern, text, re.IGNORECASE)), unknown)
+    why, fix = next(((w, f) for pattern, w, f in causes if re.search(pattern, said, re.IGNORECASE)), unknown)
     return ToolchainError(
         "the build environment could not be installed", why=why, fix=fix, detail="\n".join(lines[-12:])
     )

@@ -10,13 +10,15 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from packaging.metadata import ExceptionGroup, InvalidMetadata, Metadata
 from packaging.requirements import Requirement
-from packaging.utils import parse_wheel_filename
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from scripts.cache import remove_tree
@@ -34,6 +36,8 @@ EXTERNAL_LIBRARIES = (
 )  # fmt: skip
 
 
+# What zipfile and csv raise for a damaged archive; RuntimeError for one that is encrypted or compressed by other means.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, csv.Error, EOFError, RuntimeError)
 ABI_TAG = "cp38"  # upstream's own wheels: one abi3 wheel for all Pythons from here on
 
 
@@ -139,7 +143,7 @@ def check_wheel(path: Path, recipe: Recipe, version: str) -> Wheel:
             problems = record_problems(archive)
             problems += metadata_problems(archive, recipe, version)
             components, wrong = component_sizes(archive, recipe.shared_objects)
-    except (zipfile.BadZipFile, zlib.error, csv.Error, ValueError, OSError) as error:
+    except (*UNREADABLE, ValueError, OSError) as error:
         raise PackageError(f"{path.name} cannot be read", why=str(error)) from error
     problems += wrong
     if found_version != Version(version):
@@ -159,20 +163,33 @@ def _member(archive: zipfile.ZipFile, name: str) -> str:
 
 
 def record_problems(archive: zipfile.ZipFile) -> list[str]:
-    """Return what is wrong with a wheel's RECORD: wrong digests, files missing on either side."""
+    """Return what is wrong with a wheel's RECORD: wrong digests or sizes, files missing or named twice."""
     record = _member(archive, "RECORD")
-    problems = []
-    listed = set()
-    for name, digest, _size in csv.reader(io.StringIO(archive.read(record).decode())):
-        listed.add(name)
-        if name == record:
-            continue
-        if name not in archive.namelist():
-            problems.append(f"RECORD lists {name}, which is not in the wheel")
-        elif digest != _record_digest(archive.read(name)):
-            problems.append(f"RECORD has a wrong digest for {name}")
-    files = {name for name in archive.namelist() if not name.endswith("/")}
+    counts = Counter(archive.namelist())
+    problems = [f"{name} is twice in the archive" for name, count in counts.items() if count > 1]
+    listed: set[str] = set()
+    for row in csv.reader(io.StringIO(archive.read(record).decode())):
+        if row:
+            problems += _row_problems(archive, row, record, listed)
+            listed.add(row[0])
+    files = {name for name in counts if not name.endswith("/")}
     return problems + [f"RECORD lacks {name}" for name in sorted(files - listed)]
+
+
+def _row_problems(archive: zipfile.ZipFile, row: Sequence[str], record: str, listed: Collection[str]) -> list[str]:
+    if len(row) != 3:
+        return [f"RECORD has a line of {len(row)} fields, not 3: {row[0]}"]
+    name, digest, size = row
+    if name in listed:
+        return [f"RECORD lists {name} twice"]
+    if name == record:
+        return []
+    if name not in archive.namelist():
+        return [f"RECORD lists {name}, which is not in the wheel"]
+    data = archive.read(name)
+    if digest != _record_digest(data):
+        return [f"RECORD has a wrong digest for {name}"]
+    return [] if size == str(len(data)) else [f"RECORD has a wrong size for {name}: {size or 'none'}, not {len(data)}"]
 
 
 def _record_digest(data: bytes) -> str:
@@ -186,16 +203,18 @@ def metadata_problems(archive: zipfile.ZipFile, recipe: Recipe, version: str) ->
     except (InvalidMetadata, ExceptionGroup) as error:
         return [f"METADATA is not valid: {error}"]
     problems = []
+    if canonicalize_name(metadata.name) != recipe.package.name:
+        problems.append(f"METADATA is of {metadata.name}, not {recipe.package.name}")
     if metadata.version != Version(version):
         problems.append(f"METADATA says version {metadata.version}, not {version}")
-    pins = [item for item in metadata.requires_dist or [] if item.name == "torch"]
+    pins = [item for item in metadata.requires_dist or [] if canonicalize_name(item.name) == "torch"]
     if not any(_pins(item, recipe.torch.version) for item in pins):
         problems.append(f"METADATA does not pin torch=={recipe.torch.version}")
     return problems
 
 
 def _pins(requirement: Requirement, version: str) -> bool:
-    return [(item.operator, Version(item.version)) for item in requirement.specifier] == [("==", Version(version))]
+    return requirement.specifier == SpecifierSet(f"=={version}")
 
 
 def component_sizes(archive: zipfile.ZipFile, wanted: Sequence[Component]) -> tuple[dict[str, int], list[str]]:

@@ -65,15 +65,19 @@ def _family_rows(recipe: Recipe, archs: Sequence[Arch]) -> list[tuple[str, str]]
         if not built:
             continue
         gets = loose_intersection(built, archs)
-        native = {(arch.major, arch.minor) for arch in gets}
-        majors = {arch.major for arch in gets}
-        jit = [arch for arch in archs if arch.major not in majors and any(a.ptx and a < arch for a in gets)]
-        none = [arch for arch in archs if (arch.major, arch.minor) not in native and arch.major not in majors]
-        none = [arch for arch in none if arch not in jit]
+        lacks = [arch for arch in archs if not any(_runs_on(cubin, arch) for cubin in gets)]
+        jit = [arch for arch in lacks if any(have.ptx and not have.suffix and have < arch for have in gets)]
+        none = [arch for arch in lacks if arch not in jit]
         left = [f"JIT on {arch_list(jit)}"] if jit else []
         left += [f"nothing for {arch_list(none)}"] if none else []
         rows.append(("kernels", f"{name}: {arch_list(gets) or 'none'}" + (f" ({'; '.join(left)})" if left else "")))
     return rows
+
+
+def _runs_on(cubin: Arch, arch: Arch) -> bool:
+    """Whether a cubin runs on an arch: its own number; without `a`, also higher minor versions of its major one."""
+    same = cubin.minor == arch.minor if cubin.suffix == "a" else cubin.minor <= arch.minor
+    return cubin.major == arch.major and same
 
 
 def _toolchain(recipe: Recipe, environment: Mapping[str, str]) -> str:

@@ -168,3 +168,25 @@ def test_sizes_are_decimal(count: float, text: str) -> None:
 )
 def test_durations_are_for_people(seconds: float, text: str) -> None:
     assert human_seconds(seconds) == text
+
+
+def test_an_os_error_that_no_stage_named_is_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_arguments: object, _console: Console) -> int:
+        raise OSError(28, "No space left on device", "/full/x")
+
+    monkeypatch.setattr(sys, "argv", ["x", "--debug"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as raised:
+        run(main)
+    said = capsys.readouterr().err
+    assert raised.value.code == DoctorError.exit_code
+    assert "a file operation failed: /full/x" in said
+    assert "Traceback" in said
+
+
+def test_a_reader_that_went_away_ends_the_command_silently() -> None:
+    code = "from scripts.cli import run\ndef main(*_):\n    raise BrokenPipeError\nrun(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")

@@ -1,0 +1,175 @@
+"""The plan of the real recipes, and the refusal to start on a disk that is too small."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.archs import parse_arch_list
+from scripts.cache import Cache
+from scripts.console import Console
+from scripts.cuda_system import find_system_toolkit
+from scripts.errors import DoctorError
+from scripts.machine import Machine
+from scripts.patches import recipe_patches
+from scripts.plan import check_space, cpu_seconds, describe, show_plan
+from scripts.recipe import Cost, Recipe, load_recipe, recipe_names
+from tests.support import make_recipe
+
+LOCK = "locks/vllm-0.20.1-cu130.txt"
+PYPI = {"kind": "pypi", "cuda": "13.0", "lock": LOCK, "build_requirements": []}
+COST = {
+    "units": 10,
+    "cpu_seconds": 100.0,
+    "cpu_seconds_per_arch": 50.0,
+    "unit_memory_gb": 2.0,
+    "download_gb": 1.0,
+    "disk_gb": 10.0,
+    "measured": "by the tests",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_toolkit_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    search = functools.partial(find_system_toolkit, prefix=tmp_path / "local")
+    monkeypatch.setattr("scripts.plan.find_system_toolkit", search)
+
+
+def plan(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str], *, archs: str = "", environment: dict[str, str] | None = None
+) -> str:
+    show_plan(
+        recipe,
+        parse_arch_list(archs) if archs else recipe.archs,
+        jobs=4,
+        machine=Machine(4, 15.0),
+        wheelhouse=Path("/w"),
+        environment=environment or {},
+        console=Console(),
+    )
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_plan_of_a_real_recipe_names_every_source_patch_and_component(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(name)
+    shown = " ".join(plan(recipe, capsys).split())
+    assert f"/w/vllm-{recipe.version(recipe.archs)}-…whl" in shown
+    for source in (recipe.source, *(item.source for item in recipe.needed_dependencies().values())):
+        assert " ".join(describe(source).split())[:60] in shown
+    assert all(component.value in shown for component in recipe.components)
+    assert all(patch.name in shown for patch in recipe_patches(recipe)[0])
+    assert "4 at a time (4 cores, 15.0 GB of memory free)" in shown
+    assert recipe.cost is not None
+    assert f"about {recipe.cost.units}" in shown
+
+
+def test_sources_are_described_with_their_pins() -> None:
+    recipe = make_recipe()
+    assert describe(recipe.source) == "sdist vllm 0.20.1, sha256 000000000000…"
+    production = load_recipe("vllm-0.15.1-cu128")
+    assert describe(production.source).startswith("git https://") or "sha256" in describe(production.source)
+
+
+@pytest.mark.parametrize(
+    ("archs", "row"),
+    [
+        ("8.0;9.0;12.0", "marlin: 8.0+PTX (JIT on 9.0;12.0)"),
+        ("9.0;12.0", "hopper: 9.0a (nothing for 12.0)"),
+        ("12.0", "hopper: none (nothing for 12.0)"),
+        ("9.0", "hopper: 9.0a"),
+        ("8.0;8.9", "ada: 8.9 (nothing for 8.0)"),
+        ("10.0;10.3", "blackwell: 10.0a (nothing for 10.3)"),
+    ],
+)
+def test_a_family_row_says_which_archs_it_leaves_to_ptx_or_to_nothing(
+    archs: str, row: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = {"marlin": "8.0+PTX", "hopper": "9.0a", "ada": "8.9", "blackwell": "10.0a", "off": ""}
+    name = row.split(":", maxsplit=1)[0]
+    recipe = make_recipe(toolchain=PYPI, families={"_moe_C": {name: built[name], "off": ""}})
+    shown = plan(recipe, capsys, archs=archs)
+    rows = [line.split(maxsplit=1)[1].strip() for line in shown.splitlines() if line.startswith("kernels")]
+    assert rows == [row]
+
+
+@pytest.mark.parametrize(
+    ("kind", "redist", "shown"),
+    [
+        ("pypi", False, "nvcc from NVIDIA's wheels"),
+        ("redist", True, "NVIDIA's redistributable archives"),
+        ("auto", True, "none is installed: NVIDIA's archives of 13.0.2, into the cache"),
+        ("system", True, "none is installed)"),
+        ("auto", False, "none is installed)"),
+    ],
+)
+def test_the_plan_says_where_the_toolkit_comes_from(
+    kind: str, *, redist: bool, shown: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    toolchain: dict[str, Any] = {"kind": kind, "cuda": "13.0", "lock": LOCK, "build_requirements": []}
+    if redist:
+        toolchain["redist"] = {"release": "13.0.2"}
+    text = plan(make_recipe(toolchain=toolchain), capsys, environment={"CUDA_HOME": str(tmp_path)})
+    assert shown in " ".join(text.split())
+
+
+def test_an_installed_toolkit_is_named_with_where_it_was_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include/cuda_runtime.h").touch()
+    (tmp_path / "bin/nvcc").write_text("#!/bin/sh\necho release 13.0\n")
+    (tmp_path / "bin/nvcc").chmod(0o755)
+    toolchain = {"kind": "system", "cuda": "13.0", "lock": LOCK, "build_requirements": []}
+    text = plan(make_recipe(toolchain=toolchain), capsys, environment={"CUDA_HOME": str(tmp_path)})
+    assert f"{tmp_path}, found as CUDA_HOME={tmp_path}" in text.replace("\n", "").replace(" " * 12, "")
+
+
+def test_each_further_arch_costs_its_own_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cpu_seconds(Cost.model_validate(COST), parse_arch_list("9.0;10.0;12.0")) == 200
+    text = " ".join(plan(make_recipe(toolchain=PYPI, cost=COST), capsys, archs="9.0;10.0;12.0").split())
+    assert "about 50 s of compiling (3 min 20 s of one core)" in text
+    assert "up to 8.0 GB (2.0 GB for the largest unit)" in text
+
+
+def test_without_figures_the_plan_has_no_cost_and_space_is_not_checked(
+    cache: Cache, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = plan(
+        make_recipe(toolchain=PYPI, package={"name": "vllm", "version": "0.20.1", "notice": "not for use"}), capsys
+    )
+    assert "of compiling" not in text
+    assert "not for use" in text
+    _free(monkeypatch, 0)
+    check_space(make_recipe(), cache, toolchain="t")
+
+
+def _free(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
+    usage = shutil.disk_usage("/")._replace(free=int(free))
+    monkeypatch.setattr("scripts.plan.shutil.disk_usage", lambda _path: usage)
+
+
+@pytest.mark.parametrize(
+    ("ready", "need_gb"),
+    [((), 10.0), (("toolchains/t",), 4.7), (("builds/b",), 10.0), (("toolchains/t", "builds/b"), 0.2)],
+)
+def test_a_build_needs_room_for_what_is_still_to_be_made(
+    ready: tuple[str, ...], need_gb: float, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(cost=COST)
+    for name in ready:
+        (cache.root / name).mkdir(parents=True)
+        (cache.root / name / "configured.json").touch()
+    _free(monkeypatch, need_gb * 1e9 + 1e6)
+    check_space(recipe, cache, toolchain="t")
+    _free(monkeypatch, need_gb * 1e9 - 1e6)
+    with pytest.raises(DoctorError, match="not enough disk space for mine") as raised:
+        check_space(recipe, cache, toolchain="t")
+    assert str(cache.root) in raised.value.why

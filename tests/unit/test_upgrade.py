@@ -1,0 +1,123 @@
+"""Renewing lock files: what is resolved, with which indexes, and the recipes' schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import upgrade
+from scripts.console import Console
+from scripts.errors import ToolchainError, UsageError
+from scripts.indexes import read_indexes
+from scripts.recipe import RECIPES, SCHEMA_FILE, load_recipe, recipe_names
+from tests.support import make_recipe
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a project with two empty requirement files, and an index that nothing listens at."""
+    (tmp_path / "requirements").mkdir()
+    for name in ("lint", "tests"):
+        (tmp_path / "requirements" / f"{name}.in").touch()
+    (tmp_path / "docs").mkdir()
+    monkeypatch.setattr(upgrade, "ROOT", tmp_path)
+    monkeypatch.setattr(upgrade, "SCHEMA_FILE", tmp_path / "docs" / "schema.json")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+    return tmp_path
+
+
+def test_an_environment_is_resolved_from_torch_cuda_and_what_building_and_importing_need() -> None:
+    recipe = make_recipe(
+        import_requirements=["packaging"],
+        toolchain={
+            "kind": "pypi",
+            "cuda": "13.0",
+            "lock": "x.txt",
+            "cuda_packages": ["cuda-toolkit[nvcc]==13.0.2"],
+            "build_requirements": ["ninja", "cmake>=3.26"],
+        },
+    )
+    assert upgrade.lock_inputs(recipe).splitlines() == [
+        "torch==2.11.0",
+        "cuda-toolkit[nvcc]==13.0.2",
+        "ninja",
+        "cmake>=3.26",
+        "packaging",
+    ]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_requirement_of_a_recipe_is_pinned_in_its_lock_file(name: str) -> None:
+    recipe = load_recipe(name)
+    locked = recipe.lock_file.read_text()
+    assert f"torch=={recipe.torch.version} " in locked
+    for line in upgrade.lock_inputs(recipe).splitlines():
+        project = line.split("[")[0].split("=")[0].split(">")[0].split("<")[0].strip()
+        assert f"\n{project.lower()}==" in f"\n{locked}"
+
+
+def test_an_unknown_name_is_refused_before_anything_is_written(project: Path, console: Console) -> None:
+    with pytest.raises(UsageError, match=r"there is no 'shema'\. Perhaps you meant 'schema'") as raised:
+        upgrade.main(["lint", "shema"], console)
+    assert "quickstart" in raised.value.fix[0]
+    assert not (project / "requirements/lint.txt").exists()
+
+
+def test_the_schema_alone_is_written_on_request_and_the_committed_one_is_current(
+    project: Path, console: Console
+) -> None:
+    assert upgrade.main(["schema"], console) == 0
+    assert (project / "docs/schema.json").read_text() == SCHEMA_FILE.read_text()
+    assert "extends" in json.loads(SCHEMA_FILE.read_text())["properties"]
+    assert not list((project / "requirements").glob("*.txt"))
+
+
+def test_only_what_is_named_is_resolved_by_uv(project: Path, console: Console) -> None:
+    assert upgrade.main(["lint"], console) == 0
+    assert [path.name for path in (project / "requirements").glob("*.txt")] == ["lint.txt"]
+
+
+def test_what_cannot_be_resolved_is_named_with_what_uv_said(project: Path) -> None:
+    source = project / "requirements" / "lint.in"
+    source.write_text("no-such-thing-at-all\n")
+    with pytest.raises(ToolchainError, match=r"requirements/lint\.txt could not be resolved") as raised:
+        upgrade.compile_lock(source, source.with_suffix(".txt"))
+    assert "127.0.0.1:9/simple/no-such-thing-at-all" in raised.value.detail
+
+
+def test_neither_local_folders_nor_extra_indexes_get_into_a_lock_file(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_folder = project / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "uv").write_text(f"#!/bin/sh\nenv > {project}/seen\n")
+    (bin_folder / "uv").chmod(0o755)
+    monkeypatch.setenv("PIP_FIND_LINKS", "/links")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://extra.example/simple")
+    indexes = read_indexes()
+    assert indexes.find_links
+    monkeypatch.setattr("scripts.upgrade.read_indexes", lambda: indexes)
+    monkeypatch.setattr("sys.executable", str(bin_folder / "python"))
+    upgrade.compile_lock(project / "requirements/lint.in", project / "requirements/lint.txt")
+    seen = [line for line in (project / "seen").read_text().splitlines() if line.startswith("UV_")]
+    assert "UV_DEFAULT_INDEX=http://127.0.0.1:9/simple" in seen
+    assert not [line for line in seen if "links" in line or "extra" in line]
+
+
+def test_recipes_that_share_a_lock_file_resolve_it_once(
+    project: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(upgrade, "compile_lock", lambda source, target: asked.append((source.read_text(), target.name)))
+    upgrade.main([], console)
+    locks = [name for _, name in asked]
+    assert locks[:2] == ["lint.txt", "tests.txt"]
+    assert sorted(locks[2:]) == sorted(path.name for path in (RECIPES / "locks").glob("*.txt"))
+    asked.clear()
+    upgrade.main(["quickstart"], console)
+    assert asked == [(upgrade.lock_inputs(load_recipe("quickstart")), load_recipe("quickstart").lock_file.name)]
