@@ -86,8 +86,8 @@ TABLE = (
 )
 
 _BY_NUMBER = {row.number: row for row in TABLE}
-_NUMBER = re.compile(r"(\d{1,2})\.(\d)([af]?)(\+PTX)?", re.IGNORECASE)
-_SM = re.compile(r"(?:sm|compute)_?(\d{1,2})(\d)([af]?)(\+PTX)?", re.IGNORECASE)
+_NUMBER = re.compile(r"(\d{1,2})\.(\d)([af]?)(\+PTX)?", re.IGNORECASE | re.ASCII)
+_SM = re.compile(r"(?:sm|compute)_?(\d{1,2})(\d)([af]?)(\+PTX)?", re.IGNORECASE | re.ASCII)
 # A blank separates only before an arch: GPU names have blanks of their own (RTX 5090).
 _BETWEEN = re.compile(r"[;,]|\s+(?=\d{1,2}\.\d|sm|compute)", re.IGNORECASE)
 

@@ -87,6 +87,12 @@ def _remedies(report: AuditReport) -> list[str]:
 def _audit(path: Path, options: argparse.Namespace, targets: Sequence[Target]) -> AuditReport:
     recipe = load_recipe(options.recipe) if options.recipe else matching_recipe(path)
     archs = label_archs(path) or (recipe.archs if recipe else ())
+    if options.torch and read_site(options.torch) is None:
+        raise UsageError(
+            f"--torch {options.torch} holds no torch",
+            why="neither it nor its lib/python3.*/site-packages has a folder torch/lib",
+            fix="name an environment or a site-packages folder with the torch the wheel was made for",
+        )
     chosen = targets or targets_for(recipe, archs)
     return audit_path(path, chosen, recipe=recipe, archs=archs, torch=options.torch, package=options.package)
 

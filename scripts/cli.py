@@ -14,7 +14,16 @@ from typing import NoReturn
 
 from scripts.cache import Cache, default_cache_dir
 from scripts.console import Console
-from scripts.errors import BUG, INTERRUPTED, DoctorError, UsageError, WheelsmithError, from_os_error, nearest
+from scripts.errors import (
+    BROKEN_PIPE,
+    BUG,
+    INTERRUPTED,
+    DoctorError,
+    UsageError,
+    WheelsmithError,
+    from_os_error,
+    nearest,
+)
 
 INVOKED_FROM = "WHEELSMITH_INVOKED_FROM"  # set by the noxfile: where the user typed the command
 
@@ -44,6 +53,8 @@ class Parser(argparse.ArgumentParser):
 
 def user_path(text: str) -> Path:
     """Read a path that the user typed, relative to where they typed it (nox changes the directory)."""
+    if not text:
+        raise UsageError("a path is empty", fix="give the file or folder that is meant")
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:
@@ -107,7 +118,7 @@ def run(main: Callable[[Sequence[str], Console], int]) -> NoReturn:
         code = INTERRUPTED
         console.warn("interrupted: what was finished is kept; the same command goes on from there")
     except BrokenPipeError:
-        code = BUG
+        code = BROKEN_PIPE
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a full disk or a missing right that no stage has named itself
         code = DoctorError.exit_code

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 DOCS = "docs/errors.md"
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has gone
 BUG = 1
 
 
@@ -116,6 +117,8 @@ _OS_CAUSES = {
     errno.EACCES: ("permission denied", "make it writable for this user, or point {variable} elsewhere"),
     errno.EPERM: ("operation not permitted", "make it writable for this user, or point {variable} elsewhere"),
     errno.EROFS: ("the filesystem is mounted read-only", "point {variable} at a writable directory"),
+    errno.EEXIST: ("a file is in the way", "remove that file, or point {variable} elsewhere"),
+    errno.ENAMETOOLONG: ("the path is too long for the filesystem", "point {variable} at a shorter path"),
     errno.ENOTDIR: ("part of the path is a file, not a directory", "remove that file, or point {variable} elsewhere"),
 }
 

@@ -98,7 +98,27 @@ def read_indexes() -> Indexes:
         found = shutil.which("pip") or shutil.which("pip3")
         pip = [found] if found else []
     listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False) if pip else None
+    if listed and listed.returncode:  # never fall back to the public index in silence
+        raise FetchError(
+            "pip's configuration cannot be read",
+            why=(listed.stderr.strip().splitlines() or ["pip config list failed"])[-1],
+            fix="correct the pip.conf it names; `pip config debug` lists the files",
+        )
     return parse_pip_config(listed.stdout if listed else "", os.environ)
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = not url or (parts.scheme in {"http", "https", "file"} and parts.port != 0)
+    except ValueError:  # a port or an IPv6 address that is none
+        good = False
+    if not good:
+        raise FetchError(
+            "the package index is not a URL that can be used",
+            why="index-url and extra-index-url must start with https://, http:// or file:// and have a valid port",
+            fix="correct PIP_INDEX_URL, PIP_EXTRA_INDEX_URL or pip.conf (`pip config list` shows them)",
+        )
 
 
 def parse_pip_config(text: str, environment: Mapping[str, str]) -> Indexes:
@@ -116,6 +136,8 @@ def parse_pip_config(text: str, environment: Mapping[str, str]) -> Indexes:
     def setting(name: str) -> str:
         return next((values[section, name] for section in _SECTIONS if (section, name) in values), "")
 
+    for url in [setting("index-url"), *setting("extra-index-url").split()]:
+        _check_url(url)
     return Indexes(
         index_url=setting("index-url") or DEFAULT_INDEX,
         extra_index_urls=tuple(setting("extra-index-url").split()),

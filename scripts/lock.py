@@ -24,7 +24,7 @@ from scripts.git_checkout import Access, Job, Work
 from scripts.indexes import read_indexes
 from scripts.labels import cuda_label
 from scripts.listing import find_sdist
-from scripts.mirrors import repository_key
+from scripts.mirrors import VARIABLE, repository_key
 from scripts.recipe import RECIPES, Component, GitSource, Recipe, SdistSource, load_recipe, recipe_names
 from scripts.upgrade import compile_lock
 from scripts.upstream import Fetch, Upstream, read_upstream
@@ -219,6 +219,13 @@ def source_table(version: str, kind: str, resolver: Resolver) -> dict[str, Any]:
                 docs=DOCS,
             )
     commit = resolver.commit_of(REPOSITORY, f"v{version}")
+    if commit == UNRESOLVED:
+        raise FetchError(
+            f"the commit of vllm {version} cannot be resolved",
+            why="the index has no sdist of it, and the git host cannot be reached",
+            fix=f"set {VARIABLE}, or name a version that has an sdist",
+            docs=DOCS,
+        )
     return {"kind": "git", "repository": REPOSITORY, "commit": commit, "tag": f"v{version}"}
 
 

@@ -33,10 +33,13 @@ class Finished:
     log: Path
     peak_bytes: int
     """Peak resident memory of the process and its descendants together, sampled once a second."""
+    begin: int = 0
+    """Where this command's part of the log begins."""
 
     def tail(self, lines: int = 40) -> str:
-        """Return the last lines of the log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        """Return the last lines that this command wrote to the log."""
+        text = self.log.read_bytes()[self.begin :].decode("utf-8", "replace")
+        return "\n".join(text.splitlines()[-lines:])
 
 
 def run_logged(
@@ -56,6 +59,7 @@ def run_logged(
     with log.open("ab") as file:
         file.write(f"\n$ cd {shlex.quote(str(cwd))} && {shlex.join(words)}\n".encode())
         file.flush()
+        begin = file.tell()
         started = time.monotonic()
         child = subprocess.Popen(
             [sys.executable, "-S", "-E", str(_LAUNCHER), "--guard", *words],
@@ -74,7 +78,7 @@ def run_logged(
         except BaseException:
             _stop_tree(child)
             raise
-        return Finished(code, time.monotonic() - started, log, memory.peak)
+        return Finished(code, time.monotonic() - started, log, memory.peak, begin)
 
 
 class _MemoryPeak:

@@ -246,7 +246,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
         console.grid(["recipe", "what it builds"], [(name, load_recipe(name).description) for name in recipe_names()])
         return 0
     recipe = load_recipe(recipe_argument(options.recipe))
-    lists = [choose_archs(recipe, text) for text in options.arch or [None]]
+    lists = list(dict.fromkeys(choose_archs(recipe, text) for text in options.arch or [None]))
     machine = read_machine()
     jobs = choose_jobs(options.jobs, os.environ, recipe, machine)
     if options.dry_run:
