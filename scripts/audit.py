@@ -17,6 +17,7 @@ from scripts.cache import write_atomic, write_json
 from scripts.cli import Parser, run, user_path
 from scripts.console import Console
 from scripts.drivers import Target, default_targets, parse_target
+from scripts.audit_elf import read_site
 from scripts.errors import AuditError, UsageError
 from scripts.labels import cuda_label
 from scripts.recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_names
