@@ -11,16 +11,17 @@ from packaging.version import InvalidVersion, Version
 
 from scripts.archs import Arch, parse_arch
 from scripts.audit_collect import Subject, audit_path
+from scripts.audit_elf import read_site
 from scripts.audit_models import AuditReport
 from scripts.audit_show import failures, html, show
 from scripts.cache import write_atomic, write_json
 from scripts.cli import Parser, run, user_path
 from scripts.console import Console
 from scripts.drivers import Target, default_targets, parse_target
-from scripts.audit_elf import read_site
 from scripts.errors import AuditError, UsageError
 from scripts.labels import cuda_label
-from scripts.recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_names
+from scripts.recipe import DEFAULT_RECIPE, Recipe
+from scripts.recipe_files import load_recipe, recipe_names
 from scripts.wheel_file import wheel_name
 
 DESCRIPTION = """\

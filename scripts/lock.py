@@ -25,7 +25,8 @@ from scripts.indexes import read_indexes
 from scripts.labels import cuda_label
 from scripts.listing import find_sdist
 from scripts.mirrors import VARIABLE, repository_key
-from scripts.recipe import RECIPES, Component, GitSource, Recipe, SdistSource, load_recipe, recipe_names
+from scripts.recipe import RECIPES, Component, GitSource, Recipe, SdistSource
+from scripts.recipe_files import load_recipe, recipe_names
 from scripts.upgrade import compile_lock
 from scripts.upstream import Fetch, Upstream, read_upstream
 

@@ -19,7 +19,8 @@ from scripts.fetch import open_access, source_tree
 from scripts.indexes import read_indexes
 from scripts.listing import find_sdist
 from scripts.patch import HunkProblem, Patch, apply_to, load_patches
-from scripts.recipe import DEFAULT_RECIPE, Recipe, SdistSource, WheelSource, load_recipe
+from scripts.recipe import DEFAULT_RECIPE, Recipe, SdistSource, WheelSource
+from scripts.recipe_files import load_recipe
 
 
 class Verdict(str, Enum):

@@ -15,7 +15,8 @@ from scripts.cli import Parser, run
 from scripts.console import Console
 from scripts.errors import ToolchainError, UsageError, nearest
 from scripts.indexes import read_indexes
-from scripts.recipe import ROOT, SCHEMA_FILE, Recipe, json_schema, load_recipe, recipe_names
+from scripts.recipe import ROOT, SCHEMA_FILE, Recipe
+from scripts.recipe_files import json_schema, load_recipe, recipe_names
 
 OLDEST_PYTHON = "3.10"
 

@@ -32,7 +32,8 @@ from scripts.patches import recipe_patches
 from scripts.plan import check_space, show_plan
 from scripts.preflight import check_reach
 from scripts.prove import prove_wheel
-from scripts.recipe import DEFAULT_RECIPE, ROOT, Recipe, load_recipe, recipe_names
+from scripts.recipe import DEFAULT_RECIPE, ROOT, Recipe
+from scripts.recipe_files import load_recipe, recipe_names
 from scripts.report import Stages, enter, find_built, make_report
 from scripts.split import split_wheel
 from scripts.toolchain import environment_key, provide_toolchain

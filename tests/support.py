@@ -9,7 +9,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from scripts.archs import TABLE, Arch
-from scripts.recipe import Recipe, check_recipe
+from scripts.recipe import Recipe
+from scripts.recipe_files import check_recipe
 
 
 @st.composite

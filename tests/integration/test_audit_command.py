@@ -12,7 +12,8 @@ from scripts.audit_models import AuditReport
 from scripts.audit_show import html, show, signs
 from scripts.console import Console
 from scripts.errors import AuditError, UsageError
-from scripts.recipe import ROOT, load_recipe
+from scripts.recipe import ROOT
+from scripts.recipe_files import load_recipe
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 

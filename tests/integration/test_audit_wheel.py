@@ -10,7 +10,8 @@ from scripts.audit_collect import audit_path, audit_wheel
 from scripts.audit_models import AuditReport, Finding, Level
 from scripts.drivers import parse_target
 from scripts.errors import AuditError, UsageError
-from scripts.recipe import Component, GitSource, Recipe, load_recipe
+from scripts.recipe import Component, GitSource, Recipe
+from scripts.recipe_files import load_recipe
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import METADATA, digest, make_wheel
 

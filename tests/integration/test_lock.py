@@ -18,7 +18,8 @@ from scripts.git_checkout import Access
 from scripts.listing import find_sdist
 from scripts.lock import UNRESOLVED, Resolver, recipe_data, source_table, toml, torch_cuda
 from scripts.mirrors import parse_mirrors
-from scripts.recipe import RECIPES, GitSource, Recipe, SdistSource, load_recipe
+from scripts.recipe import RECIPES, GitSource, Recipe, SdistSource
+from scripts.recipe_files import load_recipe
 from scripts.unpack import unpack_sdist
 from scripts.upstream import read_upstream
 from tests import trees

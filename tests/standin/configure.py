@@ -21,7 +21,8 @@ from scripts.console import Console
 from scripts.fetch import fetch_archive
 from scripts.patch import apply_patches
 from scripts.patches import recipe_patches
-from scripts.recipe import RECIPES, SdistSource, load_recipe
+from scripts.recipe import RECIPES, SdistSource
+from scripts.recipe_files import load_recipe
 from scripts.unpack import unpack_sdist
 
 NVCC = Path(__file__).with_name("nvcc.py")

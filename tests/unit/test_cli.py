@@ -189,4 +189,4 @@ def test_an_os_error_that_no_stage_named_is_of_the_machine(
 def test_a_reader_that_went_away_ends_the_command_silently() -> None:
     code = "from scripts.cli import run\ndef main(*_):\n    raise BrokenPipeError\nrun(main)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (141, "", "")

@@ -33,8 +33,10 @@ def test_pip_s_settings_are_read_with_pip_s_precedence() -> None:
 
 
 def test_the_environment_wins_over_every_file() -> None:
-    read = parse_pip_config(LISTED, {"PIP_INDEX_URL": "https://mine/simple", "PIP_EXTRA_INDEX_URL": "a b"})
-    assert read.all_index_urls == ("https://mine/simple", "a", "b")
+    read = parse_pip_config(
+        LISTED, {"PIP_INDEX_URL": "https://mine/simple", "PIP_EXTRA_INDEX_URL": "https://a file:///b"}
+    )
+    assert read.all_index_urls == ("https://mine/simple", "https://a", "file:///b")
 
 
 @pytest.mark.parametrize(("text", "expected"), [("1", True), ("True", True), ("on", True), ("0", False), ("", False)])
@@ -147,3 +149,10 @@ def test_certificates_come_from_pip_s_setting_or_the_environment(
         Indexes().ssl_context()
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))  # a folder of certificates
     assert Indexes().ssl_context().get_ca_certs()
+
+
+@pytest.mark.parametrize("url", ["notaurl", "http://[::1", "http://127.0.0.1:99999/simple"])
+def test_an_index_that_is_no_url_is_refused_and_the_variable_named(url: str) -> None:
+    with pytest.raises(FetchError, match="not a URL") as caught:
+        parse_pip_config("", {"PIP_INDEX_URL": url})
+    assert "PIP_INDEX_URL" in caught.value.fix[0]

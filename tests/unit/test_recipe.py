@@ -12,18 +12,8 @@ from hypothesis import strategies as st
 
 from scripts.archs import parse_arch_list
 from scripts.errors import UsageError
-from scripts.recipe import (
-    RECIPES,
-    ROOT,
-    SCHEMA_FILE,
-    Component,
-    Recipe,
-    check_recipe,
-    json_schema,
-    load_recipe,
-    merge,
-    recipe_names,
-)
+from scripts.recipe import RECIPES, ROOT, SCHEMA_FILE, Component, Recipe
+from scripts.recipe_files import check_recipe, json_schema, load_recipe, merge, recipe_names
 from tests.support import recipe_data, write_recipe
 
 if sys.version_info >= (3, 11):

@@ -11,7 +11,8 @@ from scripts import upgrade
 from scripts.console import Console
 from scripts.errors import ToolchainError, UsageError
 from scripts.indexes import read_indexes
-from scripts.recipe import RECIPES, SCHEMA_FILE, load_recipe, recipe_names
+from scripts.recipe import RECIPES, SCHEMA_FILE
+from scripts.recipe_files import load_recipe, recipe_names
 from tests.support import make_recipe
 
 
