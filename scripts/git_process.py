@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
+from scripts.cache import remove_tree
 from scripts.console import Console, lines
 from scripts.errors import FetchError
 from scripts.mirrors import VARIABLE, Address
@@ -91,9 +92,16 @@ class Repository:
 
     def create(self) -> None:
         """Make the repository unless it is there; put its configuration (which git changes) back to ours."""
-        if not (self.path / "HEAD").exists():
-            _run(["init", "--quiet", "--bare", str(self.path)], self.path.parent, _environment({}))
+        if not self.path.exists():
+            self._initialise()
         (self.path / "config").write_text("[core]\n\trepositoryformatversion = 0\n\tbare = true\n")
+
+    def _initialise(self) -> None:
+        """Make the repository beside its place and rename it: a killed `git init` leaves a half-made one."""
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        remove_tree(partial)
+        _run(["init", "--quiet", "--bare", str(partial)], self.path.parent, _environment({}))
+        partial.rename(self.path)
 
     def local(self, *arguments: str, stdin: bytes = b"") -> bytes:
         """Run a command that needs no network. Raises GitError."""

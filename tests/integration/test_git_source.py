@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scripts.cache import Cache
+from scripts.cache import Cache, remove_tree
 from scripts.console import Console
 from scripts.errors import FetchError
 from scripts.git_process import Repository, git_program
@@ -500,13 +500,26 @@ def test_an_interrupted_fetch_ends_git_and_leaves_nothing(
     assert fetch(triton_source(server.url("triton"), triton), cache).files == 5
 
 
+def test_a_repository_that_a_killed_git_init_left_half_made_is_made_anew(
+    server: GitServer, triton: Upstream, cache: Cache
+) -> None:
+    source = triton_source(server.url("triton"), triton)
+    repository = cache.place("git", f"{repository_key(source.repository)}.git")
+    half = repository.with_name(f".{repository.name}.partial")
+    half.mkdir(parents=True)
+    (half / "HEAD").write_text("ref: refs/heads/main\n")
+    assert fetch(source, cache).files == 5
+    assert not half.exists()
+
+
 def test_locks_that_a_killed_git_left_behind_do_not_stop_the_next_fetch(
     server: GitServer, triton: Upstream, cache: Cache
 ) -> None:
     source = triton_source(server.url("triton"), triton)
     repository = cache.place("git", f"{repository_key(source.repository)}.git")
+    fetch(source, cache)
+    remove_tree(cache.root / "git-trees")
     for name in ("shallow.lock", "config.lock"):
-        repository.mkdir(exist_ok=True)
         (repository / name).touch()
     assert fetch(source, cache).files == 5
 
