@@ -19,13 +19,14 @@ from scripts.cache import Cache
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
 from scripts.compile import BuildTree, compile_units, configure, plan_tree
 from scripts.console import Console, human_bytes, human_seconds
+from scripts.cost_model import cost_book
 from scripts.drivers import default_targets
 from scripts.errors import AuditError, PackageError, UsageError, from_os_error
 from scripts.fetch import Fetched, fetch_recipe, open_access
 from scripts.git_checkout import Access
 from scripts.git_source import GitTree
 from scripts.indexes import Indexes, read_indexes
-from scripts.machine import Machine, default_jobs, read_machine
+from scripts.machine import Machine, read_machine
 from scripts.package import package_wheel
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
@@ -52,6 +53,8 @@ class Job:
     wheelhouse: Path
     indexes: Indexes
     environment: Mapping[str, str]
+    keep_going: bool = False
+    """Whether units are compiled on after one has failed."""
 
     @property
     def cache(self) -> Cache:
@@ -76,8 +79,11 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help='archs, such as "9.0" or "8.0;12.0" or H100 (default: the recipe\'s); repeated: one wheel each',
     )
     parser.add_argument(
-        "--jobs", metavar="N", help="units compiled at once (default: MAX_JOBS, else by cores and memory)"
+        "--jobs",
+        metavar="N",
+        help="units compiled at once at most (default: MAX_JOBS, else all cores); fewer where memory does not reach",
     )
+    parser.add_argument("--keep-going", action="store_true", help="compile on when a unit fails; show all that failed")
     parser.add_argument("--split", action="store_true", help="also cut a slim wheel per arch out of the result")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--list", action="store_true", help="list the recipes and stop")
@@ -93,14 +99,14 @@ def choose_archs(recipe: Recipe, text: str | None) -> tuple[Arch, ...]:
     return archs
 
 
-def choose_jobs(option: str | None, environment: Mapping[str, str], recipe: Recipe, machine: Machine) -> int:
-    """Return how many units to compile at once: --jobs, MAX_JOBS, else by cores and memory. Raises UsageError."""
+def choose_jobs(option: str | None, environment: Mapping[str, str], machine: Machine) -> int:
+    """Return how many units to compile at once at most: --jobs, MAX_JOBS, else the cores. Raises UsageError."""
     for name, text in (("--jobs", option), ("MAX_JOBS", environment.get("MAX_JOBS"))):
         if text:
             if not text.isdecimal() or int(text) < 1:
                 raise UsageError(f"{name} is {text!r}", why="it must be a whole number of at least 1", fix=f"{name}=2")
             return int(text)
-    return default_jobs(machine, recipe.cost.unit_memory_gb if recipe.cost else 4.0)
+    return machine.cores
 
 
 def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
@@ -152,7 +158,9 @@ def _build_in(
         with stages.timed("configure"):
             configure(tree, console=console)
         with stages.timed("compile"):
-            compiled = compile_units(tree, jobs=job.jobs, expected_seconds=_expected(job.recipe), console=console)
+            compiled = compile_units(
+                tree, jobs=job.jobs, book=cost_book(job.recipe), console=console, keep_going=job.keep_going
+            )
         stages.peak_bytes["compile"] = max(compiled.peak_bytes, stages.peak_bytes.get("compile", 0))
     with stages.timed("package"):
         wheel = package_wheel(tree, job.recipe, jobs=job.jobs, console=console)
@@ -195,10 +203,6 @@ def _audit(wheel: Path, job: Job, tree: BuildTree, console: Console) -> AuditRep
             docs="docs/audit.md",
         )
     return report
-
-
-def _expected(recipe: Recipe) -> float:
-    return recipe.cost.cpu_seconds / recipe.cost.units if recipe.cost else 60.0
 
 
 def check_wheelhouse(folder: Path) -> None:
@@ -249,7 +253,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     recipe = load_recipe(recipe_argument(options.recipe))
     lists = list(dict.fromkeys(choose_archs(recipe, text) for text in options.arch or [None]))
     machine = read_machine()
-    jobs = choose_jobs(options.jobs, os.environ, recipe, machine)
+    jobs = choose_jobs(options.jobs, os.environ, machine)
     if options.dry_run:
         for archs in lists:
             show_plan(
@@ -266,7 +270,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     indexes = read_indexes()
     for archs in lists:
         console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
-        job = Job(recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ)
+        job = Job(recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ, options.keep_going)
         path, report = build_wheel(job, console)
         show_result(path, report, console)
         if options.split and len(archs) > 1:
