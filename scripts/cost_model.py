@@ -152,11 +152,11 @@ class CostBook:
 
 
 def cost_file(recipe: Recipe) -> Path | None:
-    """Return the recipe's cost file: beside the recipe, else in recipes/; None when it names none."""
+    """Return the recipe's cost file: beside the recipe, else one in recipes/; None when it names none."""
     if not recipe.cost or not recipe.cost.data:
         return None
-    beside = recipe.folder / recipe.cost.data
-    return beside if beside.is_file() else RECIPES / recipe.cost.data
+    beside, ours = recipe.folder / recipe.cost.data, RECIPES / recipe.cost.data
+    return ours if ours.is_file() and not beside.is_file() else beside
 
 
 def read_costs(path: Path) -> CostData | None:
