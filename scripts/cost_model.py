@@ -11,7 +11,7 @@ import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -85,9 +85,9 @@ def short_name(path: str) -> str:
 class CostBook:
     """Estimates of units: measured ones, else by their relatives, else by the recipe's overall figures."""
 
-    def __init__(self, data: CostData | None, fallback: Estimate) -> None:
+    def __init__(self, data: CostData | None, fallback: Estimate, *, fallback_per_arch: float = 0.0) -> None:
         self.data = data
-        self._fallback = fallback
+        self._fallback, self._fallback_per_arch = fallback, fallback_per_arch
         self._units: Mapping[str, dict[int, Measured]] = data.units if data else {}
         self._estimates: dict[tuple[str, int], Estimate] = {}
 
@@ -101,7 +101,9 @@ class CostBook:
     def _estimate(self, name: str, archs: int) -> Estimate:
         relatives = self._relatives(name)
         if not relatives:
-            return self._fallback
+            return replace(
+                self._fallback, cpu_seconds=self._fallback.cpu_seconds + self._fallback_per_arch * (archs - 1)
+            )
         seconds = statistics.median(self._seconds(self._units[relative], archs) for relative in relatives)
         peak = max(item.peak_mb for relative in relatives for item in self._units[relative].values())
         return Estimate(seconds, int(peak * 1e6))
@@ -179,8 +181,10 @@ def cost_book(recipe: Recipe) -> CostBook:
     path = cost_file(recipe)
     data = read_costs(path) if path else None
     cost = recipe.cost
-    fallback = Estimate(cost.cpu_seconds / cost.units, int(cost.unit_memory_gb * 1e9)) if cost else DEFAULT
-    return CostBook(data, fallback)
+    if not cost:
+        return CostBook(data, DEFAULT)
+    fallback = Estimate(cost.cpu_seconds / cost.units, int(cost.unit_memory_gb * 1e9))
+    return CostBook(data, fallback, fallback_per_arch=cost.cpu_seconds_per_arch / cost.units)
 
 
 def costs_json(data: CostData) -> str:

@@ -120,6 +120,7 @@ def test_a_cost_file_that_is_not_right_is_a_usage_error(tmp_path: Path, text: st
 def test_a_recipe_s_overall_figures_stand_in_for_a_cost_file(tmp_path: Path) -> None:
     assert cost_book(make_recipe()).estimate(unit("_C/a.cu")) == DEFAULT
     assert cost_book(make_recipe(cost=COST)).estimate(unit("_C/a.cu")) == Estimate(10.0, 2_000_000_000)
+    assert cost_book(make_recipe(cost=COST)).estimate(unit("_C/a.cu", 3)).cpu_seconds == 20.0
     named: dict[str, Any] = {**COST, "data": "costs/absent.json"}
     assert cost_book(make_recipe(tmp_path, cost=named)).data is None
 
