@@ -78,6 +78,8 @@ class Compiled:
     """Peak memory of ninja and all compilers together."""
     retried: tuple[str, ...] = ()
     """Sources of units that were killed and compiled again alone."""
+    busy: float = 0.0
+    """Of the cores that could work on this run's units (`jobs`), the share that did: core-seconds over wall time."""
 
 
 def plan_tree(
@@ -253,8 +255,11 @@ def compile_units(
     watch.update()
     if done.code:
         raise _compile_error(tree, done, read_failures(failures))
+    busy = sum(record.cpu_seconds for record in watch.finished) / (jobs * max(done.seconds, 0.001))
+    if watch.finished:
+        console.note(f"{len(watch.finished)} units in {human_seconds(done.seconds)}, cores busy {100 * busy:.0f} %")
     units = tuple(read_units(watch.events))
-    return Compiled(units, len(watch.finished), done.seconds, done.peak_bytes, tuple(admission.retried))
+    return Compiled(units, len(watch.finished), done.seconds, done.peak_bytes, tuple(admission.retried), busy)
 
 
 def task_of(unit: Unit, book: CostBook) -> Task:

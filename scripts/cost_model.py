@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from scripts.errors import UsageError
-from scripts.recipe import RECIPES, Model, Recipe
+from scripts.recipe import RECIPES, Component, Model, Recipe
 
 # Of the core-seconds of a light unit, how much does not depend on the number of archs: router_gemm.cu of vLLM 0.20.1
 # took 52 s for one arch and 71 s for two (parsing headers for the host twice, for the device once per arch).
@@ -141,9 +141,9 @@ class CostBook:
         single = [counts[1].cpu_seconds for name, counts in self._units.items() if 1 in counts and name.endswith(".cu")]
         return FIXED_SHARE * min(single, default=0.0)
 
-    def largest(self, components: Iterable[str]) -> Estimate | None:
+    def largest(self, components: Iterable[Component]) -> Estimate | None:
         """Return the measured unit of these components that needs most memory; None when none was measured."""
-        chosen = tuple(f"{component}/" for component in components)
+        chosen = tuple(f"{component.value}/" for component in components)
         found = [
             Estimate(item.cpu_seconds, int(item.peak_mb * 1e6))
             for name, counts in self._units.items()

@@ -110,12 +110,15 @@ case "$*" in *--version*) echo "Cuda compilation tools, release 13.0, V13.0.88";
 while [ $# -gt 1 ]; do [ "$1" = -o ] && : > "$2"; shift; done
 """
 COMPILER = """#!/bin/sh
-# g++ that sleeps or fails while a file beside it says so.
+# g++ that sleeps, fails or takes memory while a file beside it says so.
 here=$(dirname "$0")
 case "$*" in
   *" -c "*)
+    [ -x "$here/hungry" ] && { "$here/hungry" || exit $?; }
     [ -f "$here/slow" ] && sleep "$(cat "$here/slow")"
-    [ -f "$here/broken" ] && case "$*" in *b.cpp) echo "b.cpp:1:1: error: it is broken" >&2; exit 1;; esac ;;
+    [ -f "$here/broken" ] && case "$*" in
+      */$(cat "$here/broken")) echo "b.cpp:1:1: error: it is broken" >&2; exit 1 ;;
+    esac ;;
 esac
 exec g++ "$@"
 """
@@ -189,9 +192,16 @@ class Miniature:
         """Make every compiler call take longer; 0 ends it."""
         self._flag("slow", str(seconds) if seconds else "")
 
-    def broken(self, *, broken: bool) -> None:
-        """Make one unit of _moe_C fail."""
-        self._flag("broken", "yes" if broken else "")
+    def broken(self, *, broken: bool, units: str = "b.cpp") -> None:
+        """Make one unit of _moe_C fail, or those whose sources match a shell pattern."""
+        self._flag("broken", units if broken else "")
+
+    def hungry(self, megabytes: int) -> None:
+        """Make every compiler call take so much memory for a second; 0 ends it."""
+        script = f"#!{sys.executable} -SE\nimport time\nx = bytearray({megabytes}_000_000)\ntime.sleep(1)\n"
+        self._flag("hungry", script if megabytes else "")
+        if megabytes:
+            self.compiler.with_name("hungry").chmod(0o755)
 
     def _flag(self, name: str, text: str) -> None:
         path = self.compiler.with_name(name)

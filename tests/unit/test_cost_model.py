@@ -18,6 +18,7 @@ from scripts.cost_model import (
     unit_name,
 )
 from scripts.errors import UsageError
+from scripts.recipe import Component
 from scripts.recipe_files import load_recipe, recipe_names
 from tests.support import make_recipe
 
@@ -94,9 +95,9 @@ def test_unknown_units_are_like_their_nearest_relatives() -> None:
 
 def test_the_largest_unit_is_one_of_the_components_that_are_built() -> None:
     known = book({"_C/a.cu": {1: (1, 8000)}, "_moe_C/b.cu": {1: (1, 900), 2: (2, 1000)}})
-    assert known.largest(["_moe_C"]) == Estimate(2, 1_000_000_000)
-    assert known.largest(["_C", "_moe_C"]) == Estimate(1, 8_000_000_000)
-    assert known.largest(["_flashmla_C"]) is None
+    assert known.largest([Component.MOE]) == Estimate(2, 1_000_000_000)
+    assert known.largest([Component.CORE, Component.MOE]) == Estimate(1, 8_000_000_000)
+    assert known.largest([Component.FLASHMLA]) is None
 
 
 def test_a_cost_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
