@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scripts.archs import Arch, arch_list
 from scripts.cache import Cache, digest, file_sha256, remove_tree, write_json
+from scripts.compiler_cache import CacheSummary, CompilerCache
 from scripts.console import Console, human_seconds
 from scripts.errors import CompileError, UsageError, from_os_error
 from scripts.launcher import EVENTS, FAILURES
@@ -43,6 +44,9 @@ class BuildTree:
     definitions: tuple[str, ...]
     """`-DNAME=VALUE` for CMake; setup.py gets the same through CMAKE_ARGS."""
 
+    basis: str = ""
+    """A key for what compilers and headers outside the sources contain, the same on every machine."""
+
     @property
     def sources(self) -> Path:
         """The tree's own copy of the sources: upstream generates arch-dependent files into them."""
@@ -70,6 +74,8 @@ class Compiled:
     seconds: float
     peak_bytes: int
     """Peak memory of ninja and all compilers together."""
+    cache: CacheSummary | None = None
+    """What the compiler cache did in this run."""
 
 
 def plan_tree(
@@ -84,7 +90,8 @@ def plan_tree(
 ) -> BuildTree:
     """Return the build tree for these inputs (not yet on disk)."""
     targets = tuple(component.value for component in recipe.components)
-    given = {item.variable: str(dependencies[name]) for name, item in recipe.needed_dependencies().items()}
+    given = {item.variable: dependencies[name] for name, item in recipe.needed_dependencies().items()}
+    contents = {name: f"{path.parent.name}/{path.name}" for name, path in given.items()}  # keyed by what is in them
     key = digest(
         [
             FORMAT,
@@ -96,7 +103,7 @@ def plan_tree(
             recipe.cmake,
             recipe.environment,
             {name: item.cmake for name, item in recipe.needed_dependencies().items()},
-            given,
+            contents,
             file_sha256(LAUNCHER),
         ]
     )
@@ -104,7 +111,7 @@ def plan_tree(
     variables = {
         **toolchain.variables(environment),
         **recipe.environment,
-        **given,
+        **{name: str(path) for name, path in given.items()},
         "TORCH_CUDA_ARCH_LIST": arch_list(archs),
         "VLLM_COMPONENTS": ";".join(targets),
         "VLLM_TARGET_DEVICE": "cuda",
@@ -114,7 +121,8 @@ def plan_tree(
         FAILURES: str(path / "failures"),
     }
     definitions = _definitions(recipe, toolchain, path, dependencies)
-    return BuildTree(key, path, source, toolchain, tuple(archs), targets, variables, definitions)
+    basis = digest([toolchain.versions, toolchain.cuda_origin, toolchain.host.version, contents])
+    return BuildTree(key, path, source, toolchain, tuple(archs), targets, variables, definitions, basis)
 
 
 def _definitions(recipe: Recipe, toolchain: Toolchain, path: Path, dependencies: Mapping[str, Path]) -> tuple[str, ...]:
@@ -195,7 +203,14 @@ def _configure_error(tree: BuildTree, begin: int) -> CompileError:
     )
 
 
-def compile_units(tree: BuildTree, *, jobs: int, expected_seconds: float, console: Console) -> Compiled:
+def compile_units(
+    tree: BuildTree,
+    *,
+    jobs: int,
+    expected_seconds: float,
+    console: Console,
+    compiler_cache: CompilerCache | None = None,
+) -> Compiled:
     """Compile and link the tree's targets. Raises CompileError with each failed unit's output, once."""
     failures = tree.path / "failures"
     for old in failures.glob("*.json"):
@@ -203,6 +218,7 @@ def compile_units(tree: BuildTree, *, jobs: int, expected_seconds: float, consol
     total, todo = count_units(tree)
     watch = UnitWatch(Path(tree.environment[EVENTS]), total, todo, jobs, expected_seconds)
     watch.begin()
+    begin = watch.events.stat().st_size if watch.events.exists() else 0
     console.stage("compile", f"{todo} of {total} units to do, {jobs} at a time; log: {tree.log}")
     ninja = tree.toolchain.environment / "bin" / "ninja"
 
@@ -211,18 +227,21 @@ def compile_units(tree: BuildTree, *, jobs: int, expected_seconds: float, consol
         def tick() -> None:
             watch.update()
             progress.tick()
+            if compiler_cache:
+                compiler_cache.tick()
 
         done = run_logged(
             [ninja, "-C", tree.binary, "-j", str(jobs), *tree.targets],
             log=tree.log,
             cwd=tree.path,
-            environment=tree.environment,
+            environment={**tree.environment, **(compiler_cache.environment if compiler_cache else {})},
             tick=tick,
         )
     watch.update()
     if done.code:
         raise _compile_error(tree, done, read_failures(failures))
-    return Compiled(tuple(read_units(watch.events)), len(watch.finished), done.seconds, done.peak_bytes)
+    summary = compiler_cache.summary(watch.events, begin) if compiler_cache else None
+    return Compiled(tuple(read_units(watch.events)), len(watch.finished), done.seconds, done.peak_bytes, summary)
 
 
 def count_units(tree: BuildTree) -> tuple[int, int]:

@@ -19,6 +19,7 @@ import time
 
 EVENTS = "WHEELSMITH_EVENTS"  # file that a line of JSON is appended to at each start and end
 FAILURES = "WHEELSMITH_FAILURES"  # folder for the output and command of failed units
+COMPILER_CACHE = "WHEELSMITH_COMPILER_CACHE"  # file that says what to put before the compiler, read at each call
 PR_SET_PDEATHSIG = 1
 
 
@@ -53,13 +54,63 @@ def keep_failure(unit: str, command: list[str], output: bytes) -> None:
             json.dump({"unit": unit, "command": command, "directory": os.getcwd(), "output": text}, file)  # noqa: PTH109
 
 
-def run(command: list[str]) -> int:
-    """Run a compile command and record it. Returns its exit code (128 + signal when killed)."""
-    die_with_parent()
-    unit, source = unit_of(command)
-    started = time.time()
-    append({"event": "start", "unit": unit, "source": source, "pid": os.getpid(), "time": started})
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)  # noqa: PLW1509
+def read_switch() -> dict[str, object]:
+    """Return what the compiler cache's switch says now: {} for plain compilation.
+
+    wheelsmith rewrites the file while ninja runs, when a cache dies: it is read again for every unit.
+    """
+    try:
+        with open(os.environ.get(COMPILER_CACHE, "")) as file:  # noqa: PTH123
+            switch = json.load(file)
+        return switch if isinstance(switch, dict) and switch.get("command") else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def call_cached(command: list[str], known: dict[str, object]) -> tuple[int, bytes, object]:
+    """Run a compile command through the compiler cache, plainly when there is none or when it is the cache that fails.
+
+    Returns what `call` returns; known["cache"] becomes "hit", "miss", "failed" (compiled plainly after all) or "off".
+    """
+    switch = read_switch()
+    known["cache"] = "off"
+    if not switch:
+        return call(command)
+    stats = os.path.join(str(switch["folder"]), "%d.stats" % os.getpid())  # noqa: PTH118, UP031
+    environment = {**os.environ, **switch["environment"], "CCACHE_STATSLOG": stats}  # type: ignore[dict-item]
+    try:
+        code, output, usage = call([*switch["command"], *command], environment)  # type: ignore[misc]
+    except OSError:  # the cache's program is not there
+        known["cache"] = "failed"
+        return call(command)
+    known["cache"] = "hit" if _take_stats(stats) else "miss"
+    if code and (switch != read_switch() or cache_failed(code, output)):
+        known["cache"] = "failed"
+        return call(command)
+    return code, output, usage
+
+
+def cache_failed(code: int, output: bytes) -> bool:
+    """Whether a failed call failed in the cache's programs, as far as exit code and output tell."""
+    crashed = code - 128 in {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL}
+    return crashed or any(line.startswith((b"sccache: ", b"ccache: ")) for line in output.splitlines())
+
+
+def _take_stats(path: str) -> bool:
+    """Whether ccache's log of one call says that the object came from the cache; removes the log."""
+    try:
+        with open(path) as file:  # noqa: PTH123
+            words = file.read()
+        os.unlink(path)  # noqa: PTH108
+    except OSError:
+        return False
+    return "direct_cache_hit" in words or "preprocessed_cache_hit" in words
+
+
+def call(command: list[str], environment: dict[str, str] | None = None) -> tuple[int, bytes, object]:
+    """Run a command; return its exit code (128 + signal when killed), what it said and its resource usage."""
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    child = subprocess.Popen(command, stdout=pipe, stderr=both, preexec_fn=die_with_parent, env=environment)  # noqa: PLW1509
 
     def stop(number: int, _frame: object) -> None:
         child.send_signal(number)
@@ -68,19 +119,34 @@ def run(command: list[str]) -> int:
     signal.signal(signal.SIGINT, stop)
     output = child.stdout.read() if child.stdout else b""
     _, status, usage = os.wait4(child.pid, 0)
-    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status), output, usage
+
+
+def run(command: list[str]) -> int:
+    """Run a compile command and record it. Returns its exit code (128 + signal when killed)."""
+    die_with_parent()
+    unit, source = unit_of(command)
+    known: dict[str, object] = {"unit": unit, "source": source}
+    started = time.time()
+    append({"event": "start", **known, "pid": os.getpid(), "time": started})
+    code, output, usage = call_cached(command, known)
+    finish(known, started, code, usage)
     sys.stdout.buffer.write(output)
     sys.stdout.flush()
-    record: dict[str, object] = {"event": "end", "unit": unit, "source": source, "time": time.time(), "code": code}
-    record.update(
-        seconds=round(time.time() - started, 3),
-        cpu_seconds=round(usage.ru_utime + usage.ru_stime, 3),
-        peak_kb=usage.ru_maxrss,
-    )
-    append(record)
     if code and code not in {128 + signal.SIGINT, 128 + signal.SIGTERM}:
         keep_failure(unit, command, output)
     return code
+
+
+def finish(known: dict[str, object], started: float, code: int, usage: object) -> None:
+    """Record the end of a compiler call."""
+    now = time.time()
+    cpu = usage.ru_utime + usage.ru_stime  # type: ignore[attr-defined]
+    peak = usage.ru_maxrss  # type: ignore[attr-defined]
+    record = {"event": "end", **known, "time": now, "code": code, "seconds": round(now - started, 3)}
+    append({**record, "cpu_seconds": round(cpu, 3), "peak_kb": peak})
 
 
 def guard(command: list[str]) -> None:

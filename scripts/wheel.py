@@ -6,7 +6,7 @@ import argparse
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from scripts.archs import Arch, arch_list, check_cuda_can, parse_arch_list
 from scripts.audit_collect import audit_wheel
 from scripts.audit_models import AuditReport, Level
 from scripts.audit_show import failures, html, show
-from scripts.cache import Cache
+from scripts.cache import Cache, digest
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
-from scripts.compile import BuildTree, compile_units, configure, plan_tree
+from scripts.compile import BuildTree, Compiled, compile_units, configure, plan_tree
+from scripts.compiler_cache import CacheSettings, CacheSummary, compiler_cache, headers_digest, read_settings
 from scripts.console import Console, human_bytes, human_seconds
 from scripts.drivers import default_targets
 from scripts.errors import AuditError, PackageError, UsageError, from_os_error
@@ -52,6 +53,7 @@ class Job:
     wheelhouse: Path
     indexes: Indexes
     environment: Mapping[str, str]
+    compiler_cache: CacheSettings = field(default_factory=CacheSettings)
 
     @property
     def cache(self) -> Cache:
@@ -79,6 +81,9 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--jobs", metavar="N", help="units compiled at once (default: MAX_JOBS, else by cores and memory)"
     )
     parser.add_argument("--split", action="store_true", help="also cut a slim wheel per arch out of the result")
+    parser.add_argument(
+        "--no-compiler-cache", action="store_true", help="compile everything; read and fill no cache of objects"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--list", action="store_true", help="list the recipes and stop")
     parser.add_argument("--wheelhouse", type=user_path, default=WHEELHOUSE, metavar="DIR", help="where the wheel goes")
@@ -152,7 +157,7 @@ def _build_in(
         with stages.timed("configure"):
             configure(tree, console=console)
         with stages.timed("compile"):
-            compiled = compile_units(tree, jobs=job.jobs, expected_seconds=_expected(job.recipe), console=console)
+            compiled = _compile(tree, job, console)
         stages.peak_bytes["compile"] = max(compiled.peak_bytes, stages.peak_bytes.get("compile", 0))
     with stages.timed("package"):
         wheel = package_wheel(tree, job.recipe, jobs=job.jobs, console=console)
@@ -174,6 +179,21 @@ def _build_in(
         "audit": audit.model_dump(mode="json"),
     }
     return enter(wheel.path, report, html(audit), job.wheelhouse), report
+
+
+def _compile(tree: BuildTree, job: Job, console: Console) -> Compiled:
+    """Compile with the compiler cache, whose programs end with it."""
+    settings, expected = job.compiler_cache, _expected(job.recipe)
+    with compiler_cache(
+        settings,
+        job.cache,
+        tree=tree.path,
+        key=digest([tree.basis, headers_digest(tree.sources)]),
+        enter=(),
+        environment=tree.environment,
+        console=console,
+    ) as opened:
+        return compile_units(tree, jobs=job.jobs, expected_seconds=expected, console=console, compiler_cache=opened)
 
 
 def _audit(wheel: Path, job: Job, tree: BuildTree, console: Console) -> AuditReport:
@@ -229,6 +249,7 @@ def show_result(path: Path, report: Mapping[str, Any], console: Console) -> None
         ("archs", report["archs"]),
         *(("component", text) for text in components),
         ("stages", ", ".join(stages)),
+        *(("cache", CacheSummary(**data).line()) for data in [report.get("compiler_cache")] if data),
         ("memory", f"{human_bytes(peak)} at most while compiling"),
     ]
     if report["recipe"]["notice"]:
@@ -266,7 +287,8 @@ def main(arguments: Sequence[str], console: Console) -> int:
     indexes = read_indexes()
     for archs in lists:
         console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
-        job = Job(recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ)
+        settings = read_settings(os.environ, enabled=not options.no_compiler_cache)
+        job = Job(recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ, settings)
         path, report = build_wheel(job, console)
         show_result(path, report, console)
         if options.split and len(archs) > 1:
