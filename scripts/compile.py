@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.archs import Arch, arch_list
@@ -16,9 +17,11 @@ from scripts.cache import Cache, digest, file_sha256, remove_tree, write_json
 from scripts.compiler_cache import CacheSummary, CompilerCache
 from scripts.console import Console, human_seconds
 from scripts.errors import CompileError, UsageError, from_os_error
+from scripts.fixed_paths import LAYOUT, FixedPaths
+from scripts.fixed_paths import ROOT as FIXED_ROOT
 from scripts.launcher import EVENTS, FAILURES
 from scripts.patch import SourceTree
-from scripts.process import Finished, capture, run_logged
+from scripts.process import Command, Finished, capture, run_logged
 from scripts.recipe import Recipe
 from scripts.toolchain import Toolchain
 from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
@@ -46,6 +49,17 @@ class BuildTree:
 
     basis: str = ""
     """A key for what compilers and headers outside the sources contain, the same on every machine."""
+    paths: FixedPaths = field(default_factory=FixedPaths)
+    """The names under which cmake, ninja and compilers see the tree, the toolchain and the dependencies."""
+
+    def inside(self, path: Path) -> Path:
+        """Return the path under which compilers see a file of the tree or its tools."""
+        return self.paths.inside(path)
+
+    @property
+    def prefix(self) -> tuple[str | Path, ...]:
+        """What comes before a command to run it under the tree's fixed paths."""
+        return self.paths.enter
 
     @property
     def sources(self) -> Path:
@@ -56,6 +70,16 @@ class BuildTree:
     def binary(self) -> Path:
         """CMake's binary directory."""
         return self.path / "build"
+
+    @property
+    def events(self) -> Path:
+        """The launchers' event file."""
+        return self.path / "events.jsonl"
+
+    @property
+    def enter(self) -> Path:
+        """A script that runs a command under the tree's fixed paths."""
+        return self.path / "enter"
 
     @property
     def log(self) -> Path:
@@ -87,8 +111,9 @@ def plan_tree(
     dependencies: Mapping[str, Path],
     cache: Cache,
     environment: Mapping[str, str],
+    fixed: bool = False,
 ) -> BuildTree:
-    """Return the build tree for these inputs (not yet on disk)."""
+    """Return the build tree for these inputs (not yet on disk); `fixed`: compiled under the same paths everywhere."""
     targets = tuple(component.value for component in recipe.components)
     given = {item.variable: dependencies[name] for name, item in recipe.needed_dependencies().items()}
     contents = {name: f"{path.parent.name}/{path.name}" for name, path in given.items()}  # keyed by what is in them
@@ -105,9 +130,11 @@ def plan_tree(
             {name: item.cmake for name, item in recipe.needed_dependencies().items()},
             contents,
             file_sha256(LAUNCHER),
+            [str(FIXED_ROOT), LAYOUT] if fixed else [],
         ]
     )
     path = cache.place("builds", key)
+    paths = _fixed_paths(path, toolchain, dependencies) if fixed else FixedPaths()
     variables = {
         **toolchain.variables(environment),
         **recipe.environment,
@@ -120,14 +147,25 @@ def plan_tree(
         EVENTS: str(path / "events.jsonl"),
         FAILURES: str(path / "failures"),
     }
-    definitions = _definitions(recipe, toolchain, path, dependencies)
+    definitions = _definitions(recipe, toolchain, path, dependencies, paths)
     basis = digest([toolchain.versions, toolchain.cuda_origin, toolchain.host.version, contents])
-    return BuildTree(key, path, source, toolchain, tuple(archs), targets, variables, definitions, basis)
+    seen = paths.variables(variables)
+    return BuildTree(key, path, source, toolchain, tuple(archs), targets, seen, definitions, basis, paths)
 
 
-def _definitions(recipe: Recipe, toolchain: Toolchain, path: Path, dependencies: Mapping[str, Path]) -> tuple[str, ...]:
-    launcher = ";".join([str(toolchain.python), "-S", "-E", str(path / "launcher.py")])
-    values = {
+def _fixed_paths(path: Path, toolchain: Toolchain, dependencies: Mapping[str, Path]) -> FixedPaths:
+    binds = {"build": path, "venv": toolchain.environment, "cuda": toolchain.cuda_home}
+    binds["python"] = Path(sysconfig.get_paths()["include"])
+    binds.update({f"dependencies/{name}": folder for name, folder in sorted(dependencies.items())})
+    return FixedPaths(path / "paths.json", binds)
+
+
+def _definitions(
+    recipe: Recipe, toolchain: Toolchain, path: Path, dependencies: Mapping[str, Path], paths: FixedPaths
+) -> tuple[str, ...]:
+    launcher = ";".join(str(paths.inside(word)) for word in (toolchain.python, path / "launcher.py"))
+    launcher = launcher.replace(";", ";-S;-E;")
+    values: dict[str, str | Path] = {
         "CMAKE_BUILD_TYPE": "Release",
         "VLLM_TARGET_DEVICE": "cuda",
         "VLLM_PYTHON_EXECUTABLE": toolchain.python,
@@ -145,7 +183,10 @@ def _definitions(recipe: Recipe, toolchain: Toolchain, path: Path, dependencies:
     }
     for name, dependency in recipe.needed_dependencies().items():
         values.update({key: dependencies[name] / folder for key, folder in dependency.cmake.items()})
-    definitions = tuple(f"-D{name}={value}" for name, value in values.items())
+    if paths.binds:
+        values["Python_INCLUDE_DIR"] = paths.binds["python"]
+    shown = {name: paths.inside(value) if isinstance(value, Path) else value for name, value in values.items()}
+    definitions = tuple(f"-D{name}={value}" for name, value in shown.items())
     if any(re.search(r"\s", word) for word in definitions):
         raise UsageError(
             "a path that the build uses has a blank in it",
@@ -165,10 +206,12 @@ def configure(tree: BuildTree, *, console: Console) -> None:
     (tree.path / "failures").mkdir(exist_ok=True)
     (tree.path / "fetched").mkdir(exist_ok=True)
     shutil.copyfile(LAUNCHER, tree.path / "launcher.py")
-    cmake = tree.toolchain.environment / "bin" / "cmake"
+    tree.paths.write(tree.enter)
+    cmake = tree.inside(tree.toolchain.environment / "bin" / "cmake")
     begin = tree.log.stat().st_size if tree.log.exists() else 0
+    folders: Command = ["-S", tree.inside(tree.sources), "-B", tree.inside(tree.binary)]
     done = run_logged(
-        [cmake, "-S", tree.sources, "-B", tree.binary, "-G", "Ninja", *tree.definitions],
+        [*tree.prefix, cmake, *folders, "-G", "Ninja", *tree.definitions],
         log=tree.log,
         cwd=tree.path,
         environment=tree.environment,
@@ -216,11 +259,11 @@ def compile_units(
     for old in failures.glob("*.json"):
         old.unlink()
     total, todo = count_units(tree)
-    watch = UnitWatch(Path(tree.environment[EVENTS]), total, todo, jobs, expected_seconds)
+    watch = UnitWatch(tree.events, total, todo, jobs, expected_seconds)
     watch.begin()
     begin = watch.events.stat().st_size if watch.events.exists() else 0
     console.stage("compile", f"{todo} of {total} units to do, {jobs} at a time; log: {tree.log}")
-    ninja = tree.toolchain.environment / "bin" / "ninja"
+    ninja = tree.inside(tree.toolchain.environment / "bin" / "ninja")
 
     with console.progress(watch.render, watch.plain) as progress:
 
@@ -231,7 +274,7 @@ def compile_units(
                 compiler_cache.tick()
 
         done = run_logged(
-            [ninja, "-C", tree.binary, "-j", str(jobs), *tree.targets],
+            [*tree.prefix, ninja, "-C", tree.inside(tree.binary), "-j", str(jobs), *tree.targets],
             log=tree.log,
             cwd=tree.path,
             environment={**tree.environment, **(compiler_cache.environment if compiler_cache else {})},
@@ -246,11 +289,12 @@ def compile_units(
 
 def count_units(tree: BuildTree) -> tuple[int, int]:
     """Return (units of the targets, units that are out of date), as ninja sees it. Raises CompileError."""
-    ninja = tree.toolchain.environment / "bin" / "ninja"
-    launcher = str(tree.path / "launcher.py")
+    ninja = tree.inside(tree.toolchain.environment / "bin" / "ninja")
+    launcher = str(tree.inside(tree.path / "launcher.py"))
     counts = []
     for mode in (["-t", "commands"], ["-n", "-v"]):
-        code, text = capture([ninja, "-C", tree.binary, *mode, *tree.targets], environment=tree.environment)
+        command = [*tree.prefix, ninja, "-C", tree.inside(tree.binary), *mode, *tree.targets]
+        code, text = capture(command, environment=tree.environment)
         if code:
             raise CompileError(
                 "ninja cannot read the build tree",
@@ -271,7 +315,10 @@ def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[Failure])
             fix=f"free space at {tree.path}" if full else f"the whole output is in {tree.log}",
             detail=tail,
         )
-    shown = "\n\n".join(f"{item.unit}\n{item.output}\nrepeat it with:\n{item.command}" for item in failures)
+    repeats = [tree.paths.repeat(tree.enter, item.command) for item in failures]
+    shown = "\n\n".join(
+        f"{item.unit}\n{item.output}\nrepeat it with:\n{repeat}" for item, repeat in zip(failures, repeats, strict=True)
+    )
     text = "".join(item.output for item in failures)
     why, fix = "the compiler's output is shown above", "nothing compiled is lost: run again after correcting the cause"
     if "No space left" in text:
@@ -285,5 +332,5 @@ def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[Failure])
 
 def unit_count_in_log(tree: BuildTree) -> int:
     """Return how many launcher starts the tree has seen, to prove that packaging compiles nothing."""
-    events = Path(tree.environment[EVENTS])
+    events = tree.events
     return events.read_bytes().count(b'"start"') if events.exists() else 0

@@ -23,6 +23,7 @@ from scripts.console import Console, human_bytes, human_seconds
 from scripts.drivers import default_targets
 from scripts.errors import AuditError, PackageError, UsageError, from_os_error
 from scripts.fetch import Fetched, fetch_recipe, open_access
+from scripts.fixed_paths import refusal
 from scripts.git_checkout import Access
 from scripts.git_source import GitTree
 from scripts.indexes import Indexes, read_indexes
@@ -140,6 +141,7 @@ def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
         dependencies=fetched.dependencies,
         cache=job.cache,
         environment=job.environment,
+        fixed=_fixed(console),
     )
     with job.cache.lock(f"build-{tree.key}", console):
         built = find_built(job.wheelhouse, tree.key, job.recipe.digest)
@@ -181,6 +183,14 @@ def _build_in(
     return enter(wheel.path, report, html(audit), job.wheelhouse), report
 
 
+def _fixed(console: Console) -> bool:
+    """Whether to compile under paths that are the same on every machine; says when that cannot be."""
+    why = refusal()
+    if why:
+        console.note(f"no mount namespace here ({why}): cached objects are shared only with builds at the same paths")
+    return not why
+
+
 def _compile(tree: BuildTree, job: Job, console: Console) -> Compiled:
     """Compile with the compiler cache, whose programs end with it."""
     settings, expected = job.compiler_cache, _expected(job.recipe)
@@ -189,7 +199,7 @@ def _compile(tree: BuildTree, job: Job, console: Console) -> Compiled:
         job.cache,
         tree=tree.path,
         key=digest([tree.basis, headers_digest(tree.sources)]),
-        enter=(),
+        enter=tree.prefix,
         environment=tree.environment,
         console=console,
     ) as opened:
