@@ -114,6 +114,8 @@ class SharedCache:
         if now - self._looked < INTERVAL:
             return ""
         step, self._looked = now - self._looked, now
+        if step > 5 * INTERVAL:  # we were suspended, or the machine was: nobody has waited for the cache
+            self._calls.clear()
         self._look(now)
         waiting = [now - call.active for call in self._calls.values()]
         self._jobs = max(self._jobs, len(waiting))
@@ -238,7 +240,8 @@ def _command_lines(pid: int) -> list[str]:
     with suppress(psutil.NoSuchProcess):
         for process in psutil.Process(pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                found.append(" ".join(process.cmdline()))
+                if process.status() != psutil.STATUS_STOPPED:
+                    found.append(" ".join(process.cmdline()))
     return found
 
 
