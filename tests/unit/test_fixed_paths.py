@@ -133,13 +133,18 @@ def test_the_machine_is_asked_once_and_its_words_are_kept(monkeypatch: pytest.Mo
 def test_no_rights_are_needed_and_none_are_gained(tmp_path: Path) -> None:
     if refusal():
         pytest.skip(refusal())
-    source = NAMESPACE.read_text()
     spec = json.dumps({"root": str(ROOT), "binds": {"build": "/usr/share"}})
-    script = (
-        f"import os, sys, tempfile\nos.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        f"os.chdir('/')\nname = tempfile.mktemp()\nopen(name, 'w').write({spec!r})\n"
-        f"sys.argv = ['namespace', name, 'sh', '-c', 'id -u; grep CapEff /proc/self/status; ls {ROOT}; rm ' + name]\n"
-        f"exec(compile({source!r}, 'namespace.py', 'exec'))\n"
+    inner = f"id -u; grep CapEff /proc/self/status; ls {ROOT}"
+    script = f'''d=$(mktemp -d) && cd "$d" && cat > namespace.py && printf %s '{spec}' > spec &&
+        {SYSTEM_PYTHON} -S -E namespace.py spec sh -c "{inner}"; rm -r "$d"'''
+    nobody = {"user": 65534, "group": 65534, "extra_groups": [65534]}
+    done = subprocess.run(  # type: ignore[call-overload]
+        ["sh", "-c", script],
+        input=NAMESPACE.read_text(),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        **nobody,
     )
-    done = subprocess.run([SYSTEM_PYTHON, "-S", "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["65534", "CapEff:", "0000000000000000", "build"], done.stderr
