@@ -99,19 +99,20 @@ class CostBook:
         return self._estimates[key]
 
     def _estimate(self, name: str, archs: int) -> Estimate:
-        relatives = self._relatives(name)
+        relatives, near = self._relatives(name)
         if not relatives:
             return replace(
                 self._fallback, cpu_seconds=self._fallback.cpu_seconds + self._fallback_per_arch * (archs - 1)
             )
         seconds = statistics.median(self._seconds(self._units[relative], archs) for relative in relatives)
         peak = max(item.peak_mb for relative in relatives for item in self._units[relative].values())
-        return Estimate(seconds, int(peak * 1e6))
+        # Units of other folders say little about memory, and too low an estimate is the worse error.
+        return Estimate(seconds, max(int(peak * 1e6), 0 if near else self._fallback.peak_bytes))
 
-    def _relatives(self, name: str) -> list[str]:
-        """Return the measured units that tell about a unit: itself, else nearer and nearer to all of its language."""
+    def _relatives(self, name: str) -> tuple[list[str], bool]:
+        """Return the measured units that tell about a unit, nearest first, and whether they are of its folder."""
         if name in self._units:
-            return [name]
+            return [name], True
         component, _, path = name.partition("/")
         folder, suffix = path.rpartition("/")[0], Path(path).suffix
         alike = [known for known in self._units if known.endswith(suffix)]
@@ -122,7 +123,7 @@ class CostBook:
             [known for known in alike if known.startswith(f"{component}/")],
             alike,
         )
-        return next((tier for tier in tiers if tier), [])
+        return next(((tier, place < 3) for place, tier in enumerate(tiers) if tier), ([], False))
 
     def _seconds(self, measured: Mapping[int, Measured], archs: int) -> float:
         """Return core-seconds for a number of archs: measured, on the line through two, or scaled from one."""

@@ -15,7 +15,7 @@ from scripts.errors import UsageError
 from scripts.recipe import DEFAULT_RECIPE
 from scripts.recipe_files import load_recipe, recipe_names
 
-BUSY = 0.2  # core-seconds per second below which a call was a cache's client, whose own figures say nothing
+BUSY = 0.02  # core-seconds per second below which a call was a cache's client, whose own figures say nothing
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

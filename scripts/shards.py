@@ -73,8 +73,9 @@ def plan_json(recipe: Recipe, archs: Sequence[Arch]) -> dict[str, Any]:
             f"the recipe {recipe.name} has no [cost]", why="without it nothing is known of time and disk", fix="add it"
         )
     total = cpu_seconds(cost, archs)
-    largest = cost_book(recipe).largest(recipe.components) or Estimate(0.0, int(cost.unit_memory_gb * 1e9))
-    jobs = max(1, min(RUNNER_CORES, int((RUNNER_MEMORY_GB - 1) * 1e9 / largest.peak_bytes)))
+    largest = cost_book(recipe).largest(recipe.components) or Estimate(0.0, 0)
+    peak = max(largest.peak_bytes, int(cost.unit_memory_gb * 1e9))  # not every unit may have been measured
+    jobs = max(1, min(RUNNER_CORES, int((RUNNER_MEMORY_GB - 1) * 1e9 / peak)))
     fixed_gb = min(cost.disk_gb, TOOLCHAIN_GB + cost.download_gb)
     room_gb = RUNNER_DISK_GB - fixed_gb
     by_time = math.ceil(total / jobs / (JOB_SECONDS * USABLE))
@@ -92,7 +93,7 @@ def plan_json(recipe: Recipe, archs: Sequence[Arch]) -> dict[str, Any]:
         "archs": arch_list(archs),
         "units": cost.units,
         "core_seconds": round(total),
-        "largest_unit_bytes": largest.peak_bytes,
+        "largest_unit_bytes": peak,
         "shards": count,
         "shard_seconds": round(max(total / count / jobs, largest.cpu_seconds)),
         "shard_disk_gb": round(fixed_gb + (cost.disk_gb - fixed_gb) / count, 1),

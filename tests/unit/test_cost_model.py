@@ -91,6 +91,9 @@ def test_unknown_units_are_like_their_nearest_relatives() -> None:
     assert known.estimate(unit("_moe_C/odd/x.cu")).cpu_seconds == 10
     assert known.estimate(unit("_other/x.cpp")).cpu_seconds == 20
     assert known.estimate(unit("_other/x.c")) == NOWHERE
+    wary = CostBook(known.data, Estimate(1.0, 4_000_000_000))  # others' folders tell nothing of memory
+    assert wary.estimate(unit("_moe_C/odd/x.cu")) == Estimate(10, 4_000_000_000)
+    assert wary.estimate(unit("_moe_C/moe/d.cu")).peak_bytes == 900_000_000
 
 
 def test_the_largest_unit_is_one_of_the_components_that_are_built() -> None:

@@ -48,7 +48,7 @@ def test_a_build_s_events_become_the_recipe_s_costs(recipe: Path, tmp_path: Path
         event("failed.cu", code=1),
         event("killed.cu", event="killed", code=137),
         event("hit.cu", cache="hit"),
-        event("client.cu", cpu_seconds=0.3),
+        event("client.cu", cpu_seconds=0.05),
     )
     units = enter(recipe, "--measured", "on two cores", str(tmp_path))
     assert units == {

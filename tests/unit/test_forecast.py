@@ -10,6 +10,8 @@ import pytest
 from scripts.admission import LOOKAHEAD
 from scripts.forecast import Forecast
 from scripts.schedule import Task
+from tests.replay import errors
+from tests.unit.test_cost_model import book
 
 
 def replay(expected: dict[str, float], real: dict[str, float], slots: int) -> list[tuple[int, float, float]]:
@@ -82,3 +84,21 @@ def test_units_that_nobody_expected_change_nothing() -> None:
     forecast = Forecast([Task("a", 10, 1)], jobs=1, memory=9)
     assert forecast.left({"x": 1000}, {"y": 3}) == 10
     assert Forecast([], jobs=1, memory=1).left({}, {}) == 0
+
+
+def test_a_log_is_replayed_with_its_waits_kills_and_missing_archs() -> None:
+    def event(kind: str, name: str, at: float, **more: object) -> dict[str, object]:
+        return {"event": kind, "unit": f"CMakeFiles/_C.dir/{name}.o", "source": f"/t/csrc/{name}", "time": at, **more}
+
+    log = [
+        event("start", "a.cu", 100.0),
+        event("start", "b.cu", 100.0),
+        event("killed", "a.cu", 101.0),
+        event("end", "b.cu", 110.0, archs=1),
+        event("start", "a.cu", 110.0),
+        event("end", "a.cu", 120.0),
+    ]
+    known = book({"_C/a.cu": {1: (10, 1)}, "_C/b.cu": {1: (10, 1)}})
+    assert errors(log, known, jobs=1) == pytest.approx([0.0, 0.0])
+    wrong = book({"_C/a.cu": {1: (30, 1)}, "_C/b.cu": {1: (10, 1)}})
+    assert errors(log, wrong, jobs=1)[0] > 0.5
