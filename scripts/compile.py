@@ -19,10 +19,11 @@ from scripts.launcher import EVENTS, FAILURES
 from scripts.patch import SourceTree
 from scripts.process import Finished, capture, run_logged
 from scripts.recipe import Recipe
+from scripts.stable_names import LINKER, map_names, source_date
 from scripts.toolchain import Toolchain
 from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
 
-FORMAT = 1  # raise when configuring changes in a way that the key does not show
+FORMAT = 3  # raise when configuring changes in a way that the key does not show
 _LINKING = re.compile(r"\bld(\.\w+)?: |undefined reference|ld returned \d")
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -112,6 +113,8 @@ def plan_tree(
         "NVCC_THREADS": "1",
         EVENTS: str(path / "events.jsonl"),
         FAILURES: str(path / "failures"),
+        "SOURCE_DATE_EPOCH": str(source_date(environment)),
+        **map_names(path, toolchain.environment, toolchain.cuda_home, given),
     }
     definitions = _definitions(recipe, toolchain, path, dependencies)
     return BuildTree(key, path, source, toolchain, tuple(archs), targets, variables, definitions)
@@ -133,6 +136,8 @@ def _definitions(recipe: Recipe, toolchain: Toolchain, path: Path, dependencies:
         "CUDAToolkit_ROOT": toolchain.cuda_home,
         "CMAKE_CUDA_COMPILER_LAUNCHER": launcher,
         "CMAKE_CXX_COMPILER_LAUNCHER": launcher,
+        "CMAKE_SKIP_BUILD_RPATH": "ON",  # installing would leave room for the path, as long as it is here
+        "CMAKE_MODULE_LINKER_FLAGS": LINKER,
         **recipe.cmake,
     }
     for name, dependency in recipe.needed_dependencies().items():
