@@ -19,6 +19,7 @@ from scripts.launcher import EVENTS, FAILURES
 from scripts.patch import SourceTree
 from scripts.process import Finished, capture, run_logged
 from scripts.recipe import Recipe
+from scripts.sampling import SAMPLES, Sampler
 from scripts.stable_names import LINKER, map_names, source_date
 from scripts.toolchain import Toolchain
 from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
@@ -114,7 +115,7 @@ def plan_tree(
         EVENTS: str(path / "events.jsonl"),
         FAILURES: str(path / "failures"),
         "SOURCE_DATE_EPOCH": str(source_date(environment)),
-        **map_names(path, toolchain.environment, toolchain.cuda_home, given),
+        **map_names(path, toolchain.environment, toolchain.cuda_home, dependencies),
     }
     definitions = _definitions(recipe, toolchain, path, dependencies)
     return BuildTree(key, path, source, toolchain, tuple(archs), targets, variables, definitions)
@@ -208,6 +209,7 @@ def compile_units(tree: BuildTree, *, jobs: int, expected_seconds: float, consol
     total, todo = count_units(tree)
     watch = UnitWatch(Path(tree.environment[EVENTS]), total, todo, jobs, expected_seconds)
     watch.begin()
+    sampler = Sampler(tree.path / SAMPLES)
     console.stage("compile", f"{todo} of {total} units to do, {jobs} at a time; log: {tree.log}")
     ninja = tree.toolchain.environment / "bin" / "ninja"
 
@@ -223,7 +225,9 @@ def compile_units(tree: BuildTree, *, jobs: int, expected_seconds: float, consol
             cwd=tree.path,
             environment=tree.environment,
             tick=tick,
+            look=sampler.look,
         )
+    sampler.close()
     watch.update()
     if done.code:
         raise _compile_error(tree, done, read_failures(failures))

@@ -21,10 +21,10 @@ LAST_DATE = 4354819199  # 2107-12-31, after which neither
 LINKER = "-Wl,--build-id=none"  # a build-id is a digest over symbols that are stripped later and differ
 
 
-def map_names(build: Path, environment: Path, cuda_home: Path, dependencies: Mapping[str, str]) -> dict[str, str]:
+def map_names(build: Path, environment: Path, cuda_home: Path, dependencies: Mapping[str, Path]) -> dict[str, str]:
     """Return the launcher's variable with the names that compilers are to write instead of these directories."""
     places = {str(build): "build", str(environment): "environment", str(cuda_home): "cuda"}
-    places |= {path: name.lower() for name, path in dependencies.items()}
+    places |= {str(path): name for name, path in dependencies.items()}
     return {MAPS: json.dumps({path: f"{ROOT}/{name}" for path, name in places.items()})}
 
 
