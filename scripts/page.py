@@ -39,5 +39,11 @@ def table(columns: list[str], rows: list[list[str]], *, name: str) -> str:
     return f'<table id="{name}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
+def facts(rows: list[list[str]], *, name: str) -> str:
+    """Return a table of names and values with the id `name`; values are HTML."""
+    body = "".join(f"<tr><th>{escape(what)}</th><td>{value}</td></tr>" for what, value in rows)
+    return f'<table id="{name}"><tbody>{body}</tbody></table>'
+
+
 def _cell(text: str) -> str:
     return f'<td class="n">{text}</td>' if text[:1].isdigit() else f"<td>{text}</td>"

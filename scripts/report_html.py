@@ -13,7 +13,7 @@ from typing import Any
 from scripts.audit_models import AuditReport
 from scripts.audit_show import sections
 from scripts.console import human_bytes, human_seconds
-from scripts.page import page, table
+from scripts.page import facts, page, table
 from scripts.report_svg import gantt, legend, memory_curve, phase_class
 from scripts.timeline import Span, Timeline
 
@@ -47,7 +47,7 @@ def _summary(report: Mapping[str, Any]) -> str:
         rows.append(["note", escape(recipe["notice"])])
     if report.get("slimmed_from"):
         rows.append(["cut out of", escape(report["slimmed_from"]["name"])])
-    return table(["", ""], rows, name="summary")
+    return facts(rows, name="summary")
 
 
 def _stages(report: Mapping[str, Any]) -> str:
@@ -108,12 +108,12 @@ def _cache(report: Mapping[str, Any], timeline: Timeline) -> str:
     counts = Counter(span.cache or "off" for span in timeline.spans if not span.code)
     rows = [[name, str(counts[name])] for name in ("hit", "miss", "failed", "off") if counts[name]]
     rows += [
-        [escape(name.replace("_", " ")), _value(value)] for name, value in (report.get("compiler_cache") or {}).items()
+        [name.replace("_", " "), _value(value)] for name, value in (report.get("compiler_cache") or {}).items()
     ]
     total = sum(counts.values())
     share = counts["hit"] / max(total, 1)
     text = f'<p id="hits" data-share="{share:.4f}">{counts["hit"]} of {total} units came from the cache.</p>'
-    return f"<h2>Compiler cache</h2>{text}{table(['', ''], rows, name='cache')}"
+    return f"<h2>Compiler cache</h2>{text}{facts(rows, name='cache')}"
 
 
 def _value(value: object) -> str:
