@@ -107,9 +107,7 @@ def _phases(span: Span) -> str:
 def _cache(report: Mapping[str, Any], timeline: Timeline) -> str:
     counts = Counter(span.cache or "off" for span in timeline.spans if not span.code)
     rows = [[name, str(counts[name])] for name in ("hit", "miss", "failed", "off") if counts[name]]
-    rows += [
-        [name.replace("_", " "), _value(value)] for name, value in (report.get("compiler_cache") or {}).items()
-    ]
+    rows += [[name.replace("_", " "), _value(value)] for name, value in (report.get("compiler_cache") or {}).items()]
     total = sum(counts.values())
     share = counts["hit"] / max(total, 1)
     text = f'<p id="hits" data-share="{share:.4f}">{counts["hit"]} of {total} units came from the cache.</p>'
