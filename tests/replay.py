@@ -1,6 +1,6 @@
 """Replay a real build's events: how far off was the time left at each finished unit?
 
-`python -m tests.replay EVENTS --recipe R --jobs N` prints the worst error from the tenth unit on, as a share of the whole
+`python -m tests.replay EVENTS --recipe R --jobs N` prints the worst error from the tenth unit on, as a share of all
 time, with the recipe's cost file as it is. The log must be of one run that built everything.
 """
 
