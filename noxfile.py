@@ -56,6 +56,12 @@ def patches(session: nox.Session) -> None:
 
 
 @nox.session
+def diagnose(session: nox.Session) -> None:
+    """Recognise known failures in any log and say what to do: `-- LOGFILE`."""
+    _command(session, "diagnose")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests with branch coverage (no GPU, under 5 minutes)."""
     _install(session, "tests")
