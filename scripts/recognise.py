@@ -19,6 +19,7 @@ from scripts.failures import Failure, catalogue, literal
 from scripts.logs import Block, plain, read_blocks
 
 SHOWN = 300  # characters of a line that are shown
+NEAR = 2000  # bytes around the literal part that a pattern is tried on: lines can be megabytes long
 _WORDS = (b"error", b"fatal", b"failed", b"exception: ", b"***", b"not found", b"killed", b"exit", b"panick", b"fault")
 _ERROR = re.compile(
     rb"\berror:|\berror\[|\bfatal(?: error)?\s*:|\bfailed:|^\s*failed |\w(?:error|exception): |cmake error"
@@ -109,7 +110,7 @@ def _match(block: Block, lower: bytes, seen: _Seen) -> None:
             breaks = [match.start() for match in re.finditer(rb"\n", block.text)]
         while at >= 0:
             index = bisect.bisect_left(breaks, at)
-            if (hit := _matches(block, breaks, index, pattern)) is not None:
+            if (hit := _matches(block, breaks, at, pattern)) is not None:
                 seen.lines.setdefault(block.line + hit[0], {})[pattern.failure.id] = hit[1]
                 if pattern.failure.id in seen.found:  # one later line is enough to see what shares it
                     break
@@ -118,12 +119,15 @@ def _match(block: Block, lower: bytes, seen: _Seen) -> None:
             at = lower.find(pattern.first, end)
 
 
-def _matches(block: Block, breaks: Sequence[int], index: int, pattern: _Pattern) -> tuple[int, str] | None:
-    """Return (line within the block, its text) where the pattern is in line `index`; None when it is not."""
+def _matches(block: Block, breaks: Sequence[int], at: int, pattern: _Pattern) -> tuple[int, str] | None:
+    """Return (line within the block, its text) where the pattern is around `at`; None when it is not."""
+    index = bisect.bisect_left(breaks, at)
     first, last = (max(0, index - 1), index + 1) if pattern.wide else (index, index)
     start = breaks[first - 1] + 1 if first else 0
     end = breaks[last] if last < len(breaks) else len(block.text)
-    lines = [plain(line) for line in block.text[start:end].decode("utf-8", "replace").split("\n")]
+    near = block.text[max(start, at - NEAR) : min(end, at + NEAR)]
+    first += block.text.count(b"\n", start, max(start, at - NEAR))
+    lines = [plain(line) for line in near.decode("utf-8", "replace").split("\n")]
     match = pattern.regex.search("\n".join(lines))
     if match is None:
         return None
@@ -157,13 +161,14 @@ def _first_error(lower: bytes) -> int | None:
             if _ERROR.search(_line(lower, at)):
                 best = start
                 break
-            at = lower.find(word, start + len(_line(lower, at)), best)
+            at = lower.find(word, at + len(word), best)
     return best
 
 
 def _line(text: bytes, at: int) -> bytes:
-    end = text.find(b"\n", at)
-    return text[text.rfind(b"\n", 0, at) + 1 : end if end >= 0 else len(text)]
+    """Return the line around `at`, NEAR bytes to each side at most."""
+    end = text.find(b"\n", at, at + NEAR)
+    return text[max(at - NEAR, text.rfind(b"\n", 0, at) + 1) : end if end >= 0 else at + NEAR]
 
 
 def _ranked(seen: _Seen) -> tuple[Finding, ...]:
