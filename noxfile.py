@@ -56,6 +56,12 @@ def patches(session: nox.Session) -> None:
 
 
 @nox.session
+def doctor(session: nox.Session) -> None:
+    """Check this machine against a recipe before anything large is downloaded: `-- --recipe R --target GPU@DRIVER`."""
+    _command(session, "doctor")
+
+
+@nox.session
 def diagnose(session: nox.Session) -> None:
     """Recognise known failures in any log and say what to do: `-- LOGFILE`."""
     _command(session, "diagnose")

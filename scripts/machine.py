@@ -48,6 +48,15 @@ def _cpu_quota(cgroup: Path) -> float | None:
     return quota_us / period_us if quota_us and quota_us > 0 and period_us else None
 
 
+def memory_limit(cgroup: Path = CGROUP) -> int | None:
+    """Return the cgroup's memory limit in bytes (v2, then v1); None without one."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        limit = _number(cgroup / name)
+        if limit is not None and limit < 1 << 60:
+            return limit
+    return None
+
+
 def _memory_left(cgroup: Path) -> int | None:
     """Bytes until the cgroup's memory limit (v2, then v1); None without a limit. Page cache counts as free."""
     for limit_file, usage_file, stat_file in (

@@ -16,9 +16,11 @@ from scripts.audit_collect import audit_wheel
 from scripts.audit_models import AuditReport, Level
 from scripts.audit_show import failures, html, show
 from scripts.cache import Cache
+from scripts.checks import Row, Subject
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
 from scripts.compile import BuildTree, compile_units, configure, plan_tree
 from scripts.console import Console, human_bytes, human_seconds
+from scripts.doctor import add_skip_option, examine, read_skips, skipped
 from scripts.drivers import default_targets
 from scripts.errors import AuditError, PackageError, UsageError, from_os_error
 from scripts.fetch import Fetched, fetch_recipe, open_access
@@ -29,14 +31,13 @@ from scripts.machine import Machine, default_jobs, read_machine
 from scripts.package import package_wheel
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
-from scripts.plan import check_space, show_plan
-from scripts.preflight import check_reach
+from scripts.plan import show_plan
 from scripts.prove import prove_wheel
 from scripts.recipe import DEFAULT_RECIPE, ROOT, Recipe
 from scripts.recipe_files import load_recipe, recipe_names
 from scripts.report import Stages, enter, find_built, make_report
 from scripts.split import split_wheel
-from scripts.toolchain import environment_key, provide_toolchain
+from scripts.toolchain import provide_toolchain
 
 WHEELHOUSE = ROOT / "wheelhouse"
 
@@ -52,6 +53,8 @@ class Job:
     wheelhouse: Path
     indexes: Indexes
     environment: Mapping[str, str]
+    skip: frozenset[str] = frozenset()
+    """Checks of doctor that are passed over."""
 
     @property
     def cache(self) -> Cache:
@@ -82,6 +85,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--list", action="store_true", help="list the recipes and stop")
     parser.add_argument("--wheelhouse", type=user_path, default=WHEELHOUSE, metavar="DIR", help="where the wheel goes")
+    add_skip_option(parser)
     add_cache_options(parser)
     return parser.parse_args(arguments)
 
@@ -108,8 +112,7 @@ def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
     stages = Stages()
     check_wheelhouse(job.wheelhouse)
     patches, _ = recipe_patches(job.recipe)
-    check_space(job.recipe, job.cache, toolchain=environment_key(job.recipe))
-    check_reach(job.recipe, job.access, environment=job.environment)
+    rows = examine(_subject(job), job.skip, console)
     with stages.timed("fetch"):
         fetched = fetch_recipe(job.recipe, job.access)
     if isinstance(fetched.source, GitTree):  # archives are held to their recipes by the tests
@@ -141,11 +144,24 @@ def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
         if built:
             console.stage("ready", "this wheel is built already; nothing has changed")
             return built
-        return _build_in(tree, job, fetched, stages, console)
+        return _build_in(tree, job, fetched, stages, rows, console)
+
+
+def _subject(job: Job) -> Subject:
+    return Subject(
+        recipe=job.recipe,
+        archs=job.archs,
+        jobs=job.jobs,
+        machine=read_machine(),
+        access=job.access,
+        wheelhouse=job.wheelhouse,
+        indexes=job.indexes,
+        environment=job.environment,
+    )
 
 
 def _build_in(
-    tree: BuildTree, job: Job, fetched: Fetched, stages: Stages, console: Console
+    tree: BuildTree, job: Job, fetched: Fetched, stages: Stages, rows: Sequence[Row], console: Console
 ) -> tuple[Path, Mapping[str, Any]]:
     tree.path.mkdir(exist_ok=True)
     with stages.kept_in(tree.path / "stages.json"):
@@ -172,6 +188,7 @@ def _build_in(
     report = {
         **make_report(job.recipe, fetched, tree, compiled, wheel, proof, stages),
         "audit": audit.model_dump(mode="json"),
+        "doctor": skipped(rows),
     }
     return enter(wheel.path, report, html(audit), job.wheelhouse), report
 
@@ -264,9 +281,10 @@ def main(arguments: Sequence[str], console: Console) -> int:
         return 0
     access = open_access(options, console, recipe)
     indexes = read_indexes()
+    skip = read_skips(options.skip)
     for archs in lists:
         console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
-        job = Job(recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ)
+        job = Job(recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ, skip)
         path, report = build_wheel(job, console)
         show_result(path, report, console)
         if options.split and len(archs) > 1:
