@@ -165,10 +165,11 @@ def unknown(measured: str) -> Result:
 def run_checks(subject: Subject, *, skip: frozenset[str] = frozenset()) -> tuple[Row, ...]:
     """Run all checks at once; a check that fails itself is `not known here`. Order: that of registration."""
     with ThreadPoolExecutor(max_workers=16) as pool:
-        return tuple(pool.map(lambda item: _run(item, subject, skip), CHECKS.values()))
+        return tuple(pool.map(lambda item: run_one(item, subject, skip=skip), CHECKS.values()))
 
 
-def _run(item: Check, subject: Subject, skip: frozenset[str]) -> Row:
+def run_one(item: Check, subject: Subject, *, skip: frozenset[str] = frozenset()) -> Row:
+    """Run one check. Errors of wheelsmith block; others make the check `not known here`."""
     if item.id in skip:
         return Row(item.id, Verdict.SKIPPED, "skipped by --skip")
     if item.network and subject.access.offline:

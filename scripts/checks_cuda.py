@@ -10,10 +10,11 @@ from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.cuda_system import find_system_toolkit, ways_to_get
 from scripts.cuda_toolkit import needs_packages
 from scripts.drivers import floor, numbers, release
-from scripts.errors import UsageError
+from scripts.errors import ToolchainError, UsageError
 from scripts.plan import runs_on_cubin
 from scripts.preflight import toolkit_problem
 from scripts.recipe import Component
+from scripts.verify import nvcc_release
 
 HEADERS = ("cusparse.h", "cublas_v2.h", "cusolverDn.h", "curand.h", "nvrtc.h", "cuda_runtime_api.h")
 """What torch's own CUDA headers include."""
@@ -71,29 +72,20 @@ def toolkit_libraries(subject: Subject) -> Result:
     return ok(f"{home}/lib64 has libcudart and the stub of libcuda")
 
 
-@check("toolchain-disagrees-with-torch")
-def cuda_of_recipe(subject: Subject) -> Result:
-    """Check that the recipe's toolkit and its torch are of one CUDA version."""
-    toolchain, torch = subject.recipe.toolchain.cuda, subject.recipe.torch.cuda
-    text = f"toolchain CUDA {toolchain}, torch CUDA {torch}"
-    return ok(text) if toolchain == torch else blocked(text)
-
-
 @check("torch-cuda-vs-nvcc-mismatch")
 def cuda_of_path(subject: Subject) -> Result:
     """Check the nvcc on PATH, which builds by hand would take."""
-    nvcc = subject.which("nvcc")
+    nvcc, cuda = subject.which("nvcc"), subject.recipe.torch.cuda
     if nvcc is None:
         return ok("no nvcc on PATH: the recipe brings its own")
-    home = find_system_toolkit(subject.recipe.toolchain.cuda, {"PATH": str(nvcc.parent)}, prefix=Path("/nonexistent"))
-    if home.home:
-        return ok(f"{nvcc} is of CUDA {subject.recipe.toolchain.cuda}")
-    why = home.rejected[-1].why if home.rejected else "another version"
-    text = f"{nvcc} on PATH: {why}"
-    return warning(
-        text,
-        f"export CUDA_HOME=/usr/local/cuda-{subject.recipe.toolchain.cuda} PATH=$CUDA_HOME/bin:$PATH",
-    )
+    try:
+        found = nvcc_release(nvcc, subject.environment)
+    except ToolchainError as error:
+        return warning(f"{nvcc} on PATH does not run: {error.why}", "wheelsmith does not use it; builds by hand would")
+    if found == cuda:
+        return ok(f"{nvcc} is of CUDA {found}")
+    fix = f"for builds by hand: export CUDA_HOME=/usr/local/cuda-{cuda} PATH=/usr/local/cuda-{cuda}/bin:$PATH"
+    return warning(f"{nvcc} on PATH is of CUDA {found}, torch of {cuda}; wheelsmith does not use it", fix)
 
 
 @check("unsupported-gpu-arch-nvcc-too-old")

@@ -1,6 +1,7 @@
 """Checks of Python packages: the recipe's lock file, and an environment that is named with --python.
 
-wheelsmith builds in an environment of its own, so the lock file decides. One that the user names is judged as well: it is where builds by hand fail (an NGC image's setuptools 70.3, its torch without a type, its HPC-X deleted).
+wheelsmith builds in an environment of its own, so the lock file decides. One that the user names is judged as well: it
+is where builds by hand fail (an NGC image's setuptools 70.3, its torch without a type, its HPC-X deleted).
 """
 
 from __future__ import annotations

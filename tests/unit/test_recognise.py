@@ -83,7 +83,7 @@ def test_the_more_exact_entry_hides_the_general_one(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "order"),
     [
-        ("exit code: 137\nnvcc error   : 'cicc' died due to signal 9 (Kill signal)", ["oom-nvcc-cicc-killed", "oom-docker-exit-137"]),
+        ("exit code: 137\n'cicc' died due to signal 9 (Kill signal)", ["oom-nvcc-cicc-killed", "oom-docker-exit-137"]),
         (
             ("Compiling the CUDA compiler identification source file\nfoo\n"
             "error: #error -- unsupported GNU version! gcc versions later than 13 are not supported!"),
