@@ -1,4 +1,4 @@
-"""doctor against real things: small filesystems, closed ports, proxies that hang up, environments by uv, and its command."""
+"""doctor against real things: small filesystems, closed ports, proxies that hang up, environments by uv."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ def ngc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     header.parent.mkdir(parents=True)
     header.write_text("Float8_e5m2, Float8_e4m3fn")
     mpi = folder / "libmpi.so"
-    link = ["g++", "-shared", "-nostdlib", "-x", "c++", "/dev/null"]
+    link = ["g++", "-shared", "-nostdlib", "-x", "c++", "/dev/null", "-x", "none"]
     subprocess.run([*link, "-Wl,-soname,libmpi.so.40", "-o", mpi], check=True)
     subprocess.run([*link, "-Wl,--no-as-needed", mpi, "-o", torch / "lib/libtorch_cuda.so"], check=True)
     return python

@@ -65,10 +65,10 @@ def file(path: Path, text: str = "") -> Path:
 
 
 def recipe(cuda: str = "13.0", kind: str = "pypi", **changes: Any) -> Recipe:
-    toolchain = {"kind": kind, "cuda": cuda, "lock": LOCK, "build_requirements": ["ninja"]} | changes.pop(
-        "toolchain", {}
-    )
-    return make_recipe(Path("recipes"), **{"toolchain": toolchain, **changes})
+    toolchain = {"kind": kind, "cuda": cuda, "lock": LOCK, "build_requirements": ["ninja"]}
+    toolchain |= changes.pop("toolchain", {})
+    torch = {"version": "2.11.0", "cuda": cuda}
+    return make_recipe(Path("recipes"), **{"toolchain": toolchain, "torch": torch, **changes})
 
 
 def gxx(folder: Path, version: str, **changes: Any) -> Subject:
@@ -262,7 +262,7 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
 # CUDA
 @blocks("nvcc-or-cuda-home-missing", "none is installed")
 def _(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
-    return make_subject(folder, recipe("11.8", "system"), environment={"CUDA_HOME": str(folder)})
+    return make_subject(folder, recipe("12.1", "system", archs=["9.0"]), environment={"CUDA_HOME": str(folder)})
 
 
 @blocks("partial-cuda-toolkit-headers", "lacks cusparse.h, cublas_v2.h")
@@ -312,13 +312,13 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
 
 @blocks("optional-extension-silently-skipped", "too old for _flashmla_C")
 def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
-    old = recipe("12.8", "system", components=["_flashmla_C"], package={"name": "vllm", "version": "0.16.0"})
+    old = recipe("12.8", "system", components=["_flashmla_C"])
     return make_subject(folder, old)
 
 
 @blocks("fa3-nvcc-12-3-static-assert", "CUDA 12.3")
 def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
-    return make_subject(folder, recipe("12.3", "system", components=["_vllm_fa3_C"]))
+    return make_subject(folder, recipe("12.3", "system", components=["_vllm_fa3_C"], archs=["9.0"]))
 
 
 # Python packages: the lock file
