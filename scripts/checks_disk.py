@@ -9,12 +9,12 @@ from pathlib import Path
 
 from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.console import human_bytes
+from scripts.plan import TOOLCHAIN_GB
 from scripts.preflight import missing_git
 from scripts.recipe import Component, GitSource
 from scripts.toolchain import environment_key
 
 GB = 1e9
-TOOLCHAIN_GB = 5.3  # torch, CUDA wheels and compiler; hard links between uv's cache, environment and CUDA_HOME
 UNIT_TMP_GB = 1.0  # intermediate files of one unit, seen at most in public threads
 FILES = 70_000  # of toolchain and sources: 60 000 counted for quickstart
 GIT_GB = 0.3  # pinned git sources: measured without most of their history, docs/sources.md, with room for it

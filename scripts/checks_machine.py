@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import pwd
-import re
 import resource
 
+from scripts.cgroup import memory_limit
 from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.console import human_bytes, human_seconds
-from scripts.machine import RESERVE, memory_limit
+from scripts.cost_model import cost_book
 from scripts.plan import cpu_seconds
 
 GB = 1e9
 UNIT_GB = 4.0  # where the recipe has no figure
-SWAP_USE = 0.5  # part of the swap that compilers may use before they crawl
+RESERVE = 1.0  # GB left to the rest of the machine
 
 
 def _unit(subject: Subject) -> float:
@@ -28,31 +28,31 @@ def _in_ci(subject: Subject) -> bool:
 
 @check("oom-nvcc-cicc-killed")
 def memory(subject: Subject) -> Result:
-    """Check available memory (cgroup limits included) and swap against the largest unit and the jobs asked for."""
-    unit, have = _unit(subject), subject.machine.memory_gb
-    match = re.search(r"^SwapFree:\s+(\d+) kB", subject.text("proc/meminfo"), re.MULTILINE)
-    swap = int(match[1]) * 1024 / GB if match else 0.0
-    text = (
-        f"{have:.1f} GB of memory and {swap:.1f} GB of swap free; {subject.jobs} units of up to {unit:.1f} GB at once"
-    )
-    if have + swap * SWAP_USE < unit:
-        return blocked(text, "add memory or swap: fallocate -l 16G /swap; chmod 600 /swap; mkswap /swap; swapon /swap")
-    if have + swap * SWAP_USE < unit * subject.jobs:
-        fits = max(1, int((have - RESERVE) / unit))
-        return warning(text, f"nox -s wheel -- --jobs {fits}")
+    """Check memory, free and at all, against the largest unit: only a measured one is a reason to refuse."""
+    measured = cost_book(subject.recipe).largest(subject.recipe.components)
+    need = measured.peak_bytes / GB if measured else _unit(subject)
+    have, capacity = subject.machine.memory_gb, subject.machine.capacity_gb
+    text = f"the largest unit takes {'' if measured else 'about '}{need:.1f} GB of memory; {have:.1f} GB are free"
+    if measured and need > capacity:
+        fix = "a larger machine, or swap: fallocate -l 16G /swap; chmod 600 /swap; mkswap /swap; swapon /swap"
+        return blocked(f"{text}, and there are {capacity:.1f} GB at all, swap and cgroup limits counted", fix)
+    if need > have:
+        return warning(
+            f"{text}: it is compiled alone, and killed if that is not enough", "end other programs, or add swap"
+        )
     return ok(text)
 
 
 @check("oom-docker-exit-137")
 def container_memory(subject: Subject) -> Result:
     """Check the cgroup's memory limit (v1 and v2): what a container, a pod or a service may use at most."""
-    limit = memory_limit(subject.system / "sys/fs/cgroup")
+    limit = memory_limit(subject.system / "proc")
     if limit is None:
         return ok("no memory limit by cgroup")
     text = f"the cgroup's memory limit is {human_bytes(limit)}"
     if limit / GB < _unit(subject) + RESERVE / 2:
-        return blocked(
-            f"{text}, the largest unit needs {_unit(subject):.1f} GB", "docker run -m 16g ... (or the pod's limit)"
+        return warning(
+            f"{text}, the largest unit takes {_unit(subject):.1f} GB", "docker run -m 16g ... (or the pod's limit)"
         )
     return ok(text)
 
@@ -83,17 +83,17 @@ def wsl(subject: Subject) -> Result:
         return ok("this is not WSL")
     text = f"this is WSL with {subject.machine.memory_gb:.1f} GB free"
     fix = "in %UserProfile%\\.wslconfig: [wsl2] memory=24GB swap=32GB; then wsl --shutdown"
-    return warning(text, fix) if subject.machine.memory_gb < _unit(subject) * subject.jobs + RESERVE else ok(text)
+    return warning(text, fix) if subject.machine.memory_gb < _unit(subject) + RESERVE else ok(text)
 
 
 @check("ci-runner-lost")
 def headroom(subject: Subject) -> Result:
-    """Check that a CI runner's agent keeps memory while all units are running."""
+    """Check that a CI runner's agent keeps memory beside the largest unit."""
     if not _in_ci(subject):
         return ok("this is not a CI job")
-    left = subject.machine.memory_gb - subject.jobs * _unit(subject)
-    text = f"CI job: {left:.1f} GB would be left to the runner's agent"
-    return ok(text) if left >= 0.5 else warning(text, f"nox -s wheel -- --jobs {max(1, subject.jobs - 1)}")
+    left = subject.machine.memory_gb - _unit(subject)
+    text = f"CI job: {left:.1f} GB stay free beside the largest unit"
+    return ok(text) if left >= 0.5 else warning(text, "use a runner with more memory")
 
 
 @check("ci-six-hour-limit")

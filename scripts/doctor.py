@@ -30,11 +30,12 @@ from scripts.drivers import parse_target
 from scripts.errors import DoctorError, UsageError, nearest
 from scripts.fetch import open_access
 from scripts.indexes import read_indexes
-from scripts.machine import default_jobs, read_machine
+from scripts.machine import read_machine
 from scripts.recipe import DEFAULT_RECIPE, ROOT, Recipe
 from scripts.recipe_files import load_recipe
 
 SMALLEST = "quickstart"
+__all__ = ["CHECKS"]  # once their modules are imported: all of them
 
 
 def add_skip_option(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +81,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--target", action="append", default=[], metavar="GPU[@DRIVER]", help="a GPU to run on; repeated"
     )
-    parser.add_argument("--jobs", metavar="N", help="units compiled at once (default: by cores and memory)")
+    parser.add_argument("--jobs", metavar="N", help="units compiled at once (default: the cores)")
     parser.add_argument("--python", type=user_path, metavar="PYTHON", help="also judge this interpreter's environment")
     parser.add_argument(
         "--wheelhouse", type=user_path, default=ROOT / "wheelhouse", metavar="DIR", help="for the wheel"
@@ -96,13 +97,12 @@ def read_subject(options: argparse.Namespace, console: Console) -> Subject:
     """Return what the command line is about. Raises UsageError or FetchError."""
     recipe = load_recipe(recipe_argument(options.recipe))
     machine = read_machine()
-    unit = recipe.cost.unit_memory_gb if recipe.cost else 4.0
     if options.jobs and (not options.jobs.isdecimal() or int(options.jobs) < 1):
         raise UsageError(f"--jobs is {options.jobs!r}", fix="--jobs 2")
     return Subject(
         recipe=recipe,
         archs=parse_arch_list(options.arch) if options.arch else recipe.archs,
-        jobs=int(options.jobs) if options.jobs else default_jobs(machine, unit),
+        jobs=int(options.jobs) if options.jobs else machine.cores,
         machine=machine,
         access=open_access(options, console, recipe),
         wheelhouse=options.wheelhouse,
@@ -150,9 +150,7 @@ def smaller_subject(subject: Subject) -> Subject | None:
     recipe: Recipe = load_recipe(SMALLEST)
     if subject.recipe.name == recipe.name:
         return None
-    unit = recipe.cost.unit_memory_gb if recipe.cost else 4.0
-    jobs = default_jobs(subject.machine, unit)
-    return replace(subject, recipe=recipe, archs=recipe.archs, jobs=jobs, targets=(), python=None)
+    return replace(subject, recipe=recipe, archs=recipe.archs, targets=(), python=None)
 
 
 def write_rows(path: Path, subject: Subject, rows: Sequence[Row]) -> None:

@@ -1,22 +1,22 @@
 """The failure catalogue: how each known failure looks in a log, why it happens, what to do.
 
-`failures.toml` beside this file holds the entries; the ids are used by `diagnose`, by the checks of `doctor` and as
-anchors of docs/failures.md, which `python -m scripts.failures` writes. Most messages were seen in public issue threads
-(`references`); entries without references are wheelsmith's own.
+`failures.toml` beside this file holds the entries. Their ids are used by `diagnose`, by the checks of `doctor`, and as
+anchors of docs/failures.md, which `python -m scripts.failures_page` writes. Most messages were seen in public issue
+threads (`references`); entries without references are wheelsmith's own.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from functools import cache
 from pathlib import Path
 
 from pydantic import Field
 
-from scripts.recipe import ROOT, Model
+from scripts.recipe import Model
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,7 +24,6 @@ else:
     import tomli as tomllib
 
 DATA = Path(__file__).with_name("failures.toml")
-PAGE = ROOT / "docs" / "failures.md"
 
 
 class Stage(str, Enum):
@@ -97,42 +96,3 @@ def literal(pattern: str) -> str:
             runs.append(run)
             run = ""
     return str(max([*runs, run], key=len)).lower()
-
-
-def page(entries: Iterable[Failure], checked: Iterable[str] = ()) -> str:
-    """Return docs/failures.md; `checked` are the ids that `doctor` looks for beforehand."""
-    known, before = list(entries), set(checked)
-    lines = [
-        "# Failures, their causes and what to do",
-        "",
-        "Generated from `scripts/failures.toml` by `python -m scripts.failures`. `nox -s diagnose -- LOGFILE` finds",
-        "these entries in a log; those marked *doctor* are looked for before a build starts ([doctor.md](doctor.md)).",
-        f"{len(known)} entries. The remedies are condensed from the threads named; few were tried for this project.",
-    ]
-    for stage in Stage:
-        lines += ["", f"## {stage.value}"]
-        for item in sorted((item for item in known if item.stage is stage), key=lambda item: item.id.lower()):
-            lines += ["", *_section(item, doctor=item.id in before)]
-    return "\n".join(lines) + "\n"
-
-
-def _section(item: Failure, *, doctor: bool) -> list[str]:
-    lines = [f"### {item.id}", "", f"**{item.title}.**{' *doctor*' if doctor else ''} {item.cause}", ""]
-    lines.append(f"To do: {item.fix}")
-    if item.seen_as:
-        lines += ["", "```text", *item.seen_as, "```"]
-    elif item.symptom:
-        lines += ["", f"Seen as: {item.symptom}."]
-    if item.references:
-        lines += ["", "Threads: " + ", ".join(item.references)]
-    return lines
-
-
-def main() -> int:
-    """Write docs/failures.md."""
-    PAGE.write_text(page(catalogue().values()), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

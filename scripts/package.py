@@ -25,8 +25,10 @@ from scripts.cache import remove_tree
 from scripts.compile import BuildTree, unit_count_in_log
 from scripts.console import Console, human_bytes
 from scripts.errors import PackageError
+from scripts.finish import finish_wheel
 from scripts.process import Command, run_logged
 from scripts.recipe import Component, Recipe
+from scripts.stable_names import source_date
 
 # Libraries that torch, CUDA's own wheels and the driver bring at run time: never to be copied into the wheel.
 EXTERNAL_LIBRARIES = (
@@ -65,22 +67,29 @@ def package_wheel(tree: BuildTree, recipe: Recipe, *, jobs: int, console: Consol
     folder.mkdir()
     raw = _build(tree, version, folder, jobs)
     repaired = _repair(tree, raw, folder / "repaired")
-    wheel = check_wheel(repaired, recipe, version)
-    _abi3audit(tree, repaired)
-    console.note(f"{repaired.name} ({human_bytes(wheel.size)}), abi3audit clean, RECORD and metadata right")
+    finished = finish_wheel(
+        repaired,
+        folder / "finished",
+        compiler=tree.toolchain.host.path,
+        epoch=source_date(tree.environment),
+        environment=tree.environment,
+    )
+    wheel = check_wheel(finished, recipe, version)
+    _abi3audit(tree, finished)
+    console.note(f"{finished.name} ({human_bytes(wheel.size)}), abi3audit clean, RECORD and metadata right")
     return wheel
 
 
 def _build(tree: BuildTree, version: str, folder: Path, jobs: int) -> Path:
     """Run `python -m build` on the patched tree; CMake and ninja find everything compiled."""
-    config = folder / "distutils.cfg"
+    config, seen = folder / "distutils.cfg", tree.inside(folder)
     config.write_text(
-        f"[build]\nbuild_base = {folder / 'build'}\n[build_ext]\nbuild_temp = {tree.binary}\n"
-        f"[egg_info]\negg_base = {folder}\n[bdist_wheel]\npy_limited_api = {ABI_TAG}\n"
+        f"[build]\nbuild_base = {seen / 'build'}\n[build_ext]\nbuild_temp = {tree.inside(tree.binary)}\n"
+        f"[egg_info]\negg_base = {seen}\n[bdist_wheel]\npy_limited_api = {ABI_TAG}\n"
     )
     environment = {
         **tree.environment,
-        "DIST_EXTRA_CONFIG": str(config),
+        "DIST_EXTRA_CONFIG": str(tree.inside(config)),
         "CMAKE_ARGS": " ".join(tree.definitions),
         "MAX_JOBS": str(jobs),
         "VLLM_VERSION_OVERRIDE": version,
@@ -88,7 +97,8 @@ def _build(tree: BuildTree, version: str, folder: Path, jobs: int) -> Path:
     }
     before = unit_count_in_log(tree)
     options = ("-m", "build", "--wheel", "--no-isolation", "--outdir")
-    command: Command = [tree.toolchain.python, *options, folder / "dist", tree.sources]
+    python = tree.inside(tree.toolchain.python)
+    command: Command = [*tree.prefix, python, *options, seen / "dist", tree.inside(tree.sources)]
     done = run_logged(command, log=tree.log, cwd=folder, environment=environment)
     if done.code:
         raise _failed("python -m build failed", done.tail(), tree)

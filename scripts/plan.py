@@ -13,6 +13,8 @@ from scripts.machine import Machine
 from scripts.patches import recipe_patches
 from scripts.recipe import Cost, GitSource, Recipe, Source
 
+TOOLCHAIN_GB = 5.3  # torch, CUDA wheels and compiler; hard links between uv's cache, environment and CUDA_HOME
+
 
 def cpu_seconds(cost: Cost, archs: Sequence[Arch]) -> float:
     """Return the core-seconds to expect for a list of archs."""
@@ -43,7 +45,7 @@ def show_plan(
         ("archs", arch_list(archs)),
         *_family_rows(recipe, archs),
         ("components", ", ".join(component.value for component in recipe.components)),
-        ("jobs", f"{jobs} at a time ({machine.cores} cores, {machine.memory_gb:.1f} GB of memory free)"),
+        ("jobs", f"at most {jobs} at a time ({machine.cores} cores, {machine.memory_gb:.1f} GB of memory free)"),
     ]
     if recipe.cost:
         rows += _cost_rows(recipe.cost, archs, jobs)
@@ -98,7 +100,7 @@ def _cost_rows(cost: Cost, archs: Sequence[Arch], jobs: int) -> list[tuple[str, 
     return [
         ("units", f"about {cost.units}"),
         ("time", f"about {human_seconds(total / jobs)} of compiling ({human_seconds(total)} of one core)"),
-        ("memory", f"up to {cost.unit_memory_gb * jobs:.1f} GB ({cost.unit_memory_gb:.1f} GB for the largest unit)"),
+        ("memory", f"{cost.unit_memory_gb:.1f} GB for the largest unit; others start beside it as memory allows"),
         ("download", f"about {cost.download_gb:.1f} GB with an empty cache"),
         ("disk", f"about {cost.disk_gb:.1f} GB"),
         ("measured", cost.measured),

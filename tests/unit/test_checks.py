@@ -16,6 +16,7 @@ import pytest
 
 from scripts import checks_compiler
 from scripts.checks import CHECKS, Subject, Verdict, blocked, check
+from scripts.checks_disk import cache_need
 from scripts.drivers import parse_target
 from scripts.machine import Machine
 from scripts.recipe import Recipe
@@ -127,26 +128,34 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
 
 
 # memory and limits
-@blocks("oom-nvcc-cicc-killed", "1.0 GB of memory")
+@blocks("oom-nvcc-cicc-killed", "and there are 0.1 GB at all")
 def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
-    return make_subject(folder, machine=Machine(8, 1.0), system=folder)
+    return make_subject(folder, "vllm-0.20.1-cu130", machine=Machine(8, 0.1, 0.1))
 
 
-@fires("oom-nvcc-cicc-killed", "30 units of up to 3.1 GB")
+@fires("oom-nvcc-cicc-killed", "it is compiled alone")
 def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
-    return make_subject(folder, jobs=30, machine=Machine(32, 40.0), system=folder)
+    return make_subject(folder, recipe(cost=COST), machine=Machine(32, 0.7, 30.0))
 
 
-@blocks("oom-docker-exit-137", "memory limit is 2.0 GB, the largest unit needs 3.1 GB")
-def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
-    file(folder / "sys/fs/cgroup/memory.max", "2000000000\n")
+def limited(folder: Path, mount: str, group: str, name: str) -> Subject:
+    """Return a machine on which this process's cgroup is limited to 2 GB."""
+    file(folder / "groups/in" / name, "2000000000\n")
+    usage = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}[name]
+    file(folder / "groups/in" / usage, "1000\n")
+    file(folder / "proc/self/cgroup", group)
+    file(folder / "proc/self/mountinfo", f"30 20 0:26 / {folder}/groups rw - {mount}\n")
     return make_subject(folder, system=folder)
 
 
-@blocks("oom-docker-exit-137", "memory limit is 1.0 GB")
+@fires("oom-docker-exit-137", "memory limit is 2.0 GB")
 def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
-    file(folder / "sys/fs/cgroup/memory/memory.limit_in_bytes", "1000000000\n")
-    return make_subject(folder, system=folder)
+    return limited(folder, "cgroup2 cgroup2 rw", "0::/in\n", "memory.max")
+
+
+@fires("oom-docker-exit-137", "memory limit is 2.0 GB")
+def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
+    return limited(folder, "cgroup cgroup rw,memory", "5:memory:/in\n", "memory.limit_in_bytes")
 
 
 def limit(kind: int, value: int) -> Case:
@@ -162,15 +171,15 @@ blocks("oom-cc1plus-killed", "ulimit -v allows 2.0 GB")(limit(resource.RLIMIT_AS
 fires("ptxas-segfault-signal-11", "stack limit is 1.0 MB")(limit(resource.RLIMIT_STACK, 1_000_000))
 
 
-@fires("wsl2-vm-dies-under-build", "this is WSL with 4.0 GB free")
+@fires("wsl2-vm-dies-under-build", "this is WSL with 3.5 GB free")
 def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
     file(folder / "proc/version", "Linux version 5.15.1-microsoft-standard-WSL2")
-    return make_subject(folder, system=folder, machine=Machine(8, 4.0))
+    return make_subject(folder, system=folder, machine=Machine(8, 3.5))
 
 
-@fires("ci-runner-lost", "0.2 GB would be left")
+@fires("ci-runner-lost", "0.1 GB stay free")
 def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
-    return make_subject(folder, environment={"CI": "true"}, machine=Machine(2, 6.4))
+    return make_subject(folder, environment={"CI": "true"}, machine=Machine(2, 3.2))
 
 
 @fires("ci-six-hour-limit", "the job's limit is 6 h 00 min")
@@ -413,6 +422,21 @@ def test_a_check_fires_with_what_it_measured_and_what_to_do(
     assert row.verdict is verdict, row
     assert text in row.measured
     assert len(row.fix) > 5
+
+
+@pytest.mark.parametrize(
+    ("ready", "need_gb"),
+    [((), 10.0), (("toolchains",), 4.7), (("builds",), 10.0), (("toolchains", "builds"), 0.2)],
+)
+def test_a_build_needs_room_for_what_is_still_to_be_made(
+    ready: tuple[str, ...], need_gb: float, tmp_path: Path
+) -> None:
+    subject = make_subject(tmp_path, recipe(cost={**COST, "disk_gb": 10.0}))
+    for group in ready:
+        folder = subject.cache / group / environment_key(subject.recipe)
+        folder.mkdir(parents=True)
+        (folder / "configured.json").touch()
+    assert cache_need(subject) == pytest.approx(need_gb * 1e9)
 
 
 def test_at_least_forty_checks_exist_and_most_are_made_to_fire_here() -> None:

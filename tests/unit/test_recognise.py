@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from scripts.console import human_bytes
 from scripts.errors import CompileError
-from scripts.failures import PAGE, Failure, Stage, catalogue, literal
+from scripts.failures import Failure, Stage, catalogue, literal
+from scripts.failures_page import PAGE
 from scripts.logs import BLOCK, plain, read_blocks
 from scripts.recognise import diagnose, diagnose_text, recognised
 
