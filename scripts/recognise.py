@@ -19,6 +19,7 @@ from scripts.failures import Failure, catalogue, literal
 from scripts.logs import Block, plain, read_blocks
 
 SHOWN = 300  # characters of a line that are shown
+END = 65536  # bytes at the end of a log in which success is looked for
 NEAR = 2000  # bytes around the literal part that a pattern is tried on: lines can be megabytes long
 _WORDS = (b"error", b"fatal", b"failed", b"exception: ", b"***", b"not found", b"killed", b"exit", b"panick", b"fault")
 _ERROR = re.compile(
@@ -28,7 +29,7 @@ _ERROR = re.compile(
     re.MULTILINE,
 )
 _WELL = re.compile(
-    rb"successfully (?:built|installed|created|tagged|uploaded)|requirement already satisfied|naming to \S+"
+    rb"fixed-up wheel written to|successfully (?:built|installed|created|tagged|uploaded)|requirement already satisfied|naming to \S+"
     rb"|installed \d+ packages? in|build files have been written to|ninja: no work to do|^\[(\d+)/\1\] ",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -146,7 +147,7 @@ def _watch(block: Block, lower: bytes, seen: _Seen) -> None:
     if seen.error is None and (at := _first_error(lower)) is not None:
         line = _line(block.text, at).decode("utf-8", "replace")
         seen.error = Finding("", "", block.line + block.text.count(b"\n", 0, at), plain(line)[:SHOWN])
-    last = b"\n".join(lower.rstrip().splitlines()[-20:])
+    last = lower[-END:]
     well = [match.end() for match in _WELL.finditer(last)]
     seen.ended_well = bool(well) and _ERROR.search(last, well[-1]) is None
 
