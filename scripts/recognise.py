@@ -29,7 +29,8 @@ _ERROR = re.compile(
     re.MULTILINE,
 )
 _WELL = re.compile(
-    rb"fixed-up wheel written to|successfully (?:built|installed|created|tagged|uploaded)|requirement already satisfied|naming to \S+"
+    rb"fixed-up wheel written to"
+    rb"|successfully (?:built|installed|created|tagged|uploaded)|requirement already satisfied|naming to \S+"
     rb"|installed \d+ packages? in|build files have been written to|ninja: no work to do|^\[(\d+)/\1\] ",
     re.IGNORECASE | re.MULTILINE,
 )
