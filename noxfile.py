@@ -56,6 +56,18 @@ def patches(session: nox.Session) -> None:
 
 
 @nox.session
+def doctor(session: nox.Session) -> None:
+    """Check this machine against a recipe before anything large is downloaded: `-- --recipe R --target GPU@DRIVER`."""
+    _command(session, "doctor")
+
+
+@nox.session
+def diagnose(session: nox.Session) -> None:
+    """Recognise known failures in any log and say what to do: `-- LOGFILE`."""
+    _command(session, "diagnose")
+
+
+@nox.session
 def costs(session: nox.Session) -> None:
     """Enter what a build's units took into the recipe's cost file: `-- --recipe R BUILD`."""
     _command(session, "costs")

@@ -24,6 +24,7 @@ from scripts.errors import (
     from_os_error,
     nearest,
 )
+from scripts.recognise import recognised
 
 INVOKED_FROM = "WHEELSMITH_INVOKED_FROM"  # set by the noxfile: where the user typed the command
 
@@ -113,7 +114,7 @@ def run(main: Callable[[Sequence[str], Console], int]) -> NoReturn:
         code = error.exit_code
         if "--debug" in arguments:
             traceback.print_exc()
-        console.error(error)
+        console.error(recognised(error))
     except KeyboardInterrupt:
         code = INTERRUPTED
         console.warn("interrupted: what was finished is kept; the same command goes on from there")

@@ -266,6 +266,7 @@ def _configure_error(tree: BuildTree, begin: int) -> CompileError:
         why="the first error is shown above",
         fix=f"the whole output is in {tree.log}",
         detail=errors[0].strip() if errors else text[-3000:],
+        output=text,
     )
 
 

@@ -18,20 +18,29 @@ class WheelsmithError(Exception):
     """Base of all expected failures.
 
     `what` is one line; `why` the likely cause; `fix` the things to try, each a sentence or a command to
-    paste; `detail` text of any length shown before the message (a compiler's output, say).
+    paste; `detail` text of any length shown before the message (a compiler's output, say); `output` more of what
+    the tool said, not shown, in which known failures are looked for (`detail` when empty).
     """
 
     exit_code: ClassVar[int] = BUG
     kind: ClassVar[str] = "error"
 
     def __init__(
-        self, what: str, *, why: str = "", fix: str | Sequence[str] = (), detail: str = "", docs: str = ""
+        self,
+        what: str,
+        *,
+        why: str = "",
+        fix: str | Sequence[str] = (),
+        detail: str = "",
+        docs: str = "",
+        output: str = "",
     ) -> None:
         super().__init__(what)
         self.what = what
         self.why = why
         self.fix = [fix] if isinstance(fix, str) else list(fix)
         self.detail = detail
+        self.output = output
         self.docs = docs or f"{DOCS}#{self.kind}"
 
 

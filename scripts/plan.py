@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scripts.archs import Arch, arch_list, loose_intersection
-from scripts.cache import Cache
-from scripts.console import Console, human_bytes, human_seconds
-from scripts.cost_model import cost_book
+from scripts.console import Console, human_seconds
 from scripts.cuda_system import find_system_toolkit
 from scripts.cuda_toolkit import needs_packages
-from scripts.errors import DoctorError
 from scripts.machine import Machine
 from scripts.patches import recipe_patches
 from scripts.recipe import Cost, GitSource, Recipe, Source
@@ -66,7 +62,7 @@ def _family_rows(recipe: Recipe, archs: Sequence[Arch]) -> list[tuple[str, str]]
         if not built:
             continue
         gets = loose_intersection(built, archs)
-        lacks = [arch for arch in archs if not any(_runs_on(cubin, arch) for cubin in gets)]
+        lacks = [arch for arch in archs if not any(runs_on_cubin(cubin, arch) for cubin in gets)]
         jit = [arch for arch in lacks if any(have.ptx and not have.suffix and have < arch for have in gets)]
         none = [arch for arch in lacks if arch not in jit]
         left = [f"JIT on {arch_list(jit)}"] if jit else []
@@ -75,7 +71,7 @@ def _family_rows(recipe: Recipe, archs: Sequence[Arch]) -> list[tuple[str, str]]
     return rows
 
 
-def _runs_on(cubin: Arch, arch: Arch) -> bool:
+def runs_on_cubin(cubin: Arch, arch: Arch) -> bool:
     """Whether a cubin runs on an arch: its own number; without `a`, also higher minor versions of its major one."""
     same = cubin.minor == arch.minor if cubin.suffix == "a" else cubin.minor <= arch.minor
     return cubin.major == arch.major and same
@@ -117,48 +113,3 @@ def describe(source: Source) -> str:
         return f"git {source.repository} at {source.commit[:12]}" + (f" ({source.tag})" if source.tag else "")
     inside = f", folder {source.path}" if source.kind == "wheel" else ""
     return f"{source.kind} {source.name} {source.version}{inside}, sha256 {source.sha256[:12]}…"
-
-
-def check_space(recipe: Recipe, cache: Cache, *, toolchain: str) -> None:
-    """Refuse to start when the cache's filesystem cannot hold what is still to be made. Raises DoctorError."""
-    if not recipe.cost:
-        return
-    ready = (cache.root / "toolchains" / toolchain).is_dir()
-    need = (recipe.cost.disk_gb - (TOOLCHAIN_GB if ready else 0)) * 1e9
-    free = shutil.disk_usage(cache.root).free
-    if ready and any((cache.root / "builds").glob("*/configured.json")):
-        need = min(need, 0.2e9)  # a tree is there already; what it still needs is unknown but less
-    if free < need:
-        raise DoctorError(
-            f"not enough disk space for {recipe.name}: {human_bytes(free)} free, {human_bytes(need)} needed",
-            why=f"downloads, toolchain and build tree go to {cache.root}",
-            fix="free space there, or point WHEELSMITH_CACHE at a larger disk",
-        )
-
-
-def check_memory(recipe: Recipe, machine: Machine, console: Console) -> None:
-    """Refuse to start when the largest unit cannot fit however long it waits. Raises DoctorError.
-
-    Only a measured unit is a reason to refuse; what is estimated, or fits once others let go of memory, is said.
-    """
-    measured = cost_book(recipe).largest(recipe.components)
-    if measured:
-        need = measured.peak_bytes / 1e9
-    elif recipe.cost:
-        need = recipe.cost.unit_memory_gb
-    else:
-        return
-    if measured and need > machine.capacity_gb:
-        raise DoctorError(
-            f"this machine is too small for {recipe.name}: its largest unit takes {need:.1f} GB of memory",
-            why=f"there are {machine.capacity_gb:.1f} GB, swap and the limits of control groups counted",
-            fix=[
-                "compile on a machine (or in a container) with more memory",
-                "add swap: it is slow, but only the largest units need it",
-            ],
-        )
-    if need > machine.memory_gb:
-        console.warn(
-            f"the largest unit takes about {need:.1f} GB of memory and {machine.memory_gb:.1f} GB are free: "
-            "it is compiled alone, and killed if that is not enough"
-        )

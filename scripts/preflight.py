@@ -1,4 +1,4 @@
-"""Before anything large starts: can every source and the CUDA toolkit be had? One message for all that cannot."""
+"""Can a recipe's git sources and its CUDA toolkit be had?"""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from urllib.parse import urlsplit
 
 from scripts.cache import Cache
 from scripts.cuda_redist import is_cached
-from scripts.cuda_system import find_system_toolkit, ways_to_get
+from scripts.cuda_system import find_system_toolkit
 from scripts.cuda_toolkit import needs_packages
-from scripts.errors import DoctorError
 from scripts.git_checkout import Access
-from scripts.git_process import git_program, unreachable
+from scripts.git_process import unreachable
 from scripts.git_source import tree_key
-from scripts.mirrors import VARIABLE, Mirror, address, rewrite
+from scripts.mirrors import Mirror, address, rewrite
 from scripts.recipe import RECIPES, GitSource, Recipe
 
 
@@ -31,36 +30,8 @@ def missing_git(recipe: Recipe, cache: Cache, mirrors: Sequence[Mirror]) -> list
     return urls
 
 
-def check_reach(recipe: Recipe, access: Access, *, environment: Mapping[str, str]) -> None:
-    """Refuse to start when git hosts or CUDA that the recipe needs cannot be reached. Raises DoctorError.
-
-    Hosts are asked for a TCP connection only, all at once, with a short time-out.
-    """
-    lacks: list[str] = []
-    fixes: list[str] = []
-    urls = missing_git(recipe, access.cache, access.mirrors)
-    if urls:
-        git_program()
-        lacks += _git_problems(urls, offline=access.offline)
-        if lacks:
-            fixes += [
-                "check the network and HTTPS_PROXY, then run again: what came is kept",
-                f"fetch from a mirror: {VARIABLE}='https://github.com/=https://your-mirror/' (or file:///path)",
-                "bring the sources on a disk: nox -s fetch -- --from-bundle FILE (docs/sources.md)",
-            ]
-    if toolkit := _toolkit_problem(recipe, access, environment):
-        lacks.append(toolkit)
-        fixes += ways_to_get(recipe.toolchain.cuda)[1:]
-    if lacks:
-        raise DoctorError(
-            f"{recipe.name} cannot be built here yet: {len(lacks)} thing(s) are missing",
-            why="\n       ".join(lacks),
-            fix=[*fixes, "build what needs neither: nox -s wheel -- --recipe quickstart"],
-            docs="docs/production.md",
-        )
-
-
-def _git_problems(urls: Sequence[str], *, offline: bool) -> list[str]:
+def git_problems(urls: Sequence[str], *, offline: bool) -> list[str]:
+    """Return why git hosts cannot be reached, once per host: a TCP connection to each, with a short time-out."""
     if offline:
         return [f"{len(urls)} git sources are not in the cache and --offline forbids fetching: {', '.join(urls)}"]
     hosts = {urlsplit(url).netloc: url for url in urls}
@@ -73,7 +44,7 @@ def _git_problems(urls: Sequence[str], *, offline: bool) -> list[str]:
     ]
 
 
-def _toolkit_problem(recipe: Recipe, access: Access, environment: Mapping[str, str]) -> str:
+def toolkit_problem(recipe: Recipe, access: Access, environment: Mapping[str, str]) -> str:
     """Return why no CUDA toolkit can be had, "" when one can."""
     if needs_packages(recipe):
         return ""

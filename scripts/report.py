@@ -33,6 +33,8 @@ class Stages:
 
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
+    doctor: list[Mapping[str, str]] = field(default_factory=list)
+    """Checks of doctor that warned or were skipped."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -106,6 +108,7 @@ def make_report(
             name: {"seconds": round(seconds, 2), "peak_bytes": stages.peak_bytes.get(name, 0)}
             for name, seconds in stages.seconds.items()
         },
+        "doctor": stages.doctor,
     }
 
 

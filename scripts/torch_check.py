@@ -60,7 +60,7 @@ def check_torch(facts: TorchFacts, torch: Torch, archs: Iterable[Arch]) -> None:
             fix="check PIP_FIND_LINKS and PIP_EXTRA_INDEX_URL, or correct the recipe",
             docs=DOCS,
         )
-    if not any(_mentions(facts.include / name) for name in _HEADERS):
+    if not names_float8(facts.include):
         raise ToolchainError(
             f"torch {facts.version} has no type {_TYPE}",
             why=f"its headers in {facts.include} do not name it, and vLLM's kernels need it",
@@ -86,6 +86,11 @@ def runs_on(built: Iterable[str], arch: Arch) -> bool:
         if have <= (arch.major, arch.minor) and (match[1] == "compute" or have[0] == arch.major):
             return True
     return False
+
+
+def names_float8(include: Path) -> bool:
+    """Whether torch's headers have the type Float8_e8m0fnu."""
+    return any(_mentions(include / name) for name in _HEADERS)
 
 
 def _mentions(header: Path) -> bool:

@@ -17,11 +17,13 @@ from scripts.audit_collect import audit_wheel
 from scripts.audit_models import AuditReport, Level
 from scripts.audit_show import failures, show
 from scripts.cache import Cache, digest
+from scripts.checks import Subject
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
 from scripts.compile import BuildTree, Compiled, compile_units, configure, list_units, plan_tree
 from scripts.compiler_cache import CacheSettings, CacheSummary, compiler_cache, headers_digest, read_settings
 from scripts.console import Console, human_bytes, human_seconds
 from scripts.cost_model import Unit, cost_book
+from scripts.doctor import add_skip_option, examine, read_skips, skipped
 from scripts.drivers import default_targets
 from scripts.errors import AuditError, PackageError, UsageError, from_os_error
 from scripts.fetch import Fetched, fetch_recipe, open_access
@@ -33,15 +35,14 @@ from scripts.machine import Machine, read_machine
 from scripts.package import package_wheel
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
-from scripts.plan import check_memory, check_space, show_plan
-from scripts.preflight import check_reach
+from scripts.plan import show_plan
 from scripts.prove import prove_wheel
 from scripts.recipe import DEFAULT_RECIPE, ROOT, Recipe
 from scripts.recipe_files import load_recipe, recipe_names
 from scripts.report import Stages, enter, find_built, make_report
 from scripts.shards import Shard, parse_shard, plan_json, units_of
 from scripts.split import split_wheel
-from scripts.toolchain import environment_key, provide_toolchain
+from scripts.toolchain import provide_toolchain
 
 WHEELHOUSE = ROOT / "wheelhouse"
 
@@ -60,6 +61,8 @@ class Job:
     keep_going: bool = False
     """Whether units are compiled on after one has failed."""
     compiler_cache: CacheSettings = field(default_factory=CacheSettings)
+    skip: frozenset[str] = frozenset()
+    """Checks of doctor that are passed over."""
 
     @property
     def cache(self) -> Cache:
@@ -100,6 +103,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--list", action="store_true", help="list the recipes and stop")
     parser.add_argument("--wheelhouse", type=user_path, default=WHEELHOUSE, metavar="DIR", help="where the wheel goes")
+    add_skip_option(parser)
     add_cache_options(parser)
     return parser.parse_args(arguments)
 
@@ -158,9 +162,7 @@ def build_shard(job: Job, shard: Shard, console: Console) -> None:
 def _prepare(job: Job, stages: Stages, console: Console) -> tuple[BuildTree, Fetched]:
     """Fetch, patch and install; return the planned build tree."""
     patches, _ = recipe_patches(job.recipe)
-    check_space(job.recipe, job.cache, toolchain=environment_key(job.recipe))
-    check_memory(job.recipe, read_machine(), console)
-    check_reach(job.recipe, job.access, environment=job.environment)
+    stages.doctor = skipped(examine(_subject(job), job.skip, console))
     with stages.timed("fetch"):
         fetched = fetch_recipe(job.recipe, job.access)
     if isinstance(fetched.source, GitTree):  # archives are held to their recipes by the tests
@@ -189,6 +191,19 @@ def _prepare(job: Job, stages: Stages, console: Console) -> tuple[BuildTree, Fet
         fixed=_fixed(console),
     )
     return tree, fetched
+
+
+def _subject(job: Job) -> Subject:
+    return Subject(
+        recipe=job.recipe,
+        archs=job.archs,
+        jobs=job.jobs,
+        machine=read_machine(),
+        access=job.access,
+        wheelhouse=job.wheelhouse,
+        indexes=job.indexes,
+        environment=job.environment,
+    )
 
 
 def _build_in(
@@ -343,10 +358,13 @@ def main(arguments: Sequence[str], console: Console) -> int:
         return 0
     access = open_access(options, console, recipe)
     indexes = read_indexes()
+    skip = read_skips(options.skip)
     for archs in lists:
         console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
         settings = read_settings(os.environ, enabled=not options.no_compiler_cache)
-        job = Job(recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ, options.keep_going, settings)
+        job = Job(
+            recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ, options.keep_going, settings, skip
+        )
         if shard:
             build_shard(job, shard, console)
             continue

@@ -1,0 +1,48 @@
+"""What doctor's checks are given in tests: a machine on which nothing is wrong, to be changed piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from scripts import doctor  # registers the checks
+from scripts.cache import Cache
+from scripts.checks import CHECKS, Row, Subject, Verdict, run_one
+from scripts.console import Console
+from scripts.git_checkout import Access
+from scripts.indexes import Indexes
+from scripts.machine import Machine
+from scripts.recipe import Recipe
+from scripts.recipe_files import load_recipe
+
+assert doctor.read_skips(CHECKS) == frozenset(CHECKS)
+
+
+def make_subject(folder: Path, recipe: Recipe | str = "quickstart", **changes: Any) -> Subject:
+    """Return a healthy machine with 64 GB, a cache below `folder` and no variables; keyword arguments change it."""
+    known = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    access = Access(Cache.open(folder / "cache"), Console(), (), offline=False)
+    (folder / "tmp").mkdir(exist_ok=True)
+    healthy: dict[str, Any] = {
+        "recipe": known,
+        "archs": known.archs,
+        "jobs": 2,
+        "machine": Machine(8, 64.0),
+        "access": access,
+        "wheelhouse": folder / "wheelhouse",
+        "indexes": Indexes(no_index=True),
+        "environment": {"PATH": "/usr/bin:/bin", "TMPDIR": str(folder / "tmp"), "LANG": "C.UTF-8"},
+    }
+    environment = healthy["environment"] | changes.pop("environment", {})
+    return Subject(**{**healthy, **changes, "environment": environment})
+
+
+def answer(name: str, subject: Subject) -> Row:
+    """Run one check."""
+    return run_one(CHECKS[name], subject)
+
+
+def verdicts(rows: Iterable[Row], verdict: Verdict) -> list[str]:
+    """Return the ids with a verdict."""
+    return [row.id for row in rows if row.verdict is verdict]
