@@ -12,21 +12,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scripts.admission import Admission, lookahead
 from scripts.archs import Arch, arch_list
-from scripts.cache import Cache, digest, file_sha256, remove_tree, write_json
+from scripts.cache import Cache, digest, remove_tree, write_json
 from scripts.compiler_cache import CacheSummary, CompilerCache
 from scripts.console import Console, human_seconds
+from scripts.cost_model import CostBook, Unit
 from scripts.errors import CompileError, UsageError, from_os_error
 from scripts.fixed_paths import LAYOUT, FixedPaths
 from scripts.fixed_paths import ROOT as FIXED_ROOT
-from scripts.launcher import EVENTS, FAILURES
+from scripts.forecast import Forecast
+from scripts.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
+from scripts.machine import memory_now
 from scripts.patch import SourceTree
 from scripts.process import Command, Finished, capture, run_logged
 from scripts.recipe import Recipe
+from scripts.schedule import Task
 from scripts.toolchain import Toolchain
 from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
 
-FORMAT = 1  # raise when configuring changes in a way that the key does not show
+# Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
+FORMAT = 2
 _LINKING = re.compile(r"\bld(\.\w+)?: |undefined reference|ld returned \d")
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -98,6 +104,8 @@ class Compiled:
     seconds: float
     peak_bytes: int
     """Peak memory of ninja and all compilers together."""
+    retried: tuple[str, ...] = ()
+    """Sources of units that were killed and compiled again alone."""
     cache: CacheSummary | None = None
     """What the compiler cache did in this run."""
 
@@ -129,7 +137,6 @@ def plan_tree(
             recipe.environment,
             {name: item.cmake for name, item in recipe.needed_dependencies().items()},
             contents,
-            file_sha256(LAUNCHER),
             [str(FIXED_ROOT), LAYOUT] if fixed else [],
         ]
     )
@@ -146,6 +153,7 @@ def plan_tree(
         "NVCC_THREADS": "1",
         EVENTS: str(path / "events.jsonl"),
         FAILURES: str(path / "failures"),
+        ADMISSION: str(path / "admission"),
     }
     definitions = _definitions(recipe, toolchain, path, dependencies, paths)
     basis = digest([toolchain.versions, toolchain.cuda_origin, toolchain.host.version, contents])
@@ -205,7 +213,7 @@ def configure(tree: BuildTree, *, console: Console) -> None:
     tree.binary.mkdir(exist_ok=True)
     (tree.path / "failures").mkdir(exist_ok=True)
     (tree.path / "fetched").mkdir(exist_ok=True)
-    shutil.copyfile(LAUNCHER, tree.path / "launcher.py")
+    _put_launcher(tree)
     tree.paths.write(tree.enter)
     cmake = tree.inside(tree.toolchain.environment / "bin" / "cmake")
     begin = tree.log.stat().st_size if tree.log.exists() else 0
@@ -220,6 +228,13 @@ def configure(tree: BuildTree, *, console: Console) -> None:
         raise _configure_error(tree, begin)
     console.note(f"configured in {human_seconds(done.seconds)}")
     write_json(marker, list(tree.definitions))
+
+
+def _put_launcher(tree: BuildTree) -> None:
+    """Give the tree today's launcher: how units are run and recorded may change, what they compile does not."""
+    partial = tree.path / ".launcher.partial"
+    shutil.copyfile(LAUNCHER, partial)
+    partial.replace(tree.path / "launcher.py")
 
 
 def _copy_sources(tree: BuildTree) -> None:
@@ -250,59 +265,78 @@ def compile_units(
     tree: BuildTree,
     *,
     jobs: int,
-    expected_seconds: float,
+    book: CostBook,
     console: Console,
+    keep_going: bool = False,
+    only: Sequence[Unit] | None = None,
     compiler_cache: CompilerCache | None = None,
 ) -> Compiled:
-    """Compile and link the tree's targets. Raises CompileError with each failed unit's output, once."""
+    """Compile and link the tree's targets, or compile `only` some units.
+
+    `jobs` run at a time at most, fewer where memory does not reach. Raises CompileError with each failed unit's output,
+    once; with `keep_going` after all others were tried.
+    """
     failures = tree.path / "failures"
     for old in failures.glob("*.json"):
         old.unlink()
-    total, todo = count_units(tree)
-    watch = UnitWatch(tree.events, total, todo, jobs, expected_seconds)
+    _put_launcher(tree)
+    targets = tree.targets if only is None else tuple(unit.object for unit in only)
+    total, todo = list_units(tree, targets)
+    memory = memory_now()
+    tasks = [task_of(unit, book) for unit in todo]
+    watch = UnitWatch(tree.events, len(total), len(todo), Forecast(tasks, jobs=jobs, memory=memory))
     watch.begin()
     begin = watch.events.stat().st_size if watch.events.exists() else 0
-    console.stage("compile", f"{todo} of {total} units to do, {jobs} at a time; log: {tree.log}")
-    ninja = tree.inside(tree.toolchain.environment / "bin" / "ninja")
+    console.stage("compile", f"{len(todo)} of {len(total)} units to do, at most {jobs} at a time; log: {tree.log}")
+    admission = Admission(book, jobs=jobs, keep_going=keep_going, say=console.warn)
+    ninja: list[str | Path] = [*tree.prefix, tree.inside(tree.toolchain.environment / "bin" / "ninja")]
+    ninja += ["-C", tree.inside(tree.binary)]
+    ninja += ["-j", str(jobs + lookahead(memory)), "-k", "0" if keep_going else "1"]
 
-    with console.progress(watch.render, watch.plain) as progress:
+    with (
+        console.progress(watch.render, watch.plain) as progress,
+        admission.listening(tree.path / "admission"),
+    ):
 
         def tick() -> None:
+            admission.tick()
             watch.update()
             progress.tick()
             if compiler_cache:
                 compiler_cache.tick()
 
-        done = run_logged(
-            [*tree.prefix, ninja, "-C", tree.inside(tree.binary), "-j", str(jobs), *tree.targets],
-            log=tree.log,
-            cwd=tree.path,
-            environment={**tree.environment, **(compiler_cache.environment if compiler_cache else {})},
-            tick=tick,
-        )
+        environment = {**tree.environment, **(compiler_cache.environment if compiler_cache else {})}
+        done = run_logged([*ninja, *targets], log=tree.log, cwd=tree.path, environment=environment, tick=tick)
     watch.update()
     if done.code:
         raise _compile_error(tree, done, read_failures(failures))
+    units = tuple(read_units(watch.events))
     summary = compiler_cache.summary(watch.events, begin) if compiler_cache else None
-    return Compiled(tuple(read_units(watch.events)), len(watch.finished), done.seconds, done.peak_bytes, summary)
+    return Compiled(units, len(watch.finished), done.seconds, done.peak_bytes, tuple(admission.retried), summary)
 
 
-def count_units(tree: BuildTree) -> tuple[int, int]:
-    """Return (units of the targets, units that are out of date), as ninja sees it. Raises CompileError."""
-    ninja = tree.inside(tree.toolchain.environment / "bin" / "ninja")
+def task_of(unit: Unit, book: CostBook) -> Task:
+    """Return a unit with what the cost model expects of it."""
+    estimate = book.estimate(unit)
+    return Task(unit.object, estimate.cpu_seconds, estimate.peak_bytes)
+
+
+def list_units(tree: BuildTree, targets: Sequence[str]) -> tuple[list[Unit], list[Unit]]:
+    """Return (units of the targets, those that are out of date), as ninja sees it. Raises CompileError."""
+    ninja = [*tree.prefix, tree.inside(tree.toolchain.environment / "bin" / "ninja"), "-C", tree.inside(tree.binary)]
     launcher = str(tree.inside(tree.path / "launcher.py"))
-    counts = []
+    lists = []
     for mode in (["-t", "commands"], ["-n", "-v"]):
-        command = [*tree.prefix, ninja, "-C", tree.inside(tree.binary), *mode, *tree.targets]
-        code, text = capture(command, environment=tree.environment)
+        code, text = capture([*ninja, *mode, *targets], environment=tree.environment)
         if code:
             raise CompileError(
                 "ninja cannot read the build tree",
                 why=text.strip()[-500:],
                 fix=f"delete {tree.path} and run again: it is then configured anew",
             )
-        counts.append(sum(1 for line in text.splitlines() if launcher in line))
-    return counts[0], counts[1]
+        commands = [line.split() for line in text.splitlines() if launcher in line]  # no path has a blank in it
+        lists.append([Unit(*unit_of(words), arch_count(words)) for words in commands])
+    return lists[0], lists[1]
 
 
 def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[Failure]) -> CompileError:
@@ -324,8 +358,8 @@ def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[Failure])
     if "No space left" in text:
         why, fix = "no space left on the filesystem", f"free space at {tree.path} and TMPDIR, then run again"
     elif any(item.killed for item in failures):
-        why = "the compiler was killed, most likely by the kernel because memory ran out"
-        fix = "run again with fewer units at a time: --jobs 1"
+        why = "the compiler was killed though nothing else was compiled: this machine has too little memory for it"
+        fix = "give it more memory or swap; what was compiled is kept"
     names = ", ".join(item.unit for item in failures[:3])
     return CompileError(f"{len(failures)} unit(s) failed: {names}", why=why, fix=fix, detail=shown)
 
