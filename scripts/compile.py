@@ -289,9 +289,8 @@ def compile_units(
     begin = watch.events.stat().st_size if watch.events.exists() else 0
     console.stage("compile", f"{len(todo)} of {len(total)} units to do, at most {jobs} at a time; log: {tree.log}")
     admission = Admission(book, jobs=jobs, keep_going=keep_going, say=console.warn)
-    ninja: list[str | Path] = [*tree.prefix, tree.inside(tree.toolchain.environment / "bin" / "ninja")]
-    ninja += ["-C", tree.inside(tree.binary)]
-    ninja += ["-j", str(jobs + lookahead(memory)), "-k", "0" if keep_going else "1"]
+    ninja: Command = [*tree.prefix, tree.inside(tree.toolchain.environment / "bin" / "ninja")]
+    limits: Command = ["-j", str(jobs + lookahead(memory)), "-k", "0" if keep_going else "1"]
 
     with (
         console.progress(watch.render, watch.plain) as progress,
@@ -305,13 +304,18 @@ def compile_units(
             if compiler_cache:
                 compiler_cache.tick()
 
-        environment = {**tree.environment, **(compiler_cache.environment if compiler_cache else {})}
-        done = run_logged([*ninja, *targets], log=tree.log, cwd=tree.path, environment=environment, tick=tick)
+        done = run_logged(
+            [*ninja, "-C", tree.inside(tree.binary), *limits, *targets],
+            log=tree.log,
+            cwd=tree.path,
+            environment={**tree.environment, **(compiler_cache.environment if compiler_cache else {})},
+            tick=tick,
+        )
     watch.update()
     if done.code:
         raise _compile_error(tree, done, read_failures(failures))
-    units = tuple(read_units(watch.events))
     summary = compiler_cache.summary(watch.events, begin) if compiler_cache else None
+    units = tuple(read_units(watch.events))
     return Compiled(units, len(watch.finished), done.seconds, done.peak_bytes, tuple(admission.retried), summary)
 
 
@@ -323,11 +327,12 @@ def task_of(unit: Unit, book: CostBook) -> Task:
 
 def list_units(tree: BuildTree, targets: Sequence[str]) -> tuple[list[Unit], list[Unit]]:
     """Return (units of the targets, those that are out of date), as ninja sees it. Raises CompileError."""
-    ninja = [*tree.prefix, tree.inside(tree.toolchain.environment / "bin" / "ninja"), "-C", tree.inside(tree.binary)]
+    ninja = tree.inside(tree.toolchain.environment / "bin" / "ninja")
     launcher = str(tree.inside(tree.path / "launcher.py"))
     lists = []
     for mode in (["-t", "commands"], ["-n", "-v"]):
-        code, text = capture([*ninja, *mode, *targets], environment=tree.environment)
+        command = [*tree.prefix, ninja, "-C", tree.inside(tree.binary), *mode, *targets]
+        code, text = capture(command, environment=tree.environment)
         if code:
             raise CompileError(
                 "ninja cannot read the build tree",

@@ -25,8 +25,8 @@ from contextlib import suppress
 
 EVENTS = "WHEELSMITH_EVENTS"  # file that a line of JSON is appended to at each start and end
 FAILURES = "WHEELSMITH_FAILURES"  # folder for the output and command of failed units
-COMPILER_CACHE = "WHEELSMITH_COMPILER_CACHE"  # file that says what to put before the compiler, read at each call
 ADMISSION = "WHEELSMITH_ADMISSION"  # socket of the scheduler
+COMPILER_CACHE = "WHEELSMITH_COMPILER_CACHE"  # file that says what to put before the compiler, read at each call
 PR_SET_PDEATHSIG = 1
 STOPPED = 75  # exit code of a unit that the scheduler did not let start
 _KILLED = (b"died due to signal 9", b"Killed signal terminated program", b"Killed\n")  # nvcc; gcc; a shell

@@ -91,12 +91,12 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--keep-going", action="store_true", help="compile on when a unit fails; show all that failed")
     parser.add_argument("--split", action="store_true", help="also cut a slim wheel per arch out of the result")
     parser.add_argument(
-        "--no-compiler-cache", action="store_true", help="compile everything; read and fill no cache of objects"
-    )
-    parser.add_argument(
         "--shard", metavar="I/N", help="compile the I-th of N parts of the units into the compiler cache, and stop"
     )
     parser.add_argument("--plan-json", action="store_true", help="print the plan with a CI matrix of shards, and stop")
+    parser.add_argument(
+        "--no-compiler-cache", action="store_true", help="compile everything; read and fill no cache of objects"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--list", action="store_true", help="list the recipes and stop")
     parser.add_argument("--wheelhouse", type=user_path, default=WHEELHOUSE, metavar="DIR", help="where the wheel goes")
