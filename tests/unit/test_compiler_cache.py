@@ -61,7 +61,7 @@ def test_secrets_are_hidden_in_what_is_said_and_shown() -> None:
 
 @given(st.text() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
 def test_counts_are_zero_for_whatever_sccache_does_not_say(text: str) -> None:
-    assert read_counts(text) == {"hits": 0, "misses": 0, "errors": 0}
+    assert read_counts(text) == {"hits": 0, "misses": 0, "stored": 0, "errors": 0}
 
 
 def test_counts_are_added_over_languages() -> None:
@@ -70,8 +70,9 @@ def test_counts_are_added_over_languages() -> None:
         "cache_misses": {"counts": {"CUBIN": 4}},
         "cache_errors": {"counts": {"CUDA": 1}},
         "cache_write_errors": 2,
+        "cache_writes": 5,
     }
-    assert read_counts(json.dumps({"stats": stats})) == {"hits": 3, "misses": 4, "errors": 3}
+    assert read_counts(json.dumps({"stats": stats})) == {"hits": 3, "misses": 4, "stored": 5, "errors": 3}
 
 
 @given(st.binary())
