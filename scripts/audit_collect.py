@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from scripts.archs import Arch
@@ -31,9 +32,12 @@ from scripts.elf import Elf, is_elf, open_elf
 from scripts.errors import AuditError, UsageError, from_os_error
 from scripts.fatbin import DeviceCode, Kind, device_code
 from scripts.recipe import Recipe
+from scripts.unit_names import read_units_of, with_units
 from scripts.wheel_file import SHARED_OBJECT, Hash, WheelFile, open_wheel, wheel_name
 
 TargetChoice = Callable[["Subject"], Sequence[Target]]
+
+_NONE: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 @dataclass
@@ -52,9 +56,11 @@ class Subject:
     components: dict[str, ComponentReport] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
-    def add(self, elf: Elf, member: str, own: Iterable[str], site: Site | None) -> None:
-        """Inspect one shared object."""
-        code = device_code(elf)
+    def add(
+        self, elf: Elf, member: str, own: Iterable[str], site: Site | None, units: Mapping[str, Sequence[str]] = _NONE
+    ) -> None:
+        """Inspect one shared object; `units` are the names that were recorded before it was stripped."""
+        code = with_units(device_code(elf), units.get(member, ()))
         inspection = inspect(elf, member, own=own, site=site)
         library = Library(member, code, cuda_major(code, inspection.host.needed))
         self.libraries.append(library)
@@ -178,6 +184,7 @@ def audit_wheel(
 
 def _wheel_members(wheel: WheelFile, subject: Subject, site: Site | None) -> dict[str, Hash]:
     digests: dict[str, Hash] = {}
+    units = read_units_of(wheel)
     shared = {member.filename for member in wheel.shared_objects}
     own = {name.rsplit("/", 1)[-1] for name in shared}
     for member in wheel.members:
@@ -188,7 +195,7 @@ def _wheel_members(wheel: WheelFile, subject: Subject, site: Site | None) -> dic
             digests[member.filename] = digest
             if is_elf(path):
                 with open_elf(path, member.filename) as elf:
-                    subject.add(elf, member.filename, own, site)
+                    subject.add(elf, member.filename, own, site, units)
             else:
                 text = "it is called a shared object and is none"
                 subject.findings.append(Finding(level=Level.ERROR, code="not-elf", where=member.filename, text=text))

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from scripts.audit_models import AuditReport, Coverage, Level, TargetVerdict
 from scripts.console import Console, human_bytes, human_seconds
+from scripts.page import page
 
 _UNICODE = {"ok": "✓", "no": "✗", "dash": "\u2013"}
 _ASCII = {"ok": "ok", "no": "NO", "dash": "-"}
@@ -85,21 +86,17 @@ def _cell(item: Coverage, dash: str) -> str:
     return f"{item.native}/{item.compatible}/{item.jit}/{item.missing}"
 
 
-_STYLE = """\
-:root{color-scheme:light dark;--ok:#1a7f37;--jit:#9a6700;--no:#cf222e;--line:#8884}
-body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}
-th,td{border:1px solid var(--line);padding:.35rem .6rem;text-align:left;vertical-align:top}
-td.n{text-align:right;font-variant-numeric:tabular-nums}
-.bar{display:flex;height:.6rem;min-width:8rem;background:var(--line)}
-.native{background:#1a7f37}.compatible{background:#57ab5a}.jit{background:#d4a72c}
-.ok{color:var(--ok)}.error{color:var(--no)}.warning{color:var(--jit)}
-code{font-size:.9em}details{margin:.3rem 0}"""
-
-
 def html(report: AuditReport) -> str:
     """Return the report as one HTML page that loads nothing from elsewhere."""
-    title = escape(f"Audit of {report.subject}")
+    facts = (
+        f"<p>{human_bytes(report.size)}, sha256 <code>{report.sha256 or 'not a wheel'}</code>, "
+        f"torch <code>{escape(report.torch or 'not named')}</code></p>"
+    )
+    return page(f"Audit of {report.subject}", facts + sections(report))
+
+
+def sections(report: AuditReport) -> str:
+    """Return the verdicts, findings and contents of a report as parts of an HTML page."""
     passed, failed = ("ok", "&#10003;"), ("error", "&#10007;")
     verdicts = "".join(
         f'<li class="{kind}">{sign} {escape(item.summary)}</li>'
@@ -112,14 +109,10 @@ def html(report: AuditReport) -> str:
         for item in report.findings
     )
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body><h1>{title}</h1>'
-        f"<p>{human_bytes(report.size)}, sha256 <code>{report.sha256 or 'not a wheel'}</code>, "
-        f"torch <code>{escape(report.torch or 'not named')}</code></p>"
         f"<h2>Verdicts</h2><ul>{verdicts}</ul>{_html_matrix(report)}"
         f"<h2>Findings</h2><ul>{findings or '<li>none</li>'}</ul>{_html_contents(report)}{_html_jit(report)}"
         "<p>native: SASS of this arch. compatible: SASS of an earlier minor version. JIT: the driver compiles PTX. "
-        "missing: nothing this GPU can run. Counted in containers, one per translation unit.</p></body></html>\n"
+        "missing: nothing this GPU can run. Counted in containers, one per translation unit.</p>"
     )
 
 

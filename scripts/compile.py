@@ -27,12 +27,14 @@ from scripts.machine import memory_now
 from scripts.patch import SourceTree
 from scripts.process import Command, Finished, capture, run_logged
 from scripts.recipe import Recipe
+from scripts.sampling import SAMPLES, Sampler
 from scripts.schedule import Task
+from scripts.stable_names import LINKER, map_names, source_date
 from scripts.toolchain import Toolchain
 from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
 
 # Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
-FORMAT = 2
+FORMAT = 3
 _LINKING = re.compile(r"\bld(\.\w+)?: |undefined reference|ld returned \d")
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -153,6 +155,8 @@ def plan_tree(
         "NVCC_THREADS": "1",
         EVENTS: str(path / "events.jsonl"),
         FAILURES: str(path / "failures"),
+        "SOURCE_DATE_EPOCH": str(source_date(environment)),
+        **map_names(path, toolchain.environment, toolchain.cuda_home, dependencies),
         ADMISSION: str(path / "admission"),
     }
     definitions = _definitions(recipe, toolchain, path, dependencies, paths)
@@ -187,6 +191,8 @@ def _definitions(
         "CUDAToolkit_ROOT": toolchain.cuda_home,
         "CMAKE_CUDA_COMPILER_LAUNCHER": launcher,
         "CMAKE_CXX_COMPILER_LAUNCHER": launcher,
+        "CMAKE_SKIP_BUILD_RPATH": "ON",  # installing would leave room for the path, as long as it is here
+        "CMAKE_MODULE_LINKER_FLAGS": LINKER,
         **recipe.cmake,
     }
     for name, dependency in recipe.needed_dependencies().items():
@@ -287,6 +293,7 @@ def compile_units(
     watch = UnitWatch(tree.events, len(total), len(todo), Forecast(tasks, jobs=jobs, memory=memory))
     watch.begin()
     begin = watch.events.stat().st_size if watch.events.exists() else 0
+    sampler = Sampler(tree.path / SAMPLES)
     console.stage("compile", f"{len(todo)} of {len(total)} units to do, at most {jobs} at a time; log: {tree.log}")
     admission = Admission(book, jobs=jobs, keep_going=keep_going, say=console.warn)
     ninja: Command = [*tree.prefix, tree.inside(tree.toolchain.environment / "bin" / "ninja")]
@@ -310,7 +317,9 @@ def compile_units(
             cwd=tree.path,
             environment={**tree.environment, **(compiler_cache.environment if compiler_cache else {})},
             tick=tick,
+            look=sampler.look,
         )
+    sampler.close()
     watch.update()
     if done.code:
         raise _compile_error(tree, done, read_failures(failures))

@@ -25,6 +25,7 @@ from contextlib import suppress
 
 EVENTS = "WHEELSMITH_EVENTS"  # file that a line of JSON is appended to at each start and end
 FAILURES = "WHEELSMITH_FAILURES"  # folder for the output and command of failed units
+MAPS = "WHEELSMITH_MAPS"  # JSON object: directories, and the names that are written into objects instead of theirs
 ADMISSION = "WHEELSMITH_ADMISSION"  # socket of the scheduler
 COMPILER_CACHE = "WHEELSMITH_COMPILER_CACHE"  # file that says what to put before the compiler, read at each call
 PR_SET_PDEATHSIG = 1
@@ -42,6 +43,23 @@ def unit_of(command: list[str]) -> tuple[str, str]:
     output = command[command.index("-o") + 1] if "-o" in command[:-1] else ""
     sources = [word for word in command if word.endswith((".cu", ".cpp", ".cc", ".cxx", ".c"))]
     return output, sources[-1] if sources else output
+
+
+def with_stable_names(command: list[str]) -> list[str]:
+    """Return a compile command whose object does not tell in which directory it was made (stable_names.py).
+
+    nvcc names what is in anonymous namespaces after the path of the source: cudafe++ is told another path.
+    """
+    maps = json.loads(os.environ.get(MAPS, "{}"))
+    if not maps or "-c" not in command:
+        return command
+    _, source = unit_of(command)
+    nvcc = os.path.basename(command[0]) == "nvcc"  # noqa: PTH119
+    words = [("-Xcompiler=" if nvcc else "") + "-ffile-prefix-map=%s=%s" % pair for pair in maps.items()]  # noqa: UP031
+    for path, name in maps.items():
+        if nvcc and source.startswith(path + "/"):
+            words += ["-Xcudafe", "--orig_src_path_name=" + name + source[len(path) :]]
+    return [command[0], *words, *command[1:]]
 
 
 def append(record: dict[str, object]) -> None:
@@ -188,6 +206,7 @@ def run(command: list[str]) -> int:
     """Run a compile command in its turn and record it. Returns its exit code (128 + signal when killed)."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while waiting for a turn, Ctrl-C ends us without a traceback
+    command = with_stable_names(command)
     unit, source = unit_of(command)
     known: dict[str, object] = {"unit": unit, "source": source, "archs": arch_count(command)}
     turn = Turn(os.environ.get(ADMISSION, ""))

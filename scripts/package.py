@@ -25,8 +25,10 @@ from scripts.cache import remove_tree
 from scripts.compile import BuildTree, unit_count_in_log
 from scripts.console import Console, human_bytes
 from scripts.errors import PackageError
+from scripts.finish import finish_wheel
 from scripts.process import Command, run_logged
 from scripts.recipe import Component, Recipe
+from scripts.stable_names import source_date
 
 # Libraries that torch, CUDA's own wheels and the driver bring at run time: never to be copied into the wheel.
 EXTERNAL_LIBRARIES = (
@@ -65,9 +67,16 @@ def package_wheel(tree: BuildTree, recipe: Recipe, *, jobs: int, console: Consol
     folder.mkdir()
     raw = _build(tree, version, folder, jobs)
     repaired = _repair(tree, raw, folder / "repaired")
-    wheel = check_wheel(repaired, recipe, version)
-    _abi3audit(tree, repaired)
-    console.note(f"{repaired.name} ({human_bytes(wheel.size)}), abi3audit clean, RECORD and metadata right")
+    finished = finish_wheel(
+        repaired,
+        folder / "finished",
+        compiler=tree.toolchain.host.path,
+        epoch=source_date(tree.environment),
+        environment=tree.environment,
+    )
+    wheel = check_wheel(finished, recipe, version)
+    _abi3audit(tree, finished)
+    console.note(f"{finished.name} ({human_bytes(wheel.size)}), abi3audit clean, RECORD and metadata right")
     return wheel
 
 

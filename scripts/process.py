@@ -22,6 +22,8 @@ Command = Sequence[str | Path]
 GRACE = 2.5  # seconds between SIGINT and SIGKILL
 POLL = 0.1  # seconds
 LAUNCHER = Path(__file__).with_name("launcher.py")
+SAMPLE = 0.5  # seconds
+Look = Callable[[Sequence[psutil.Process], int], None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Finished:
     seconds: float
     log: Path
     peak_bytes: int
-    """Peak resident memory of the process and its descendants together, sampled once a second."""
+    """Peak resident memory of the process and its descendants together, sampled twice a second."""
     begin: int = 0
     """Where this command's part of the log begins."""
 
@@ -49,8 +51,11 @@ def run_logged(
     cwd: Path,
     environment: Mapping[str, str],
     tick: Callable[[], None] = lambda: None,
+    look: Look = lambda _processes, _rss: None,
 ) -> Finished:
-    """Run a command with its output appended to `log`; `tick` is called ten times a second.
+    """Run a command with its output appended to `log`; `tick` is called ten times a second, `look` twice.
+
+    `look` is given all processes of the command and their resident memory in bytes.
 
     On Ctrl-C or SIGTERM the whole process tree is stopped (SIGINT, after 2.5 s SIGKILL) and KeyboardInterrupt goes on.
     When this process is killed, the kernel ends the command.
@@ -70,7 +75,7 @@ def run_logged(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        memory = _MemoryPeak(child.pid)
+        memory = _MemoryPeak(child.pid, look)
         try:
             while (code := _poll(child)) is None:
                 memory.sample()
@@ -82,20 +87,21 @@ def run_logged(
 
 
 class _MemoryPeak:
-    """Samples the memory of a process tree, at most once a second."""
+    """Samples the memory of a process tree, at most twice a second."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid, self.peak, self._last = pid, 0, 0.0
+    def __init__(self, pid: int, look: Look) -> None:
+        self.pid, self.peak, self._last, self._look = pid, 0, 0.0, look
 
     def sample(self) -> None:
-        if time.monotonic() - self._last < 1:
+        if time.monotonic() - self._last < SAMPLE:
             return
         self._last = time.monotonic()
-        total = 0
-        for process in _family(self.pid):
+        total, family = 0, _family(self.pid)
+        for process in family:
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 total += process.memory_info().rss
         self.peak = max(self.peak, total)
+        self._look(family, total)
 
 
 def _poll(child: subprocess.Popen[bytes]) -> int | None:

@@ -18,7 +18,11 @@ from scripts.fetch import Fetched
 from scripts.package import Wheel
 from scripts.prove import Proof
 from scripts.recipe import GitSource, Recipe, Source
+from scripts.report_html import report_page
+from scripts.timeline import Timeline, read_timeline
 from scripts.toolchain import toolchain_report
+from scripts.trace import trace
+from scripts.unit_names import DeviceFacts, device_facts
 
 SCHEMA = 1
 
@@ -62,6 +66,8 @@ def make_report(
     recipe: Recipe, fetched: Fetched, tree: BuildTree, compiled: Compiled, wheel: Wheel, proof: Proof, stages: Stages
 ) -> dict[str, Any]:
     """Return the report as JSON-able data; sizes in bytes, times in seconds. Documented in docs/report.md."""
+    facts = {member.split(".", 1)[0]: item for member, item in device_facts(wheel.path).items()}
+    of_component = {item.value: facts.get(item.member) for item in recipe.shared_objects}
     return {
         "schema": SCHEMA,
         "wheel": {
@@ -85,6 +91,7 @@ def make_report(
                 "cubins": proof.cubins[name],
                 "ptx": proof.ptx[name],
                 "operators": proof.operators[name],
+                **_device(of_component[name]),
             }
             for name, size in wheel.components.items()
         ],
@@ -94,11 +101,16 @@ def make_report(
             "records": [asdict(unit) for unit in compiled.units],
         },
         "compiler_cache": compiled.cache.data() if compiled.cache else None,
+        "timeline": read_timeline(tree.events).data(),
         "stages": {
             name: {"seconds": round(seconds, 2), "peak_bytes": stages.peak_bytes.get(name, 0)}
             for name, seconds in stages.seconds.items()
         },
     }
+
+
+def _device(facts: DeviceFacts | None) -> dict[str, Any]:
+    return {"bytes_per_arch": facts.bytes_per_arch, "containers": facts.units} if facts else {}
 
 
 def _sources(recipe: Recipe, fetched: Fetched) -> list[dict[str, Any]]:
@@ -118,12 +130,18 @@ def _pin(name: str, version: str, source: Source) -> dict[str, Any]:
     return {**taken, "kind": source.kind, "sha256": source.sha256}
 
 
-def enter(wheel: Path, report: Mapping[str, Any], page: str, wheelhouse: Path) -> Path:
-    """Put the reports and then the wheel into the wheelhouse, each by rename: a wheel there always has its report."""
+def enter(wheel: Path, report: Mapping[str, Any], wheelhouse: Path) -> Path:
+    """Put the reports and then the wheel into the wheelhouse, each by rename: a wheel there always has its report.
+
+    Raises PackageError.
+    """
     final = wheelhouse / wheel.name
     try:
         write_json(report_path(final), report)
-        write_atomic(final.with_name(final.name + ".report.html"), page.encode())
+        write_atomic(final.with_name(final.name + ".report.html"), report_page(report).encode())
+        if report.get("timeline"):
+            events = trace(Timeline.of(report["timeline"]), final.name)
+            write_atomic(final.with_name(final.name + ".trace.json"), json.dumps(events).encode())
     except OSError as error:
         raise from_os_error(PackageError, error, doing="writing", path=wheelhouse, variable="--wheelhouse") from error
     install_file(wheel, final, kind=PackageError, variable="--wheelhouse")

@@ -9,7 +9,7 @@ from typing import Any
 
 from scripts.archs import Arch, normalised
 from scripts.audit_collect import audit_wheel
-from scripts.audit_show import failures, html
+from scripts.audit_show import failures
 from scripts.console import Console
 from scripts.drivers import default_targets
 from scripts.errors import AuditError
@@ -39,6 +39,6 @@ def split_wheel(
             kept = {key: report[key] for key in ("recipe", "sources", "patches", "toolchain", "torch")}
             page = {"schema": SCHEMA, "wheel": about, "build": "", "slimmed_from": report["wheel"], **kept}
             full = {**page, "archs": str(arch), "audit": audit.model_dump(mode="json")}
-            made.append(enter(slim, full, html(audit), wheelhouse))
+            made.append(enter(slim, full, wheelhouse))
         console.stage("slim", f"{made[-1].name}: {audit.targets[0].summary}")
     return made

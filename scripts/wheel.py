@@ -15,7 +15,7 @@ from scripts.agreement import check_agreement
 from scripts.archs import Arch, arch_list, check_cuda_can, parse_arch_list
 from scripts.audit_collect import audit_wheel
 from scripts.audit_models import AuditReport, Level
-from scripts.audit_show import failures, html, show
+from scripts.audit_show import failures, show
 from scripts.cache import Cache, digest
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
 from scripts.compile import BuildTree, Compiled, compile_units, configure, list_units, plan_tree
@@ -220,7 +220,7 @@ def _build_in(
         **make_report(job.recipe, fetched, tree, compiled, wheel, proof, stages),
         "audit": audit.model_dump(mode="json"),
     }
-    return enter(wheel.path, report, html(audit), job.wheelhouse), report
+    return enter(wheel.path, report, job.wheelhouse), report
 
 
 def _fixed(console: Console) -> bool:

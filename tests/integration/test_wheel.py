@@ -91,6 +91,29 @@ def test_the_main_job_leaves_a_checked_wheel_and_its_report(fresh: None, make: M
     assert not list(wheelhouse.glob(".*"))
 
 
+def test_two_builds_in_different_directories_give_the_same_wheel_bit_for_bit(
+    fresh: None,
+    miniature: Miniature,
+    make: MakeWheel,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = next(make().glob("*.whl")).read_bytes()
+    other = tmp_path_factory.mktemp("a-directory-with-a-longer-name") / "cache"
+    monkeypatch.setenv("WHEELSMITH_CACHE", str(other))
+    previous = os.umask(0o077)
+    try:
+        second = next(make("--wheelhouse", str(tmp_path / "second")).parent.glob("second/*.whl"))
+    finally:
+        os.umask(previous)
+    assert second.read_bytes() == first
+    for name in zipfile.ZipFile(second).namelist():
+        data = zipfile.ZipFile(second).read(name)
+        assert str(other).encode() not in data
+        assert str(miniature.root).encode() not in data
+
+
 def test_split_leaves_a_slim_audited_wheel_per_arch_beside_the_fat_one(fresh: None, make: MakeWheel) -> None:
     wheelhouse = make("--split")
     slim = {path.name.split("-")[1]: path for path in wheelhouse.glob("*.whl")}
