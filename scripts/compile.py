@@ -158,7 +158,7 @@ def plan_tree(
         EVENTS: str(path / "events.jsonl"),
         FAILURES: str(path / "failures"),
         "SOURCE_DATE_EPOCH": str(source_date(environment)),
-        **map_names(path, toolchain.environment, toolchain.cuda_home, dependencies),
+        **({} if fixed else map_names(path, toolchain.environment, toolchain.cuda_home, dependencies)),
         ADMISSION: str(path / "admission"),
     }
     definitions = _definitions(recipe, toolchain, path, dependencies, paths)
@@ -168,9 +168,10 @@ def plan_tree(
 
 
 def _fixed_paths(path: Path, toolchain: Toolchain, dependencies: Mapping[str, Path]) -> FixedPaths:
-    binds = {"build": path, "venv": toolchain.environment, "cuda": toolchain.cuda_home}
+    """Return the places under the names that stable_names.py writes into objects where there is no namespace."""
+    binds = {"build": path, "environment": toolchain.environment, "cuda": toolchain.cuda_home}
     binds["python"] = Path(sysconfig.get_paths()["include"])
-    binds.update({f"dependencies/{name}": folder for name, folder in sorted(dependencies.items())})
+    binds.update(sorted(dependencies.items()))
     return FixedPaths(path / "paths.json", binds)
 
 

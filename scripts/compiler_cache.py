@@ -22,6 +22,7 @@ from pathlib import Path
 
 from scripts.cache import Cache, digest, file_sha256, remove_tree, write_json
 from scripts.console import Console, human_bytes, human_seconds
+from scripts.errors import WheelsmithError
 from scripts.launcher import COMPILER_CACHE
 from scripts.process import capture
 from scripts.shared_cache import Shared, SharedCache, start_shared
@@ -173,6 +174,7 @@ class CompilerCache:
             level += f" and shared ({self.settings.shared.name})"
         summary = CacheSummary(level, trouble=self.trouble)
         if self.shared:
+            self.shared.drain()
             summary.shared = self.shared.counts()
         known = SecondsTable(self.folder / "seconds.json")
         for event in finished_events(events, begin):
@@ -221,6 +223,10 @@ def compiler_cache(
             else:
                 opened.give_up(f"the shared cache ({settings.shared.name}) does not work: {why}")
         yield opened
+    except WheelsmithError:  # a unit failed: what others compiled is for the next run
+        if opened.shared:
+            opened.shared.drain()
+        raise
     finally:
         opened.close()
 

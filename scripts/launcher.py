@@ -191,7 +191,10 @@ def call(command: list[str], environment: dict[str, str] | None = None) -> tuple
     _, status, usage = os.wait4(child.pid, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status), output, usage
+    child.returncode = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+    if child.stdout:
+        child.stdout.close()
+    return child.returncode, output, usage
 
 
 def was_killed(code: int, output: bytes) -> bool:

@@ -88,7 +88,11 @@ def main(arguments: list[str]) -> None:
             os.chdir(here)
             os.environ["PWD"] = here
             break
-    os.execvp(arguments[1], arguments[1:])  # noqa: S606
+    try:
+        os.execvp(arguments[1], arguments[1:])  # noqa: S606
+    except OSError as error:
+        sys.stderr.write(f"namespace: {arguments[1]}: {error.strerror}\n")
+        sys.exit(127)
 
 
 if __name__ == "__main__":

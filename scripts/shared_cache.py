@@ -29,6 +29,7 @@ from scripts.process import LAUNCHER, capture
 START_LIMIT = 20.0  # seconds for the daemon to reach its backend; sccache's client would give it 10
 STALL_LIMIT = 20.0  # seconds that a call may do nothing
 LOST_LIMIT = 60.0  # seconds per job that calls may wait in all, beyond the first 3 s each
+DRAIN_LIMIT = 10.0  # seconds without an object stored, at the end
 GRACE = 3.0  # seconds of a call's waiting that are not counted: hashing, a normal read
 INTERVAL = 1.0  # seconds between looks at the processes
 
@@ -139,14 +140,29 @@ class SharedCache:
                 call.active = now
         self._calls = {pid: call for pid, call in self._calls.items() if pid in seen}
 
+    def drain(self) -> None:
+        """Wait until everything compiled is stored: sccache answers a call first and stores its object afterwards."""
+        deadline, before = time.monotonic() + DRAIN_LIMIT, -1
+        while time.monotonic() < deadline and self._daemon.poll() is None:
+            counts = read_counts(self._stats())
+            stored = counts["stored"] + counts["errors"]
+            if stored >= counts["misses"]:
+                return
+            if stored > before:
+                deadline, before = time.monotonic() + DRAIN_LIMIT, stored
+            time.sleep(0.1)
+
     def counts(self) -> dict[str, int]:
-        """Return sccache's hits, misses and errors (of steps: nvcc has several); zeros when it does not say."""
+        """Return sccache's hits, misses, stores and errors (of steps: nvcc has several); zeros when it says nothing."""
+        return read_counts(self._stats())
+
+    def _stats(self) -> str:
         code, text = capture(
             [self.program, "--show-stats", "--stats-format=json"],
             environment={**_places(self.folder), "HOME": str(self.folder)},
             timeout=5,
         )
-        return read_counts(text if code == 0 else "")
+        return text if code == 0 else ""
 
     def stop(self) -> None:
         """End the daemon and the calls that wait for it; their launchers then compile plainly."""
@@ -265,11 +281,12 @@ def _stem(process: psutil.Process) -> str:
 
 
 def read_counts(text: str) -> dict[str, int]:
-    """Read `sccache --show-stats --stats-format=json`: hits, misses and errors over all languages."""
-    counts = {"hits": 0, "misses": 0, "errors": 0}
+    """Read `sccache --show-stats --stats-format=json`: hits, misses, stores and errors over all languages."""
+    counts = {"hits": 0, "misses": 0, "stored": 0, "errors": 0}
     with suppress(ValueError, KeyError, TypeError, AttributeError):
         stats = json.loads(text)["stats"]
         counts["hits"] = sum(stats["cache_hits"]["counts"].values())
         counts["misses"] = sum(stats["cache_misses"]["counts"].values())
+        counts["stored"] = stats["cache_writes"]
         counts["errors"] = sum(stats["cache_errors"]["counts"].values()) + stats["cache_write_errors"]
     return counts

@@ -15,7 +15,7 @@ from pathlib import Path
 from scripts.errors import UsageError
 from scripts.launcher import MAPS
 
-ROOT = "/tmp/wheelsmith"  # noqa: S108  (a name that is written into objects, not a place)
+ROOT = "/tmp/wheelsmith"  # noqa: S108  (also where fixed_paths.py mounts them, so that both ways give the same bytes)
 FIRST_DATE = 315532800  # 1980-01-01, before which zip files cannot date anything
 LAST_DATE = 4354819199  # 2107-12-31, after which neither
 LINKER = "-Wl,--build-id=none"  # a build-id is a digest over symbols that are stripped later and differ

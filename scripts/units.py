@@ -30,6 +30,8 @@ class UnitRecord:
     code: int
     archs: int | None = None
     """How many archs it was compiled for; None in records of old trees."""
+    cache: str | None = None
+    """`hit`, `miss`, `failed` (the cache did; compiled plainly) or `off`; None in records of old trees."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class UnitWatch:
                 event["peak_kb"] * 1024 / 1e6,
                 event["code"],
                 event.get("archs"),
+                event.get("cache"),
             )
             self.finished.append(record)
 

@@ -13,7 +13,7 @@ import pytest
 
 from scripts import fixed_paths, namespace
 from scripts.fixed_paths import NAMESPACE, ROOT, FixedPaths, refusal
-from scripts.process import LAUNCHER
+from scripts.process import LAUNCHER, Command
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 needs_namespace = pytest.mark.skipif(bool(refusal()), reason=f"no mount namespace here: {refusal()}")
@@ -109,6 +109,15 @@ def test_a_refusal_is_told_in_one_line_with_its_own_exit_code(tmp_path: Path) ->
             [sys.executable, "-S", "-E", NAMESPACE, spec, "true"], capture_output=True, text=True, check=False
         )
         assert (done.returncode, done.stderr.count("\n")) == (namespace.REFUSED, 1)
+
+
+@needs_namespace
+def test_a_command_that_is_not_there_is_told_as_shells_do(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"root": str(ROOT), "binds": {"a/b": str(tmp_path)}}))
+    command: Command = [sys.executable, NAMESPACE, spec, "absent-program"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (127, "namespace: absent-program: No such file or directory\n")
 
 
 def test_a_link_is_no_mount_point(tmp_path: Path) -> None:
