@@ -27,6 +27,7 @@ EVENTS = "WHEELSMITH_EVENTS"  # file that a line of JSON is appended to at each 
 FAILURES = "WHEELSMITH_FAILURES"  # folder for the output and command of failed units
 MAPS = "WHEELSMITH_MAPS"  # JSON object: directories, and the names that are written into objects instead of theirs
 ADMISSION = "WHEELSMITH_ADMISSION"  # socket of the scheduler
+COMPILER_CACHE = "WHEELSMITH_COMPILER_CACHE"  # file that says what to put before the compiler, read at each call
 PR_SET_PDEATHSIG = 1
 STOPPED = 75  # exit code of a unit that the scheduler did not let start
 _KILLED = (b"died due to signal 9", b"Killed signal terminated program", b"Killed\n")  # nvcc; gcc; a shell
@@ -123,9 +124,63 @@ def prefer_as_victim() -> None:
         file.write("500")
 
 
-def call(command: list[str]) -> tuple[int, bytes, resource.struct_rusage]:
+def read_switch() -> dict[str, object]:
+    """Return what the compiler cache's switch says now: {} for plain compilation.
+
+    wheelsmith rewrites the file while ninja runs, when a cache dies: it is read again for every unit.
+    """
+    try:
+        with open(os.environ.get(COMPILER_CACHE, "")) as file:  # noqa: PTH123
+            switch = json.load(file)
+        return switch if isinstance(switch, dict) and switch.get("command") else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def call_cached(command: list[str], known: dict[str, object]) -> tuple[int, bytes, resource.struct_rusage]:
+    """Run a compile command through the compiler cache, plainly when there is none or when it is the cache that fails.
+
+    Returns what `call` returns; known["cache"] becomes "hit", "miss", "failed" (compiled plainly after all) or "off".
+    """
+    switch = read_switch()
+    known["cache"] = "off"
+    if not switch:
+        return call(command)
+    stats = os.path.join(str(switch["folder"]), "%d.stats" % os.getpid())  # noqa: PTH118, UP031
+    environment = {**os.environ, **switch["environment"], "CCACHE_STATSLOG": stats}  # type: ignore[dict-item]
+    try:
+        code, output, usage = call([*switch["command"], *command], environment)  # type: ignore[misc]
+    except OSError:  # the cache's program is not there
+        known["cache"] = "failed"
+        return call(command)
+    known["cache"] = "hit" if _take_stats(stats) else "miss"
+    if code and (switch != read_switch() or cache_failed(code, output)):
+        known["cache"] = "failed"
+        return call(command)
+    return code, output, usage
+
+
+def cache_failed(code: int, output: bytes) -> bool:
+    """Whether a failed call failed in the cache's programs, as far as exit code and output tell."""
+    crashed = code - 128 in {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL}
+    return crashed or any(line.startswith((b"sccache: ", b"ccache: ")) for line in output.splitlines())
+
+
+def _take_stats(path: str) -> bool:
+    """Whether ccache's log of one call says that the object came from the cache; removes the log."""
+    try:
+        with open(path) as file:  # noqa: PTH123
+            words = file.read()
+        os.unlink(path)  # noqa: PTH108
+    except OSError:
+        return False
+    return "direct_cache_hit" in words or "preprocessed_cache_hit" in words
+
+
+def call(command: list[str], environment: dict[str, str] | None = None) -> tuple[int, bytes, resource.struct_rusage]:
     """Run a command; return its exit code (128 + signal when killed), what it said and its resource usage."""
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=prefer_as_victim)  # noqa: PLW1509
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    child = subprocess.Popen(command, stdout=pipe, stderr=both, preexec_fn=prefer_as_victim, env=environment)  # noqa: PLW1509
 
     def stop(number: int, _frame: object) -> None:
         child.send_signal(number)
@@ -156,7 +211,7 @@ def run(command: list[str]) -> int:
     while word == "go":
         started = time.time()
         append({"event": "start", **known, "pid": os.getpid(), "time": started})
-        code, output, usage = call(command)
+        code, output, usage = call_cached(command, known)
         if was_killed(code, output):
             word = turn.ask({"killed": True}, alone="stop")
             if word == "go":

@@ -23,7 +23,7 @@ GRACE = 2.5  # seconds between SIGINT and SIGKILL
 POLL = 0.1  # seconds
 SAMPLE = 0.5  # seconds
 Look = Callable[[Sequence[psutil.Process], int], None]
-_LAUNCHER = Path(__file__).with_name("launcher.py")
+LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run_logged(
         begin = file.tell()
         started = time.monotonic()
         child = subprocess.Popen(
-            [sys.executable, "-S", "-E", str(_LAUNCHER), "--guard", *words],
+            [sys.executable, "-S", "-E", str(LAUNCHER), "--guard", *words],
             cwd=cwd,
             env=dict(environment),
             stdin=subprocess.DEVNULL,

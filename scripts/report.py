@@ -15,7 +15,6 @@ from scripts.cache import file_sha256, install_file, write_atomic, write_json
 from scripts.compile import BuildTree, Compiled
 from scripts.errors import PackageError, from_os_error
 from scripts.fetch import Fetched
-from scripts.launcher import EVENTS
 from scripts.package import Wheel
 from scripts.prove import Proof
 from scripts.recipe import GitSource, Recipe, Source
@@ -101,7 +100,8 @@ def make_report(
             "compiled_in_this_run": compiled.units_now,
             "records": [asdict(unit) for unit in compiled.units],
         },
-        "timeline": read_timeline(Path(tree.environment[EVENTS])).data(),
+        "timeline": read_timeline(tree.events).data(),
+        "compiler_cache": compiled.cache.data() if compiled.cache else None,
         "stages": {
             name: {"seconds": round(seconds, 2), "peak_bytes": stages.peak_bytes.get(name, 0)}
             for name, seconds in stages.seconds.items()

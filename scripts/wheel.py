@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ from scripts.archs import Arch, arch_list, check_cuda_can, parse_arch_list
 from scripts.audit_collect import audit_wheel
 from scripts.audit_models import AuditReport, Level
 from scripts.audit_show import failures, show
-from scripts.cache import Cache
+from scripts.cache import Cache, digest
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
-from scripts.compile import BuildTree, compile_units, configure, list_units, plan_tree
+from scripts.compile import BuildTree, Compiled, compile_units, configure, list_units, plan_tree
+from scripts.compiler_cache import CacheSettings, CacheSummary, compiler_cache, headers_digest, read_settings
 from scripts.console import Console, human_bytes, human_seconds
-from scripts.cost_model import cost_book
+from scripts.cost_model import Unit, cost_book
 from scripts.drivers import default_targets
 from scripts.errors import AuditError, PackageError, UsageError, from_os_error
 from scripts.fetch import Fetched, fetch_recipe, open_access
+from scripts.fixed_paths import refusal
 from scripts.git_checkout import Access
 from scripts.git_source import GitTree
 from scripts.indexes import Indexes, read_indexes
@@ -57,6 +59,7 @@ class Job:
     environment: Mapping[str, str]
     keep_going: bool = False
     """Whether units are compiled on after one has failed."""
+    compiler_cache: CacheSettings = field(default_factory=CacheSettings)
 
     @property
     def cache(self) -> Cache:
@@ -91,6 +94,9 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--shard", metavar="I/N", help="compile the I-th of N parts of the units into the compiler cache, and stop"
     )
     parser.add_argument("--plan-json", action="store_true", help="print the plan with a CI matrix of shards, and stop")
+    parser.add_argument(
+        "--no-compiler-cache", action="store_true", help="compile everything; read and fill no cache of objects"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--list", action="store_true", help="list the recipes and stop")
     parser.add_argument("--wheelhouse", type=user_path, default=WHEELHOUSE, metavar="DIR", help="where the wheel goes")
@@ -144,9 +150,7 @@ def build_shard(job: Job, shard: Shard, console: Console) -> None:
             if not mine:  # more machines than units; ninja without targets would build everything
                 return
             with stages.timed("compile"):
-                done = compile_units(
-                    tree, jobs=job.jobs, book=book, console=console, keep_going=job.keep_going, only=mine
-                )
+                done = _compile(tree, job, console, only=mine)
     compiled = f"{done.units_now} of {len(mine)} units compiled in {human_seconds(done.seconds)}"
     console.table("", [("shard", f"{shard} is done: {compiled}"), ("next", "nox -s wheel without --shard links them")])
 
@@ -182,6 +186,7 @@ def _prepare(job: Job, stages: Stages, console: Console) -> tuple[BuildTree, Fet
         dependencies=fetched.dependencies,
         cache=job.cache,
         environment=job.environment,
+        fixed=_fixed(console),
     )
     return tree, fetched
 
@@ -194,9 +199,7 @@ def _build_in(
         with stages.timed("configure"):
             configure(tree, console=console)
         with stages.timed("compile"):
-            compiled = compile_units(
-                tree, jobs=job.jobs, book=cost_book(job.recipe), console=console, keep_going=job.keep_going
-            )
+            compiled = _compile(tree, job, console)
         stages.peak_bytes["compile"] = max(compiled.peak_bytes, stages.peak_bytes.get("compile", 0))
     with stages.timed("package"):
         wheel = package_wheel(tree, job.recipe, jobs=job.jobs, console=console)
@@ -218,6 +221,36 @@ def _build_in(
         "audit": audit.model_dump(mode="json"),
     }
     return enter(wheel.path, report, job.wheelhouse), report
+
+
+def _fixed(console: Console) -> bool:
+    """Whether to compile under paths that are the same on every machine; says when that cannot be."""
+    why = refusal()
+    if why:
+        console.note(f"no mount namespace here ({why}): cached objects are shared only with builds at the same paths")
+    return not why
+
+
+def _compile(tree: BuildTree, job: Job, console: Console, *, only: Sequence[Unit] | None = None) -> Compiled:
+    """Compile with the compiler cache, whose programs end with it."""
+    with compiler_cache(
+        job.compiler_cache,
+        job.cache,
+        tree=tree.path,
+        key=digest([tree.basis, headers_digest(tree.sources)]),
+        enter=tree.prefix,
+        environment=tree.environment,
+        console=console,
+    ) as opened:
+        return compile_units(
+            tree,
+            jobs=job.jobs,
+            book=cost_book(job.recipe),
+            console=console,
+            keep_going=job.keep_going,
+            only=only,
+            compiler_cache=opened,
+        )
 
 
 def _audit(wheel: Path, job: Job, tree: BuildTree, console: Console) -> AuditReport:
@@ -269,6 +302,7 @@ def show_result(path: Path, report: Mapping[str, Any], console: Console) -> None
         ("archs", report["archs"]),
         *(("component", text) for text in components),
         ("stages", ", ".join(stages)),
+        *(("cache", CacheSummary(**data).line()) for data in [report.get("compiler_cache")] if data),
         ("memory", f"{human_bytes(peak)} at most while compiling"),
     ]
     if report["recipe"]["notice"]:
@@ -311,7 +345,8 @@ def main(arguments: Sequence[str], console: Console) -> int:
     indexes = read_indexes()
     for archs in lists:
         console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
-        job = Job(recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ, options.keep_going)
+        settings = read_settings(os.environ, enabled=not options.no_compiler_cache)
+        job = Job(recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ, options.keep_going, settings)
         if shard:
             build_shard(job, shard, console)
             continue
