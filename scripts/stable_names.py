@@ -1,9 +1,9 @@
 """What makes two builds in different directories give the same bytes: names and dates that do not depend on the place.
 
 Compilers write paths into objects (`__FILE__` of every TORCH_CHECK), and nvcc derives the names of everything in an
-anonymous namespace, kernels included, from the path of the source. Where fixed_paths.py cannot give directories the same
-paths everywhere, the launcher tells compilers the same names for them; the objects are the same. docs/reproducible.md
-has what was measured.
+anonymous namespace, kernels included, from the path of the source. Where fixed_paths.py cannot give directories the
+same paths everywhere, the launcher tells compilers the same names for them; the objects are the same.
+docs/reproducible.md has what was measured.
 """
 
 from __future__ import annotations
