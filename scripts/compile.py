@@ -34,7 +34,7 @@ from scripts.toolchain import Toolchain
 from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
 
 # Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
-FORMAT = 3
+FORMAT = 4
 _LINKING = re.compile(r"\bld(\.\w+)?: |undefined reference|ld returned \d")
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -157,7 +157,7 @@ def plan_tree(
         EVENTS: str(path / "events.jsonl"),
         FAILURES: str(path / "failures"),
         "SOURCE_DATE_EPOCH": str(source_date(environment)),
-        **({} if fixed else map_names(names.binds)),
+        **map_names({} if fixed else names.binds),
         ADMISSION: str(path / "admission"),
     }
     definitions = _definitions(recipe, toolchain, path, dependencies, paths)
@@ -293,8 +293,8 @@ def compile_units(
     tasks = [task_of(unit, book) for unit in todo]
     watch = UnitWatch(tree.events, len(total), len(todo), Forecast(tasks, jobs=jobs, memory=memory))
     watch.begin()
-    sampler = Sampler(tree.path / SAMPLES)
     begin = watch.events.stat().st_size if watch.events.exists() else 0
+    sampler = Sampler(tree.path / SAMPLES)
     console.stage("compile", f"{len(todo)} of {len(total)} units to do, at most {jobs} at a time; log: {tree.log}")
     admission = Admission(book, jobs=jobs, keep_going=keep_going, say=console.warn)
     ninja: Command = [*tree.prefix, tree.inside(tree.toolchain.environment / "bin" / "ninja")]

@@ -21,9 +21,9 @@ import psutil
 Command = Sequence[str | Path]
 GRACE = 2.5  # seconds between SIGINT and SIGKILL
 POLL = 0.1  # seconds
+LAUNCHER = Path(__file__).with_name("launcher.py")
 SAMPLE = 0.5  # seconds
 Look = Callable[[Sequence[psutil.Process], int], None]
-LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
 @dataclass(frozen=True)

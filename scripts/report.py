@@ -100,8 +100,8 @@ def make_report(
             "compiled_in_this_run": compiled.units_now,
             "records": [asdict(unit) for unit in compiled.units],
         },
-        "timeline": read_timeline(tree.events).data(),
         "compiler_cache": compiled.cache.data() if compiled.cache else None,
+        "timeline": read_timeline(tree.events).data(),
         "stages": {
             name: {"seconds": round(seconds, 2), "peak_bytes": stages.peak_bytes.get(name, 0)}
             for name, seconds in stages.seconds.items()

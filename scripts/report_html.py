@@ -91,7 +91,7 @@ def _costliest(span: Span) -> str:
     if not sum(costs.values()):
         return "cache" if span.cache == "hit" else "not seen"
     phase, seconds = next(iter(costs.items()))
-    return f"{escape(phase)} ({seconds / sum(costs.values()):.0%})"
+    return f"{escape(phase)} ({seconds / (sum(costs.values()) or 1):.0%})"
 
 
 def _phases(span: Span) -> str:

@@ -25,7 +25,7 @@ LINKER = "-Wl,--build-id=none"  # a build-id is a digest over symbols that are s
 def map_names(binds: Mapping[str, Path]) -> dict[str, str]:
     """Return the launcher's variable: compilers are to write the name below fixed_paths.ROOT instead of each directory.
 
-    Where they run under these names already (fixed_paths.py), nothing is left to be said.
+    Where they run under these names already (fixed_paths.py), `binds` is empty: then units get their seeds only.
     """
     return {MAPS: json.dumps({str(path): str(ROOT / name) for name, path in binds.items()})}
 
