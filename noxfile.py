@@ -87,11 +87,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and types: ruff, ruff format, mypy --strict."""
+    """Check style, types and the CI workflow: ruff, ruff format, mypy --strict, actionlint."""
     _install(session, "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    session.run("actionlint", *(str(path) for path in sorted((ROOT / ".github/workflows").glob("*.yml"))))
 
 
 @nox.session

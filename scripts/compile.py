@@ -34,7 +34,7 @@ from scripts.toolchain import Toolchain
 from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
 
 # Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
-FORMAT = 3
+FORMAT = 4
 _LINKING = re.compile(r"\bld(\.\w+)?: |undefined reference|ld returned \d")
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -145,7 +145,8 @@ def plan_tree(
         ]
     )
     path = cache.place("builds", key)
-    paths = _fixed_paths(path, toolchain, dependencies) if fixed else FixedPaths()
+    names = _fixed_paths(path, toolchain, dependencies)
+    paths = names if fixed else FixedPaths()
     variables = {
         **toolchain.variables(environment),
         **recipe.environment,
@@ -158,7 +159,7 @@ def plan_tree(
         EVENTS: str(path / "events.jsonl"),
         FAILURES: str(path / "failures"),
         "SOURCE_DATE_EPOCH": str(source_date(environment)),
-        **({} if fixed else map_names(path, toolchain.environment, toolchain.cuda_home, dependencies)),
+        **map_names({} if fixed else names.binds),
         ADMISSION: str(path / "admission"),
     }
     definitions = _definitions(recipe, toolchain, path, dependencies, paths)

@@ -46,19 +46,23 @@ def unit_of(command: list[str]) -> tuple[str, str]:
 
 
 def with_stable_names(command: list[str]) -> list[str]:
-    """Return a compile command whose object does not tell in which directory it was made (stable_names.py).
+    """Return a compile command whose object tells neither in which directory nor when it was made (stable_names.py).
 
-    nvcc names what is in anonymous namespaces after the path of the source: cudafe++ is told another path.
+    nvcc names what is in anonymous namespaces after the path of the source: cudafe++ is told another path. Where a unit
+    has no name that others see, the working directory and the process's number go in as well, unless there is a seed.
     """
-    maps = json.loads(os.environ.get(MAPS, "{}"))
-    if not maps or "-c" not in command:
+    text = os.environ.get(MAPS, "")
+    if not text or "-c" not in command:
         return command
+    maps = json.loads(text)
     _, source = unit_of(command)
     nvcc = os.path.basename(command[0]) == "nvcc"  # noqa: PTH119
     words = [("-Xcompiler=" if nvcc else "") + "-ffile-prefix-map=%s=%s" % pair for pair in maps.items()]  # noqa: UP031
-    for path, name in maps.items():
-        if nvcc and source.startswith(path + "/"):
-            words += ["-Xcudafe", "--orig_src_path_name=" + name + source[len(path) :]]
+    if nvcc:
+        path = next((path for path in maps if source.startswith(path + "/")), "")
+        name = maps.get(path, "") + source[len(path) :]
+        words += ["-Xcudafe", "--orig_src_path_name=" + name] if path else []
+        words.append("-frandom-seed=" + name)
     return [command[0], *words, *command[1:]]
 
 

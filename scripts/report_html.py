@@ -88,7 +88,7 @@ def _expensive(timeline: Timeline) -> str:
 
 def _costliest(span: Span) -> str:
     costs = span.costs
-    if not costs:
+    if not sum(costs.values()):
         return "cache" if span.cache == "hit" else "not seen"
     phase, seconds = next(iter(costs.items()))
     return f"{escape(phase)} ({seconds / (sum(costs.values()) or 1):.0%})"

@@ -1,8 +1,9 @@
 """What makes two builds in different directories give the same bytes: names and dates that do not depend on the place.
 
 Compilers write paths into objects (`__FILE__` of every TORCH_CHECK), and nvcc derives the names of everything in an
-anonymous namespace, kernels included, from the path of the source. So the launcher tells them other names for the
-directories of the cache; measured in docs/performance.md.
+anonymous namespace, kernels included, from the path of the source. Where fixed_paths.py cannot give directories the
+same paths everywhere, the launcher tells compilers the same names for them; the objects are the same.
+docs/reproducible.md has what was measured.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scripts.errors import UsageError
+from scripts.fixed_paths import ROOT
 from scripts.launcher import MAPS
 
-ROOT = "/tmp/wheelsmith"  # noqa: S108  (also where fixed_paths.py mounts them, so that both ways give the same bytes)
 FIRST_DATE = 315532800  # 1980-01-01, before which zip files cannot date anything
 LAST_DATE = 4354819199  # 2107-12-31, after which neither
 LINKER = "-Wl,--build-id=none"  # a build-id is a digest over symbols that are stripped later and differ
 
 
-def map_names(build: Path, environment: Path, cuda_home: Path, dependencies: Mapping[str, Path]) -> dict[str, str]:
-    """Return the launcher's variable with the names that compilers are to write instead of these directories."""
-    places = {str(build): "build", str(environment): "environment", str(cuda_home): "cuda"}
-    places |= {str(path): name for name, path in dependencies.items()}
-    return {MAPS: json.dumps({path: f"{ROOT}/{name}" for path, name in places.items()})}
+def map_names(binds: Mapping[str, Path]) -> dict[str, str]:
+    """Return the launcher's variable: compilers are to write the name below fixed_paths.ROOT instead of each directory.
+
+    Where they run under these names already (fixed_paths.py), `binds` is empty: then units get their seeds only.
+    """
+    return {MAPS: json.dumps({str(path): str(ROOT / name) for name, path in binds.items()})}
 
 
 def source_date(environment: Mapping[str, str]) -> int:

@@ -148,3 +148,13 @@ def test_a_build_that_compiled_nothing_has_a_page(browser: str, tmp_path: Path) 
     assert told["bars"] == []
     assert told["memory"] is None
     assert told["hits"] == "0 of 0 units came from the cache."
+
+
+def test_phases_too_short_to_have_used_cpu_are_no_division_by_zero(tmp_path: Path) -> None:
+    events = write_lines(
+        tmp_path / "events.jsonl", end_event("moe/short.cu", 0, 0.4), end_event("moe/h.cu", 1, 0.1, cache="hit")
+    )
+    write_lines(tmp_path / "samples.jsonl", {**phase("moe/short.cu", "host compiler", 0.1, 0), "cpu": 0.0})
+    page = report_page(make_report(read_timeline(events)))
+    assert "<td>not seen</td>" in page
+    assert "<td>cache</td>" in page

@@ -89,9 +89,20 @@ def test_the_main_job_leaves_a_checked_wheel_and_its_report(fresh: None, make: M
     assert report["patches"][0]["name"] == "0001-version.patch"
     assert [row["name"] for row in report["sources"]] == ["source", "cutlass"]
     assert not list(wheelhouse.glob(".*"))
+    assert report["components"][1]["bytes_per_arch"].keys() == {"sm_90", "sm_120"}
+    assert len(report["timeline"]["units"]) == 4
+    assert report["timeline"]["memory"]
+    trace = json.loads(wheel.with_name(f"{wheel.name}.trace.json").read_text())["traceEvents"]
+    assert sum(event.get("cat") == "unit" for event in trace) == 4
+    page = wheel.with_name(f"{wheel.name}.report.html").read_text()
+    assert page.count("data-unit=") == 4
+    assert "Verdicts" in page
 
 
+@pytest.mark.parametrize("fixed", [True, False], ids=["mount namespaces", "no mount namespaces"])
 def test_two_builds_in_different_directories_give_the_same_wheel_bit_for_bit(
+    *,
+    fixed: bool,
     fresh: None,
     miniature: Miniature,
     make: MakeWheel,
@@ -102,6 +113,8 @@ def test_two_builds_in_different_directories_give_the_same_wheel_bit_for_bit(
     first = next(make().glob("*.whl")).read_bytes()
     other = tmp_path_factory.mktemp("a-directory-with-a-longer-name") / "cache"
     monkeypatch.setenv("WHEELSMITH_CACHE", str(other))
+    if not fixed:
+        monkeypatch.setattr("scripts.wheel.refusal", lambda: "none here")
     previous = os.umask(0o077)
     try:
         second = next(make("--wheelhouse", str(tmp_path / "second")).parent.glob("second/*.whl"))

@@ -28,7 +28,8 @@ def test_a_date_that_a_wheel_cannot_have_is_refused(text: str) -> None:
 
 @pytest.fixture
 def maps(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    names = map_names(Path("/c/builds/1"), Path("/c/tc/venv"), Path("/c/tc/cuda"), {"cutlass": Path("/c/deps/2")})
+    binds = {"build": "/c/builds/1", "venv": "/c/tc/venv", "cuda": "/c/tc/cuda", "dependencies/cutlass": "/c/deps/2"}
+    names = map_names({name: Path(path) for name, path in binds.items()})
     monkeypatch.setenv(MAPS, names[MAPS])
     return dict(json.loads(names[MAPS]))
 
@@ -36,9 +37,9 @@ def maps(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_every_directory_of_the_cache_gets_a_name(maps: dict[str, str]) -> None:
     assert maps == {
         "/c/builds/1": "/tmp/wheelsmith/build",
-        "/c/tc/venv": "/tmp/wheelsmith/environment",
+        "/c/tc/venv": "/tmp/wheelsmith/venv",
         "/c/tc/cuda": "/tmp/wheelsmith/cuda",
-        "/c/deps/2": "/tmp/wheelsmith/cutlass",
+        "/c/deps/2": "/tmp/wheelsmith/dependencies/cutlass",
     }
 
 
@@ -47,7 +48,7 @@ def test_nvcc_is_told_the_names_through_its_host_compiler_and_cudafe(maps: dict[
     told = with_stable_names(command)
     assert told[0] == command[0]
     assert told[-len(command) + 1 :] == command[1:]
-    assert "-Xcompiler=-ffile-prefix-map=/c/deps/2=/tmp/wheelsmith/cutlass" in told
+    assert "-Xcompiler=-ffile-prefix-map=/c/deps/2=/tmp/wheelsmith/dependencies/cutlass" in told
     assert told[told.index("-Xcudafe") + 1] == "--orig_src_path_name=/tmp/wheelsmith/build/source/a.cu"
 
 
@@ -77,7 +78,7 @@ def test_a_real_compiler_writes_the_same_object_in_two_directories(
         folder = tmp_path / name
         folder.mkdir()
         (folder / "x.cpp").write_text("const char *where() { return __FILE__; }\n")
-        monkeypatch.setenv(MAPS, map_names(folder, tmp_path / "e", tmp_path / "c", {})[MAPS])
+        monkeypatch.setenv(MAPS, map_names({"build": folder})[MAPS])
         command = ["g++", "-c", str(folder / "x.cpp"), "-o", str(folder / "x.o")]
         subprocess.run(with_stable_names(command), check=True)
         objects.append((folder / "x.o").read_bytes())
