@@ -1,0 +1,137 @@
+"""nox -s publish: wheels into a private index, a static one or an upload API. See docs/publishing.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from scripts.cache import write_json
+from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
+from scripts.console import Console, human_bytes, human_seconds
+from scripts.errors import UsageError
+from scripts.index_entry import make_entry
+from scripts.prune import Rule, doomed, parse_rule
+from scripts.recipe import ROOT
+from scripts.report import report_path
+from scripts.static_index import Item, StaticIndex
+from scripts.store import Directory, Store
+from scripts.wheelhouse import Local, find_wheels
+
+DESCRIPTION = """\
+Put wheels into an index of your own.
+
+  --to DIR                   a static index: HTML and JSON pages, metadata, hashes, a page for people
+
+Without WHEEL: everything in wheelhouse/ whose audit passed. The same bytes are left alone, other bytes under a
+published name are refused (exit code 10).
+Example: nox -s publish -- --to /srv/wheels
+"""
+
+
+def parser() -> Parser:
+    """Return the command line of `nox -s publish`."""
+    command = Parser("publish", DESCRIPTION)
+    command.add_argument("wheels", nargs="*", type=user_path, metavar="WHEEL", help="default: wheelhouse/*.whl")
+    command.add_argument("--to", required=True, metavar="TARGET", help="where the index is")
+    command.add_argument("--dry-run", action="store_true", help="tell what would be done")
+    command.add_argument("--no-audit", action="store_true", help="publish wheels that have no passed audit")
+    command.add_argument(
+        "--prune",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="take out old wheels: keep=3 (versions per variant), older=90d, or a file name; alone: publish nothing",
+    )
+    command.add_argument("--wheelhouse", type=user_path, default=ROOT / "wheelhouse", metavar="DIR")
+    command.add_argument("--json", type=user_path, metavar="FILE", help="write what was done to a file")
+    add_cache_options(command)
+    return command
+
+
+def main(arguments: Sequence[str], console: Console) -> int:
+    """Run the command; return its exit code."""
+    options = parser().parse_args(arguments)
+    started = time.monotonic()
+    rules = [parse_rule(text) for text in options.prune]
+    wheels = _wheels(options, console)
+    store = open_store(options.to)
+    console.stage("publish", f"{len(wheels)} wheel(s) to {store.location}")
+    rows = publish_static(store, wheels, rules, options, console)
+    if options.json:
+        write_json(options.json, {"schema": 1, "target": store.location, "dry_run": options.dry_run, "wheels": rows})
+    show(rows, store.location, time.monotonic() - started, console)
+    return 0
+
+
+def open_store(text: str) -> Store:
+    """Return where a static index lies. Raises UsageError."""
+    return Directory(user_path(text))
+
+
+def _wheels(options: argparse.Namespace, console: Console) -> list[Local]:
+    if options.prune and not options.wheels:
+        return []
+    wheels = find_wheels(
+        options.wheels, options.wheelhouse, open_cache(options), audit=not options.no_audit, console=console
+    )
+    if not wheels:
+        raise UsageError(f"there is no wheel to publish in {options.wheelhouse}", fix="name one, or: nox -s wheel")
+    return wheels
+
+
+def publish_static(
+    store: Store, wheels: Sequence[Local], rules: Sequence[Rule], options: argparse.Namespace, console: Console
+) -> list[dict[str, Any]]:
+    """Put wheels into a static index and take out what the rules say; return a row per wheel."""
+    index = StaticIndex(store, console)
+    states = [(wheel, index.known(wheel.path.name, wheel.sha256)) for wheel in wheels]  # refuses before sending any
+    new = [wheel for wheel, entry in states if entry is None]
+    rows = [_row(wheel, "unchanged" if entry else "published") for wheel, entry in states]
+    if options.dry_run:
+        leaving = {entry.filename for rule in rules for entry in doomed(index.entries().values(), rule)}
+        return rows + [{"name": name, "state": "removed"} for name in sorted(leaving)]
+    items = [make_item(wheel, options) for wheel in new]
+    with store.lock(console):
+        for item in items:
+            console.note(f"{item.path.name} ({human_bytes(item.entry.size)})")
+            index.add(item)
+        index.refresh()
+        for rule in rules:
+            leaving_now = doomed(index.entries().values(), rule)
+            index.remove(leaving_now)
+            rows += [{"name": entry.filename, "state": "removed"} for entry in leaving_now]
+    return rows
+
+
+def make_item(wheel: Local, options: argparse.Namespace) -> Item:
+    """Read what the index must know of a wheel; its GPU code is audited for every GPU unless --no-audit."""
+    beside = {}
+    if wheel.report is not None:
+        beside[".report.json"] = (json.dumps(wheel.report, indent=2) + "\n").encode()
+        page = report_path(wheel.path).with_suffix(".html")
+        if page.is_file():
+            beside[".report.html"] = page.read_bytes()
+    entry, metadata = make_entry(
+        wheel.path, wheel.sha256, notice=wheel.notice, extras=sorted(beside), audit=not options.no_audit
+    )
+    return Item(wheel.path, entry, metadata, beside)
+
+
+def _row(wheel: Local, state: str) -> dict[str, Any]:
+    return {"name": wheel.path.name, "sha256": wheel.sha256, "size": wheel.size, "state": state}
+
+
+def show(rows: Sequence[dict[str, Any]], location: str, seconds: float, console: Console) -> None:
+    """Print the closing table."""
+    table = [("index", location)]
+    for row in rows:
+        size = f", {human_bytes(row['size'])}, sha256 {row['sha256']}" if "sha256" in row else ""
+        table.append((row["state"], row["name"] + size))
+    console.table("", [*table, ("time", human_seconds(seconds))])
+
+
+if __name__ == "__main__":
+    run(main)
