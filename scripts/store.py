@@ -83,13 +83,18 @@ class Directory:
                 lock.acquire()
         except OSError as error:
             raise self._error(error, "locking", self.root) from error
-        with lock:
-            try:
-                for left in self.root.rglob(".*.partial"):
-                    left.unlink(missing_ok=True)
-            except OSError as error:
-                raise self._error(error, "clearing left-overs", self.root) from error
+        try:
+            self._clear()
             yield
+        finally:
+            lock.release()
+
+    def _clear(self) -> None:
+        try:
+            for left in self.root.rglob(".*.partial"):
+                left.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._error(error, "clearing left-overs", self.root) from error
 
     def _error(self, error: OSError, doing: str, path: Path) -> PublishError:
         made = from_os_error(PublishError, error, doing=doing, path=path, variable="--to")
