@@ -50,6 +50,12 @@ def publish(session: nox.Session) -> None:
 
 
 @nox.session
+def verify(session: nox.Session) -> None:
+    """Check a wheel, its provenance and its SBOM: `-- WHEEL --key PUB`."""
+    _command(session, "verify_wheel", lock="publish")
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Read a vLLM version's own files and write the recipe that pins all it fetches: `-- vllm 0.16.0`."""
     _command(session, "lock")

@@ -27,6 +27,7 @@ from scripts.console import Console, human_bytes
 from scripts.errors import PackageError
 from scripts.process import Command, run_logged
 from scripts.recipe import Component, Recipe
+from scripts.sbom import add_sbom, make_sbom
 
 # Libraries that torch, CUDA's own wheels and the driver bring at run time: never to be copied into the wheel.
 EXTERNAL_LIBRARIES = (
@@ -64,10 +65,14 @@ def package_wheel(tree: BuildTree, recipe: Recipe, *, jobs: int, console: Consol
     remove_tree(folder)
     folder.mkdir()
     raw = _build(tree, version, folder, jobs)
-    repaired = _repair(tree, raw, folder / "repaired")
+    patches = [(patch.name, patch.sha256) for patch in tree.source.patches]
+    sbom = make_sbom(recipe, version, patches=patches, packages=tree.toolchain.versions)
+    repaired = add_sbom(_repair(tree, raw, folder / "repaired"), sbom, folder / "final")
     wheel = check_wheel(repaired, recipe, version)
     _abi3audit(tree, repaired)
-    console.note(f"{repaired.name} ({human_bytes(wheel.size)}), abi3audit clean, RECORD and metadata right")
+    console.note(
+        f"{repaired.name} ({human_bytes(wheel.size)}), abi3audit clean, RECORD and metadata right, SBOM inside"
+    )
     return wheel
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from scripts.cache import write_json
+from scripts.cache import file_sha256, write_atomic, write_json
 from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
 from scripts.console import Console, human_bytes, human_seconds
 from scripts.errors import UsageError
 from scripts.index_entry import make_entry
+from scripts.provenance import SUFFIX, load_signer, sign, statement
 from scripts.prune import Rule, doomed, parse_rule
 from scripts.recipe import ROOT
 from scripts.report import report_path
@@ -45,6 +47,7 @@ def parser() -> Parser:
         metavar="RULE",
         help="take out old wheels: keep=3 (versions per variant), older=90d, or a file name; alone: publish nothing",
     )
+    command.add_argument("--sign-key", type=user_path, metavar="PEM", help="sign provenance with this private key")
     command.add_argument("--wheelhouse", type=user_path, default=ROOT / "wheelhouse", metavar="DIR")
     command.add_argument("--json", type=user_path, metavar="FILE", help="write what was done to a file")
     add_cache_options(command)
@@ -57,6 +60,8 @@ def main(arguments: Sequence[str], console: Console) -> int:
     started = time.monotonic()
     rules = [parse_rule(text) for text in options.prune]
     wheels = _wheels(options, console)
+    if options.sign_key and not options.dry_run:
+        sign_wheels(wheels, options.sign_key, console)
     store = open_store(options.to)
     console.stage("publish", f"{len(wheels)} wheel(s) to {store.location}")
     rows = publish_static(store, wheels, rules, options, console)
@@ -69,6 +74,17 @@ def main(arguments: Sequence[str], console: Console) -> int:
 def open_store(text: str) -> Store:
     """Return where a static index lies. Raises UsageError."""
     return Directory(user_path(text))
+
+
+def sign_wheels(wheels: Sequence[Local], key: Path, console: Console) -> None:
+    """Write the provenance of each wheel beside it. Raises UsageError for the key, PublishError for a report."""
+    signer = load_signer(key, os.environ.get("WHEELSMITH_KEY_PASSWORD", ""))
+    for wheel in wheels:
+        report = report_path(wheel.path)
+        digest = file_sha256(report) if wheel.report is not None else ""
+        claim = statement(wheel.path.name, wheel.sha256, wheel.report or {}, report_sha256=digest)
+        write_atomic(wheel.path.with_name(wheel.path.name + SUFFIX), sign(claim, signer))
+        console.note(f"{wheel.path.name}{SUFFIX} signed with key {signer.public_key.keyid[:16]}")
 
 
 def _wheels(options: argparse.Namespace, console: Console) -> list[Local]:
@@ -108,12 +124,9 @@ def publish_static(
 
 def make_item(wheel: Local, options: argparse.Namespace) -> Item:
     """Read what the index must know of a wheel; its GPU code is audited for every GPU unless --no-audit."""
-    beside = {}
-    if wheel.report is not None:
-        beside[".report.json"] = (json.dumps(wheel.report, indent=2) + "\n").encode()
-        page = report_path(wheel.path).with_suffix(".html")
-        if page.is_file():
-            beside[".report.html"] = page.read_bytes()
+    suffixes = [SUFFIX, *([".report.json", ".report.html"] if wheel.report is not None else [])]
+    paths = {suffix: wheel.path.with_name(wheel.path.name + suffix) for suffix in suffixes}
+    beside = {suffix: path.read_bytes() for suffix, path in paths.items() if path.is_file()}
     entry, metadata = make_entry(
         wheel.path, wheel.sha256, notice=wheel.notice, extras=sorted(beside), audit=not options.no_audit
     )

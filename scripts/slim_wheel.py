@@ -25,6 +25,9 @@ from scripts.elf import open_elf
 from scripts.errors import AuditError, UsageError, from_os_error
 from scripts.fatbin import Kind, device_code
 from scripts.labels import cuda_label
+from scripts.sbom import FOLDER as SBOM_FOLDER
+from scripts.sbom import NAME as SBOM_NAME
+from scripts.sbom import renamed
 from scripts.slim_elf import Slimmed, slim_shared_object
 from scripts.wheel_file import WheelFile, WheelName, WheelWriter, file_blocks, open_wheel, read_record, wheel_name
 
@@ -213,6 +216,8 @@ class _Job:
             data = re.sub(rb"(?m)^Version:[^\r\n]*", f"Version: {new.version}".encode(), data, count=1)
         if name == "WHEEL":
             data = _with_tags(data, new)
+        if name == f"{SBOM_FOLDER}/{SBOM_NAME}":
+            data = renamed(data, new.version)
         writer.add(member, f"{dist_info}/{name}", _once(data), len(data))
 
     def _check(self, member: zipfile.ZipInfo, digest: str) -> None:
