@@ -14,18 +14,23 @@ from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
 from scripts.console import Console, human_bytes, human_seconds
 from scripts.errors import UsageError
 from scripts.index_entry import make_entry
+from scripts.indexes import read_indexes, redacted
 from scripts.provenance import SUFFIX, load_signer, sign, statement
 from scripts.prune import Rule, doomed, parse_rule
 from scripts.recipe import ROOT
 from scripts.report import report_path
+from scripts.simple_client import SimpleClient
 from scripts.static_index import Item, StaticIndex
 from scripts.store import Directory, Store
+from scripts.upload import Api, check_url_syntax, default_check_url, upload
 from scripts.wheelhouse import Local, find_wheels
 
 DESCRIPTION = """\
 Put wheels into an index of your own.
 
   --to DIR                   a static index: HTML and JSON pages, metadata, hashes, a page for people
+  --to https://host/upload   an upload API (devpi, Artifactory, GitLab, ...), through uv publish; credentials come
+                             from UV_PUBLISH_USERNAME and UV_PUBLISH_PASSWORD, netrc or a keyring, never from here
 
 Without WHEEL: everything in wheelhouse/ whose audit passed. The same bytes are left alone, other bytes under a
 published name are refused (exit code 10).
@@ -47,6 +52,8 @@ def parser() -> Parser:
         metavar="RULE",
         help="take out old wheels: keep=3 (versions per variant), older=90d, or a file name; alone: publish nothing",
     )
+    command.add_argument("--check-url", metavar="URL", help="upload APIs: the index that shows what was uploaded")
+    command.add_argument("--keyring", metavar="USER", help="upload APIs: take this user's password from the keyring")
     command.add_argument("--sign-key", type=user_path, metavar="PEM", help="sign provenance with this private key")
     command.add_argument("--wheelhouse", type=user_path, default=ROOT / "wheelhouse", metavar="DIR")
     command.add_argument("--json", type=user_path, metavar="FILE", help="write what was done to a file")
@@ -62,13 +69,32 @@ def main(arguments: Sequence[str], console: Console) -> int:
     wheels = _wheels(options, console)
     if options.sign_key and not options.dry_run:
         sign_wheels(wheels, options.sign_key, console)
-    store = open_store(options.to)
-    console.stage("publish", f"{len(wheels)} wheel(s) to {store.location}")
-    rows = publish_static(store, wheels, rules, options, console)
+    if options.to.startswith(("http://", "https://")):
+        location, rows = publish_upload(wheels, options, console)
+    else:
+        store = open_store(options.to)
+        location = store.location
+        console.stage("publish", f"{len(wheels)} wheel(s) to {location}")
+        rows = publish_static(store, wheels, rules, options, console)
     if options.json:
-        write_json(options.json, {"schema": 1, "target": store.location, "dry_run": options.dry_run, "wheels": rows})
-    show(rows, store.location, time.monotonic() - started, console)
+        write_json(options.json, {"schema": 1, "target": location, "dry_run": options.dry_run, "wheels": rows})
+    show(rows, location, time.monotonic() - started, console)
     return 0
+
+
+def publish_upload(
+    wheels: Sequence[Local], options: argparse.Namespace, console: Console
+) -> tuple[str, list[dict[str, Any]]]:
+    """Put wheels into an index through its upload API; return where, and a row per wheel."""
+    url = check_url_syntax(options.to, "--to")
+    if options.prune:
+        raise UsageError("--prune is for static indexes", fix="delete files with the index's own tools")
+    check_url = check_url_syntax(options.check_url or default_check_url(url), "--check-url")
+    api = Api(url, check_url, keyring=bool(options.keyring), user=options.keyring or "")
+    client = SimpleClient(check_url, read_indexes(), os.environ)
+    console.stage("publish", f"{len(wheels)} wheel(s) to {redacted(url)}, read back from {redacted(check_url)}")
+    states = upload(wheels, api, client, console, environment=os.environ, dry_run=options.dry_run)
+    return redacted(url), [_row(wheel, state) for wheel, state in zip(wheels, states, strict=True)]
 
 
 def open_store(text: str) -> Store:

@@ -78,9 +78,9 @@ def serve(root: Path) -> Iterator[Served]:
 
 
 @contextmanager
-def nginx(root: Path, work: Path, *, upstream: str = "") -> Iterator[Served]:
+def nginx(root: Path, work: Path, *, upstream: str = "", port: int = 0) -> Iterator[Served]:
     """Run nginx over a folder with the configuration that the docs give, user `team` and password `secret`."""
-    port, log = free_port(), work / "access.log"
+    port, log = port or free_port(), work / "access.log"
     text = (ROOT / "docs" / "nginx.conf").read_text()
     words = {"listen 443 ssl;": f"listen 127.0.0.1:{port};", "/srv/wheels": str(root), "/etc/nginx/wheels": str(work)}
     for old, new in words.items():
