@@ -15,6 +15,7 @@ from scripts.console import Console, human_bytes, human_seconds
 from scripts.errors import UsageError
 from scripts.index_entry import make_entry
 from scripts.indexes import read_indexes, redacted
+from scripts.object_store import SCHEMES, ObjectStore
 from scripts.provenance import SUFFIX, load_signer, sign, statement
 from scripts.prune import Rule, doomed, parse_rule
 from scripts.recipe import ROOT
@@ -29,6 +30,7 @@ DESCRIPTION = """\
 Put wheels into an index of your own.
 
   --to DIR                   a static index: HTML and JSON pages, metadata, hashes, a page for people
+  --to s3://bucket/prefix    the same in an object store (also gs://, az://)
   --to https://host/upload   an upload API (devpi, Artifactory, GitLab, ...), through uv publish; credentials come
                              from UV_PUBLISH_USERNAME and UV_PUBLISH_PASSWORD, netrc or a keyring, never from here
 
@@ -99,6 +101,11 @@ def publish_upload(
 
 def open_store(text: str) -> Store:
     """Return where a static index lies. Raises UsageError."""
+    if text.startswith(SCHEMES):
+        return ObjectStore(text)
+    if "://" in text:
+        known = ", ".join((*SCHEMES, "https://"))
+        raise UsageError(f"--to {redacted(text)}: this kind of place is not known", fix=f"a directory, or {known}")
     return Directory(user_path(text))
 
 

@@ -41,7 +41,7 @@ class Store(Protocol):
         """Keep other publishers out, where the store can."""
 
     def keys(self, prefix: str) -> list[str]:
-        """Return the keys below a folder (`entries/`)."""
+        """Return the keys in a folder (`entries/`)."""
 
     def read(self, key: str) -> Stored | None:
         """Return a small file, None when it is not there."""

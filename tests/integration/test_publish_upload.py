@@ -330,7 +330,7 @@ def test_a_real_pypiserver_is_recognised_and_its_half_wheel_is_not_taken_for_our
 
 
 @contextmanager
-def slow_proxy(url: str, rate: int, *, cut_first: int = 0, cuts: int = 1) -> Iterator[str]:  # noqa: C901
+def slow_proxy(url: str, rate: int, *, cut_first: int = 0, cuts: int = 1) -> Iterator[str]:
     """Pass connections on at `rate` bytes a second; cut the first `cuts` that send so many bytes."""
     target = urlsplit(url)
     server = socket.create_server(("127.0.0.1", 0))

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from tests.integration.index_servers import basic, free_port, started, tool
 
-SERVERS = ("devpi-server==6.20.3", "devpi-client", "pypiserver==2.4.2", "passlib", "moto[server]==5.2.5", "variantlib")
+CACHE = Path(  # read here, as tests change HOME
+    os.environ.get("WHEELSMITH_TEST_CACHE", platformdirs.user_cache_dir("wheelsmith-tests", appauthor=False))
+)
+SERVERS = ("devpi-server==6.20.3", "pypiserver==2.4.2", "passlib", "moto[server]==5.2.5", "variantlib")
 
 
 @dataclass
@@ -106,14 +112,20 @@ def small_index() -> Iterator[Index]:  # noqa: C901
 
 def server_tools() -> Path:
     """Return the bin folder of an environment with real servers, made once in WHEELSMITH_TEST_CACHE."""
-    default = platformdirs.user_cache_dir("wheelsmith-tests", appauthor=False)
-    folder = Path(os.environ.get("WHEELSMITH_TEST_CACHE", default)) / f"servers-{sys.version_info.minor}"
+    folder = CACHE / f"servers-{sys.version_info.minor}"
     if not (folder / "bin" / "moto_server").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run([tool("uv"), "venv", "-q", "--clear", "--python", sys.executable, folder], check=True)
         python = folder / "bin" / "python"
         subprocess.run([tool("uv"), "pip", "install", "-q", "--python", python, *SERVERS], check=True)
     return folder / "bin"
+
+
+def _devpi_call(method: str, url: str, data: dict[str, object], token: str = "") -> dict[str, Any]:
+    headers = {"Content-Type": "application/json", "Accept": "application/json", "X-Devpi-Auth": token}
+    request = urllib.request.Request(url, json.dumps(data).encode(), headers, method=method)
+    with urllib.request.urlopen(request) as answer:
+        return dict(json.load(answer))
 
 
 @contextmanager
@@ -125,15 +137,11 @@ def devpi(work: Path, *options: str) -> Iterator[str]:
     subprocess.run([tools / "devpi-init", *state, "--no-root-pypi"], check=True, capture_output=True)
     command = [str(tools / "devpi-server"), *state, "--host", "127.0.0.1", "--port", str(port), *options]
     with started(command, port, work, environment):
-        url, client = f"http://127.0.0.1:{port}", [tools / "devpi"]
-        where = ["--clientdir", str(work / "client")]
-        for words in (
-            ["use", url],
-            ["user", "-c", "team", "password=secret", "email=a@b.c"],
-            ["login", "team", "--password=secret"],
-            ["index", "-c", "prod", "bases=", "volatile=False"],
-        ):
-            subprocess.run([*client, words[0], *where, *words[1:]], check=True, capture_output=True)
+        url = f"http://127.0.0.1:{port}"
+        _devpi_call("PUT", f"{url}/team", {"password": "secret", "email": "a@b.c"})
+        login = _devpi_call("POST", f"{url}/+login", {"user": "team", "password": "secret"})
+        token = base64.b64encode(f"team:{login['result']['password']}".encode()).decode()
+        _devpi_call("PUT", f"{url}/team/prod", {"bases": [], "volatile": False}, token)
         yield f"{url}/team/prod/"
 
 
