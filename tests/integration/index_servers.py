@@ -113,16 +113,22 @@ def started(command: list[str], port: int, work: Path, environment: dict[str, st
     with (work / "server.log").open("ab") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
     try:
-        for _ in range(400):
-            assert child.poll() is None, (work / "server.log").read_text()
-            with socket.socket() as one:
-                if one.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+        _wait_for(port, child, work / "server.log")
         yield child.pid
     finally:
         child.terminate()
         child.wait()
+
+
+def _wait_for(port: int, child: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert child.poll() is None, log.read_text()
+        with socket.socket() as one:
+            if one.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"no answer on port {port}: {log.read_text()}")
 
 
 def netrc(folder: Path, user: str = "team", password: str = "secret") -> Path:

@@ -150,6 +150,8 @@ def pypiserver(work: Path) -> Iterator[str]:
     """Run a bare pypiserver, open to all; yield its URL."""
     port, folder = free_port(), work / "packages"
     folder.mkdir()
-    command = [str(server_tools() / "pypi-server"), "run", "-p", str(port), "-i", "127.0.0.1", "--disable-fallback"]
-    with started([*command, "-P", ".", "-a", ".", str(folder)], port, work):
+    command = [str(server_tools() / "pypi-server"), "run", "-p", str(port), "-i", "127.0.0.1"]
+    with started(
+        [*command, "--disable-fallback", "--server", "wsgiref", "-P", ".", "-a", ".", str(folder)], port, work
+    ):
         yield f"http://127.0.0.1:{port}/"
