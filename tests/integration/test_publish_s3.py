@@ -130,7 +130,8 @@ def test_s3_end_to_end(moto: str, tmp_path: Path) -> None:
     front = free_port()
     config = (
         "map $http_accept $page { default index.html; '~vnd.pypi.simple.v1.json' index.json; }\n"
-        f"server {{ listen 127.0.0.1:{front}; location ~ ^(?<folder>.*)/$ {{ proxy_pass {moto}/wheels/team$folder/$page; }}\n"
+        f"server {{ listen 127.0.0.1:{front};\n"
+        f"location ~ ^(?<folder>.*)/$ {{ proxy_pass {moto}/wheels/team$folder/$page; }}\n"
         f"location / {{ rewrite ^(.*)$ /wheels/team$1 break; proxy_pass {moto}; }} }}"
     )
     with nginx(tmp_path, tmp_path / "nginx", upstream=config, port=front) as server:

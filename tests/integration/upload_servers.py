@@ -25,7 +25,7 @@ from tests.integration.index_servers import basic, free_port, started, tool
 CACHE = Path(  # read here, as tests change HOME
     os.environ.get("WHEELSMITH_TEST_CACHE", platformdirs.user_cache_dir("wheelsmith-tests", appauthor=False))
 )
-SERVERS = ("devpi-server==6.20.3", "pypiserver==2.4.2", "passlib", "moto[server]==5.2.5", "variantlib")
+SERVERS = ("devpi-server==6.20.3", "pypiserver==2.4.2", "passlib", "moto[server]==5.2.5")
 
 
 @dataclass
