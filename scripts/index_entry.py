@@ -8,11 +8,11 @@ import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from scripts.archs import TABLE, Arch
 from scripts.audit_collect import audit_wheel
@@ -24,6 +24,7 @@ from scripts.wheel_file import open_wheel, wheel_name
 
 ENTRIES = "entries/"
 FILES = "files/"
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Served(Model):
@@ -45,13 +46,13 @@ class Entry(Model):
 
     schema_version: Literal[1] = 1
     filename: str
-    name: str
+    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
     """Normalised project name."""
     version: str
-    sha256: str
+    sha256: Sha256
     size: int
     """Bytes."""
-    metadata_sha256: str
+    metadata_sha256: Sha256
     """Of the file METADATA, which is served beside the wheel (PEP 658)."""
     requires_python: str
     uploaded: str
@@ -60,7 +61,7 @@ class Entry(Model):
     """`==2.9.1`, "" when the wheel does not say."""
     notice: str
     """What people must know before they use it; "" mostly."""
-    extras: tuple[str, ...]
+    extras: tuple[Annotated[str, Field(pattern=r"^(\.[a-z]+)+$")], ...]
     """What lies beside the wheel, by its suffix: `.report.json`."""
     serves: tuple[Served, ...] | None
     """Per GPU generation; null when the wheel was published without an audit."""

@@ -16,11 +16,14 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scripts import publish
 from scripts.cache import Cache, file_sha256
 from scripts.console import Console
 from scripts.errors import AuditError, PublishError, UsageError
+from scripts.index_entry import read_entry
 from scripts.recipe import ROOT
 from tests.fatbins import container, sass, shared_object
 from tests.integration.index_servers import clean_environment, serve, tool, venv
@@ -218,6 +221,32 @@ def test_a_damaged_record_is_named_and_nothing_is_changed(tmp_path: Path) -> Non
         record.write_bytes(bad)
         with pytest.raises(PublishError, match="record"):
             run(small(tmp_path / "w", "2.0+cu130"), "--to", "index", "--no-audit")
+
+
+@given(st.data())
+def test_no_record_however_it_was_edited_leads_outside_or_crashes(data: st.DataObject) -> None:
+    good = {
+        "filename": "vllm-1.0-py3-none-any.whl",
+        "name": "vllm",
+        "version": "1.0",
+        "sha256": "a" * 64,
+        "size": 1,
+        "metadata_sha256": "b" * 64,
+        "requires_python": "",
+        "uploaded": "",
+        "torch": "",
+        "notice": "",
+        "extras": [".report.json"],
+        "serves": None,
+    }
+    field = data.draw(st.sampled_from(sorted(good)))
+    good[field] = data.draw(st.one_of(st.text(), st.none(), st.sampled_from(["../x", "/etc/x"]), st.lists(st.text())))
+    try:
+        entry = read_entry(json.dumps(good).encode(), "entries/vllm-1.0-py3-none-any.whl.json")
+    except PublishError:
+        return
+    places = [entry.key, entry.record, *entry.roots, *(entry.key + suffix for suffix in entry.extras)]
+    assert not any(".." in place or place.startswith("/") for place in places)
 
 
 def test_a_target_that_cannot_be_written_is_a_publish_error(tmp_path: Path) -> None:
