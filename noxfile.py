@@ -44,6 +44,18 @@ def slim(session: nox.Session) -> None:
 
 
 @nox.session
+def publish(session: nox.Session) -> None:
+    """Put wheels into a private index: `-- --to DIR-or-URL`, whole or not at all."""
+    _command(session, "publish", lock="publish")
+
+
+@nox.session
+def verify(session: nox.Session) -> None:
+    """Check a wheel, its provenance and its SBOM: `-- WHEEL --key PUB`."""
+    _command(session, "verify_wheel", lock="publish")
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Read a vLLM version's own files and write the recipe that pins all it fetches: `-- vllm 0.16.0`."""
     _command(session, "lock")
@@ -101,9 +113,9 @@ def upgrade(session: nox.Session) -> None:
     _command(session, "upgrade")
 
 
-def _command(session: nox.Session, name: str) -> None:
+def _command(session: nox.Session, name: str, *, lock: str = "tools") -> None:
     """Run scripts/NAME.py with the session's arguments and leave nox with its exit code when it is not 0."""
-    _install(session, "tools")
+    _install(session, lock)
     code = _run(session, "-m", f"scripts.{name}", *session.posargs)
     if code:
         sys.exit(code)

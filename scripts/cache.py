@@ -117,7 +117,12 @@ class Cache:
 def _refuse_foreign(root: Path) -> None:
     # A fresh filesystem has lost+found; a first run killed while it wrote the tag left a part of it.
     ours = ("locks", "uv", "lost+found")
-    if any(child.name not in ours and not child.name.startswith(f".{CACHEDIR_TAG}.") for child in root.iterdir()):
+    foreign = [
+        name
+        for name in (child.name for child in root.iterdir())
+        if name not in ours and not name.startswith(f".{CACHEDIR_TAG}.")
+    ]
+    if foreign and not (root / CACHEDIR_TAG).exists():  # another run may just have made the cache
         raise UsageError(
             f"{root} is not empty and not a wheelsmith cache",
             why=f"it has no {CACHEDIR_TAG}; wheelsmith deletes things in its cache and will not risk yours",

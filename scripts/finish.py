@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from scripts.elf import open_elf
@@ -16,7 +16,7 @@ from scripts.fatbin import device_code
 from scripts.process import capture
 from scripts.stable_names import zip_date
 from scripts.unit_names import UNITS, encode, units_of
-from scripts.wheel_file import WheelFile, WheelWriter, file_blocks, open_wheel
+from scripts.wheel_file import WheelFile, WheelWriter, file_blocks, one_block, open_wheel
 
 
 def finish_wheel(raw: Path, target: Path, *, compiler: Path, epoch: int, environment: Mapping[str, str]) -> Path:
@@ -49,7 +49,7 @@ def _write(wheel: WheelFile, path: Path, files: Mapping[str, Path], units: bytes
             size = file.stat().st_size if file else member.file_size
             writer.add(_entry(member.filename, epoch, executable=_executable(member)), member.filename, content, size)
         name = f"{wheel.dist_info}/{UNITS}"
-        writer.add(_entry(name, epoch, executable=False), name, _once(units), len(units))
+        writer.add(_entry(name, epoch, executable=False), name, one_block(units), len(units))
         return writer.finish()
     except BaseException:
         writer.abandon()
@@ -69,10 +69,6 @@ def _entry(name: str, epoch: int, *, executable: bool) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, zip_date(epoch))
     info.external_attr = (0o100755 if executable else 0o100644) << 16
     return info
-
-
-def _once(data: bytes) -> Iterator[bytes]:
-    yield data
 
 
 def find_strip(compiler: Path, environment: Mapping[str, str]) -> str:

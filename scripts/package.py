@@ -28,6 +28,7 @@ from scripts.errors import PackageError
 from scripts.finish import finish_wheel
 from scripts.process import Command, run_logged
 from scripts.recipe import Component, Recipe
+from scripts.sbom import add_sbom, make_sbom
 from scripts.stable_names import source_date
 
 # Libraries that torch, CUDA's own wheels and the driver bring at run time: never to be copied into the wheel.
@@ -67,8 +68,11 @@ def package_wheel(tree: BuildTree, recipe: Recipe, *, jobs: int, console: Consol
     folder.mkdir()
     raw = _build(tree, version, folder, jobs)
     repaired = _repair(tree, raw, folder / "repaired")
+    patches = [(patch.name, patch.sha256) for patch in tree.source.patches]
+    sbom = make_sbom(recipe, version, patches=patches, packages=tree.toolchain.versions)
+    described = add_sbom(repaired, sbom, folder / "described")
     finished = finish_wheel(
-        repaired,
+        described,
         folder / "finished",
         compiler=tree.toolchain.host.path,
         epoch=source_date(tree.environment),
@@ -76,7 +80,9 @@ def package_wheel(tree: BuildTree, recipe: Recipe, *, jobs: int, console: Consol
     )
     wheel = check_wheel(finished, recipe, version)
     _abi3audit(tree, finished)
-    console.note(f"{finished.name} ({human_bytes(wheel.size)}), abi3audit clean, RECORD and metadata right")
+    console.note(
+        f"{finished.name} ({human_bytes(wheel.size)}), abi3audit clean, RECORD and metadata right, SBOM inside"
+    )
     return wheel
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -25,8 +25,20 @@ from scripts.elf import open_elf
 from scripts.errors import AuditError, UsageError, from_os_error
 from scripts.fatbin import Kind, device_code
 from scripts.labels import cuda_label
+from scripts.sbom import FOLDER as SBOM_FOLDER
+from scripts.sbom import NAME as SBOM_NAME
+from scripts.sbom import renamed
 from scripts.slim_elf import Slimmed, slim_shared_object
-from scripts.wheel_file import WheelFile, WheelName, WheelWriter, file_blocks, open_wheel, read_record, wheel_name
+from scripts.wheel_file import (
+    WheelFile,
+    WheelName,
+    WheelWriter,
+    file_blocks,
+    one_block,
+    open_wheel,
+    read_record,
+    wheel_name,
+)
 
 _SIGNATURES = {"RECORD", "RECORD.jws", "RECORD.p7s"}
 
@@ -213,16 +225,14 @@ class _Job:
             data = re.sub(rb"(?m)^Version:[^\r\n]*", f"Version: {new.version}".encode(), data, count=1)
         if name == "WHEEL":
             data = _with_tags(data, new)
-        writer.add(member, f"{dist_info}/{name}", _once(data), len(data))
+        if name == f"{SBOM_FOLDER}/{SBOM_NAME}":
+            data = renamed(data, new.version)
+        writer.add(member, f"{dist_info}/{name}", one_block(data), len(data))
 
     def _check(self, member: zipfile.ZipInfo, digest: str) -> None:
         known = self._record.get(member.filename)
         if known is None or (known.sha256 and known.sha256 != digest):
             raise self._source.error(f"{member.filename} is not what RECORD says", "the wheel is damaged or edited")
-
-
-def _once(data: bytes) -> Iterator[bytes]:
-    yield data
 
 
 def _with_tags(data: bytes, new: WheelName) -> bytes:

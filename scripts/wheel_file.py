@@ -267,3 +267,8 @@ def file_blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             yield block
+
+
+def one_block(data: bytes) -> Iterator[bytes]:
+    """Yield data that is in memory as the one block of a member."""
+    yield data

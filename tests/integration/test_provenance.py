@@ -1,0 +1,250 @@
+"""SBOM and provenance: made from a recipe and a report, checked by `nox -s verify`, every tampering told apart."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scripts import publish, verify_wheel
+from scripts.cache import file_sha256
+from scripts.console import Console
+from scripts.errors import AuditError, PublishError, UsageError
+from scripts.provenance import check, load_key
+from scripts.recipe_files import load_recipe, recipe_names
+from scripts.sbom import add_sbom, make_sbom, renamed
+from scripts.slim_wheel import slim_wheel
+from tests.fatbins import container, sass, shared_object
+from tests.wheels import make_wheel
+
+REPORT = {
+    "schema": 1,
+    "recipe": {"name": "quickstart", "digest": "d", "notice": ""},
+    "archs": "9.0",
+    "build": "key",
+    "torch": {"version": "2.11.0", "cuda": "13.0"},
+    "toolchain": {"packages": {}},
+    "patches": [],
+    "sources": [
+        {"name": "source", "project": "vllm 0.20.1", "kind": "sdist", "sha256": "7" * 64},
+        {"name": "cutlass", "repository": "https://x/c", "commit": "8" * 40},
+    ],
+    "audit": {"ok": True},
+}
+
+
+def key_pair(folder: Path, name: str, *, private: Any = None, password: bytes = b"") -> tuple[Path, Path]:
+    key = private or ed25519.Ed25519PrivateKey.generate()
+    closed = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, closed)
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (folder / f"{name}.pem").write_bytes(key.private_bytes(*form))
+    (folder / f"{name}.pub").write_bytes(public)
+    return folder / f"{name}.pem", folder / f"{name}.pub"
+
+
+def wheel_with_sbom(folder: Path, version: str = "0.20.1+cu130") -> Path:
+    recipe = load_recipe("quickstart")
+    raw = make_wheel(folder, {"vllm/__init__.py": b"x = 1\n" * 50}, version=version)
+    sbom = make_sbom(recipe, version, patches=[("vllm/a.patch", "0" * 64)], packages={"cmake": "3.31"})
+    wheel = add_sbom(raw, sbom, folder / "final")
+    about = {**REPORT, "wheel": {"sha256": file_sha256(wheel)}}
+    wheel.with_name(wheel.name + ".report.json").write_text(json.dumps(about))
+    return wheel
+
+
+@pytest.fixture
+def signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Return a published wheel and the public key."""
+    monkeypatch.setenv("WHEELSMITH_CACHE", str(tmp_path / "cache"))
+    private, public = key_pair(tmp_path, "key")
+    wheel = wheel_with_sbom(tmp_path)
+    publish.main([str(wheel), "--to", str(tmp_path / "index"), "--sign-key", str(private)], Console(quiet=True))
+    return next((tmp_path / "index/files").rglob("*.whl")), public
+
+
+def verify(*arguments: object) -> int:
+    return verify_wheel.main([str(word) for word in arguments], Console(quiet=True))
+
+
+def test_a_published_wheel_verifies_with_the_key_and_its_sources_are_told(
+    signed: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    wheel, public = signed
+    assert verify(wheel, "--key", public, "--json", tmp_path / "v.json") == 0
+    out = capsys.readouterr().out
+    assert "pkg:pypi/vllm@0.20.1" in out
+    assert f"git+https://x/c@{'8' * 40}" in out
+    envelope = wheel.with_name(wheel.name + ".intoto.jsonl").read_text()
+    assert len(envelope.splitlines()) == 1
+    claim = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
+    [report] = claim["predicate"]["runDetails"]["byproducts"]
+    assert report["digest"]["sha256"] == file_sha256(wheel.with_name(wheel.name + ".report.json"))
+    assert claim["predicateType"] == "https://slsa.dev/provenance/v1"
+
+
+def _payload(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    def edit(row: dict[str, Any]) -> None:
+        claim = json.loads(base64.b64decode(row["payload"]))
+        change(claim)
+        row["payload"] = base64.b64encode(json.dumps(claim).encode()).decode()
+
+    return edit
+
+
+def _flip(row: dict[str, Any]) -> None:
+    raw = bytearray(base64.b64decode(row["signatures"][0]["sig"]))
+    raw[3] ^= 1
+    row["signatures"][0]["sig"] = base64.b64encode(bytes(raw)).decode()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_payload(lambda claim: claim["subject"][0]["digest"].update(sha256="0" * 64)), "the statement was changed"),
+        (_payload(lambda claim: claim.update(predicate={})), "the statement was changed"),
+        (_flip, "the signature is wrong"),
+        (lambda row: row["signatures"][0].update(sig="%%%"), "the signature is wrong"),
+        (lambda row: row["signatures"][0].update(keyid="0" * 64), "it is signed with another key"),
+        (lambda row: row.update(payloadType="text/plain"), "the provenance cannot be read"),
+        (lambda row: row.update(signatures=[]), "the provenance cannot be read"),
+        (lambda row: row.update(payload="?"), "the provenance cannot be read"),
+    ],
+)
+def test_a_tampered_envelope_fails_with_its_own_message(
+    signed: tuple[Path, Path], edit: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    wheel, public = signed
+    path = wheel.with_name(wheel.name + ".intoto.jsonl")
+    row = json.loads(path.read_text())
+    edit(row)
+    path.write_text(json.dumps(row))
+    with pytest.raises(AuditError, match=message):
+        verify(wheel, "--key", public)
+
+
+def test_a_tampered_wheel_another_key_and_a_renamed_wheel_fail_with_their_own_messages(
+    signed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    wheel, public = signed
+    with pytest.raises(AuditError, match="signed with another key"):
+        verify(wheel, "--key", key_pair(tmp_path, "other")[1])
+    other = wheel.with_name(wheel.name.replace("cu130", "cu131"))
+    other.write_bytes(wheel.read_bytes())
+    with pytest.raises(AuditError, match="renamed"):
+        verify(other, "--key", public, "--provenance", wheel.with_name(wheel.name + ".intoto.jsonl"))
+    with pytest.raises(AuditError, match=r"provenance .* cannot be read"):
+        verify(other, "--key", public)
+    data = bytearray(wheel.read_bytes())
+    data[200] ^= 1
+    wheel.write_bytes(data)
+    with pytest.raises(AuditError, match="the wheel is not the one that was signed"):
+        verify(wheel, "--key", public)
+    with pytest.raises(AuditError):
+        verify(wheel)  # without a key RECORD or the archive tells
+
+
+def test_an_sbom_that_is_missing_damaged_or_of_another_wheel_is_told(tmp_path: Path) -> None:
+    plain = make_wheel(tmp_path, {"vllm/__init__.py": b""}, version="1.0+cu130")
+    with pytest.raises(AuditError, match="has no SBOM"):
+        verify(plain)
+    assert verify(plain, "--no-sbom") == 0
+    sbom = make_sbom(load_recipe("quickstart"), "2.0+cu130", patches=[], packages={})
+    with pytest.raises(AuditError, match="SBOM is of another wheel"):
+        verify(add_sbom(plain, sbom, tmp_path / "a"))
+    for bad in (b"{}", b"\xff", b'{"bomFormat": "CycloneDX"}', b"[" * 20_000):
+        with pytest.raises(AuditError, match=r"SBOM is not CycloneDX 1\.6"):
+            verify(add_sbom(plain, bad, tmp_path / "b"))
+    with pytest.raises(AuditError, match="RECORD"):
+        verify(make_wheel(tmp_path, {"vllm/x.py": b"1"}, record={"vllm/x.py": "sha256=x,1"}), "--no-sbom")
+    with pytest.raises(UsageError):
+        verify(tmp_path / "gone.whl")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_sbom_of_every_recipe_is_valid_names_all_that_is_compiled_in_and_never_varies(name: str) -> None:
+    recipe = load_recipe(name)
+    version = recipe.version(recipe.archs)
+    packages = {"nvidia-cuda-nvcc": "13.0.88", "pip": "1"}
+    first, second = (make_sbom(recipe, version, patches=[("p", "1" * 64)], packages=packages) for _ in range(2))
+    assert first == second
+    assert verify_wheel.schema_problem(first) == ""
+    bom = json.loads(first)
+    names = {item["name"] for item in bom["components"]}
+    assert names == {"torch", "cuda-toolkit", "nvidia-cuda-nvcc", *recipe.needed_dependencies()}
+    assert "timestamp" not in first.decode()
+    assert "serialNumber" not in bom
+    for dependency in recipe.needed_dependencies().values():
+        pin = getattr(dependency.source, "commit", None) or getattr(dependency.source, "sha256", None)
+        assert str(pin) in first.decode()
+    cut = json.loads(renamed(first, "0.1+cu1.sm90"))
+    assert verify_wheel.schema_problem(renamed(first, "0.1+cu1.sm90")) == ""
+    assert cut["metadata"]["component"]["version"] == "0.1+cu1.sm90"
+    assert cut["metadata"]["component"]["pedigree"]["ancestors"][0]["version"] == version
+
+
+def test_a_slim_wheel_has_an_sbom_of_its_own(tmp_path: Path) -> None:
+    library = shared_object(tmp_path / "x.so", {"a.cu": container(sass("90", "a"), sass("80", "b"))}).read_bytes()
+    raw = make_wheel(tmp_path, {"vllm/_C.abi3.so": library}, version="0.20.1+cu130")
+    sbom = make_sbom(load_recipe("quickstart"), "0.20.1+cu130", patches=[], packages={})
+    from scripts.archs import parse_arch_list
+
+    assert verify(slim_wheel(add_sbom(raw, sbom, tmp_path / "f"), parse_arch_list("9.0"), tmp_path / "out")) == 0
+
+
+def test_adding_the_sbom_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    raw = make_wheel(tmp_path, {"vllm/__init__.py": b"1"}, version="1.0")
+    first, second = (add_sbom(raw, b"{}", tmp_path / name).read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_keys_that_cannot_sign_or_verify_are_usage_errors(
+    signed: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "final" / signed[0].name
+    command = [str(wheel), "--to", str(tmp_path / "index2"), "--sign-key"]
+    locked, _ = key_pair(tmp_path, "locked", password=b"pass")
+    strange, _ = key_pair(tmp_path, "dsa", private=dsa.generate_private_key(2048))
+    (tmp_path / "junk").write_text("junk")
+    for path in (locked, strange, tmp_path / "junk", tmp_path / "gone"):
+        with pytest.raises(UsageError):
+            publish.main([*command, str(path)], Console(quiet=True))
+    for path in (tmp_path / "junk", tmp_path / "gone"):
+        with pytest.raises(UsageError):
+            load_key(path)
+    monkeypatch.setenv("WHEELSMITH_KEY_PASSWORD", "pass")
+    assert publish.main([*command, str(locked)], Console(quiet=True)) == 0
+    monkeypatch.delenv("WHEELSMITH_KEY_PASSWORD")
+    private, public = key_pair(tmp_path, "ec", private=ec.generate_private_key(ec.SECP256R1()))
+    publish.main([*command[:2], str(tmp_path / "index3"), "--sign-key", str(private)], Console(quiet=True))
+    assert verify(next((tmp_path / "index3/files").rglob("*.whl")), "--key", public) == 0
+
+
+def test_a_wheel_without_a_build_report_gets_no_provenance(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    plain = make_wheel(tmp_path, {"vllm/x.py": b""}, version="3.0")
+    key = tmp_path / "key.pem"
+    with pytest.raises(PublishError, match="how it was built"):
+        publish.main(
+            [str(plain), "--to", str(tmp_path / "i"), "--no-audit", "--sign-key", str(key)], Console(quiet=True)
+        )
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=300), st.recursive(st.none() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())
+    )
+)
+def test_any_bytes_as_an_envelope_are_refused(data: bytes) -> None:
+    key = ed25519.Ed25519PrivateKey.generate().public_key()
+    from securesystemslib.signer import SSlibKey
+
+    with pytest.raises(AuditError):
+        check(data, SSlibKey.from_crypto(key), name="x.whl", sha256="0" * 64)

@@ -1,0 +1,151 @@
+"""The static index in an S3-compatible store (moto's server), read through nginx as a bucket behind a web server is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from obstore.store import MemoryStore
+
+from scripts import publish
+from scripts.console import Console
+from scripts.errors import PublishError, UsageError
+from scripts.object_store import ObjectStore
+from scripts.recipe import ROOT
+from tests.integration.index_servers import clean_environment, free_port, nginx, nginx_bytes, started, tool, venv
+from tests.integration.test_publish_static import small
+from tests.integration.upload_servers import server_tools
+
+KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_REGION": "us-east-1"}
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHEELSMITH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
+    """Let s3://bucket be obstore's own store in memory, which has conditions as S3 has."""
+    store = MemoryStore()
+    monkeypatch.setattr("scripts.object_store.from_url", lambda *_, **__: store)
+    return store
+
+
+def run(*words: object) -> int:
+    return publish.main([*map(str, words), "--no-audit"], Console(quiet=True))
+
+
+def keys(store: MemoryStore) -> set[str]:
+    return {item["path"] for batch in store.list() for item in batch}
+
+
+def test_the_index_in_a_store_is_the_same_as_in_a_directory(memory: MemoryStore, tmp_path: Path) -> None:
+    wheel, other = small(tmp_path / "w"), small(tmp_path / "w", "1.0+cu128")
+    run(wheel, other, "--to", "s3://bucket")
+    run(wheel, other, "--to", tmp_path / "index")
+    files = {str(path.relative_to(tmp_path / "index")) for path in (tmp_path / "index").rglob("*") if path.is_file()}
+    assert keys(memory) == files - {".publish.lock"}
+    run(wheel, "--to", "s3://bucket")
+    with pytest.raises(PublishError, match="has another"):
+        run(small(tmp_path / "w2", text="y = 1"), "--to", "s3://bucket")
+    run("--prune", other.name, "--to", "s3://bucket")
+    assert not [key for key in keys(memory) if "1.0" in key]
+    page = bytes(memory.get("simple/vllm/index.html").bytes()).decode()
+    assert wheel.name.replace("+", "%2B") in page
+    assert memory.get("simple/vllm/index.json").attributes["Content-Type"] == "application/vnd.pypi.simple.v1+json"
+
+
+def test_publishers_at_once_do_not_lose_wheels(memory: MemoryStore, tmp_path: Path) -> None:
+    wheels = [small(tmp_path / "w", f"1.{number}+cu130") for number in range(6)]
+    threads = [threading.Thread(target=run, args=(wheel, "--to", "s3://bucket")) for wheel in wheels]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    page = bytes(memory.get("simple/vllm/index.html").bytes()).decode()
+    assert all(wheel.name.replace("+", "%2B") in page for wheel in wheels)
+
+
+def test_a_page_that_another_publisher_replaced_is_not_overwritten(memory: MemoryStore) -> None:
+    store = ObjectStore("s3://bucket")
+    assert store.write("a.html", b"1", over=None)
+    assert not store.write("a.html", b"2", over=None)
+    seen = store.read("a.html")
+    assert seen
+    memory.put("a.html", b"other")
+    assert not store.write("a.html", b"2", over=seen)
+    assert store.write("a.html", b"3", over=store.read("a.html"))
+    store.remove("a.html")
+    store.remove("a.html")
+    assert store.read("a.html") is None
+    assert store.size("a.html") is None
+    assert not store.write("a.html", b"4", over=seen)
+
+
+def test_a_store_that_is_not_there_or_not_one_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not known"):
+        run(small(tmp_path / "w"), "--to", "ftp://host/x")
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("scripts.object_store.RETRIES", {"max_retries": 0})
+    store = ObjectStore("s3://bucket/x")
+    for call in (
+        lambda: store.keys("entries/"),
+        lambda: store.read("a"),
+        lambda: store.write("a", b"", over=None),
+        lambda: store.size("a"),
+        lambda: store.remove("a"),
+        lambda: store.add_file("a", small(tmp_path / "w"), "0" * 64),
+    ):
+        with pytest.raises(PublishError):
+            call()
+
+
+@pytest.fixture
+def moto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
+        monkeypatch.setenv(name, value)
+    with started([str(server_tools() / "moto_server"), "-H", "127.0.0.1", "-p", str(port)], port, tmp_path):
+        subprocess.run(["curl", "-fsS", "-X", "PUT", f"{url}/wheels"], check=True, capture_output=True)
+        yield url
+
+
+@pytest.mark.large
+def test_s3_end_to_end(moto: str, tmp_path: Path) -> None:
+    wheel, later = small(tmp_path / "w", size=20_000_000), small(tmp_path / "w", "0.20.2+cu130")
+    target = "s3://wheels/team"
+    assert run(wheel, "--to", target) == 0
+    words = [sys.executable, "-m", "scripts.publish", "--no-audit", "--to", target]
+    more = [small(tmp_path / "w", f"1.{number}+cu130") for number in range(8)]
+    running = [subprocess.Popen([*words, str(one)], cwd=ROOT, stdout=subprocess.DEVNULL) for one in [later, *more]]
+    assert [child.wait() for child in running] == [0] * 9
+    (tmp_path / "nginx").mkdir()
+    front = free_port()
+    config = (
+        "map $http_accept $page { default index.html; '~vnd.pypi.simple.v1.json' index.json; }\n"
+        f"server {{ listen 127.0.0.1:{front};\n"
+        f"location ~ ^(?<folder>.*)/$ {{ proxy_pass {moto}/wheels/team$folder/$page; }}\n"
+        f"location / {{ rewrite ^(.*)$ /wheels/team$1 break; proxy_pass {moto}; }} }}"
+    )
+    with nginx(tmp_path, tmp_path / "nginx", upstream=config, port=front) as server:
+        index, environment = f"{server.url}/simple/", clean_environment(tmp_path)
+        for number, command in enumerate(
+            (
+                [sys.executable, "-m", "pip", "--python", "PYTHON", "install", "--index-url", index],
+                [tool("uv"), "pip", "install", "--python", "PYTHON", "--default-index", index],
+            )
+        ):
+            python = venv(tmp_path / f"venv{number}")
+            words = [str(python) if word == "PYTHON" else word for word in command]
+            subprocess.run([*words, "--dry-run", "vllm==0.20.1+cu130.sm90"], env=environment, check=True)
+            assert number or nginx_bytes(tmp_path / "nginx", ".whl") == 0
+            subprocess.run([*words, "vllm==0.20.1+cu130.sm90"], env=environment, check=True)
+        page = subprocess.run(["curl", "-fsS", index + "vllm/"], check=True, capture_output=True, text=True).stdout
+    assert all(one.name.replace("+", "%2B") in page for one in [wheel, later, *more])
