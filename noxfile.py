@@ -55,6 +55,12 @@ def patches(session: nox.Session) -> None:
     _command(session, "patches")
 
 
+@nox.session(name="runtime-image")
+def runtime_image(session: nox.Session) -> None:
+    """Build a slim image that runs a prebuilt wheel, and check it from inside: `-- --wheel W --base debootstrap`."""
+    _command(session, "runtime_image")
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests with branch coverage (no GPU, under 5 minutes)."""

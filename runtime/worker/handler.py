@@ -100,7 +100,7 @@ def read_settings() -> Settings:
     for wrong, right in misspelt(os.environ).items():
         say(f"{wrong} is no setting. Perhaps you meant {right}?")
     try:
-        return Settings()  # type: ignore[call-arg]
+        return Settings()
     except ValidationError as error:
         for item in error.errors():
             name = ".".join(str(part) for part in item["loc"]).upper()

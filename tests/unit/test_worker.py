@@ -35,14 +35,14 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_come_from_the_environment_and_empty_ones_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"MODEL": "a/b", "MODEL_REVISION": COMMIT, "MAX_MODEL_LEN": "4096", "DTYPE": ""}.items():
         monkeypatch.setenv(name, value)
-    found = Settings()  # type: ignore[call-arg]
+    found = Settings()
     assert (found.model, found.max_model_len, found.dtype) == ("a/b", 4096, None)
 
 
 def test_runpods_own_name_for_the_model_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_NAME", "a/b")
     monkeypatch.setenv("MODEL_REVISION", COMMIT)
-    assert Settings().model == "a/b"  # type: ignore[call-arg]
+    assert Settings().model == "a/b"
 
 
 @pytest.mark.parametrize(
