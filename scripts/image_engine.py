@@ -331,7 +331,7 @@ _CAUSES = (
         "point PIP_CERT (or SSL_CERT_FILE) at the certificates to trust",
     ),
     (
-        r"Failed to fetch|dns error|Could not connect|Temporary failure resolving|error sending request|dial tcp|registry",
+        r"Failed to fetch|dns error|Could not connect|Temporary failure resolving|error sending request|dial tcp",
         "a registry or package index cannot be reached",
         "check the network and HTTPS_PROXY; --base debootstrap needs no registry",
     ),

@@ -117,6 +117,7 @@ def sbom(report: ImageReport, *, distribution: str = "debian") -> str:
     for name, version, architecture, _ in report.facts.debian_packages:
         url = PackageURL("deb", distribution, name, version, {"arch": architecture})
         bom.components.add(_component(name, version, url, "deb"))
+    bom.register_dependency(bom.metadata.component, bom.components)
     return json.dumps(json.loads(JsonV1Dot5(bom).output_as_string()), indent=2) + "\n"
 
 
