@@ -62,6 +62,12 @@ def runtime_image(session: nox.Session) -> None:
 
 
 @nox.session
+def costs(session: nox.Session) -> None:
+    """Enter what a build's units took into the recipe's cost file: `-- --recipe R BUILD`."""
+    _command(session, "costs")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests with branch coverage (no GPU, under 5 minutes)."""
     _install(session, "tests")

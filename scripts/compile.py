@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import re
 import shutil
+import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from scripts.admission import Admission, lookahead
 from scripts.archs import Arch, arch_list
-from scripts.cache import Cache, digest, file_sha256, remove_tree, write_json
+from scripts.cache import Cache, digest, remove_tree, write_json
+from scripts.compiler_cache import CacheSummary, CompilerCache
 from scripts.console import Console, human_seconds
+from scripts.cost_model import CostBook, Unit
 from scripts.errors import CompileError, UsageError, from_os_error
-from scripts.launcher import EVENTS, FAILURES
+from scripts.fixed_paths import LAYOUT, FixedPaths
+from scripts.fixed_paths import ROOT as FIXED_ROOT
+from scripts.forecast import Forecast
+from scripts.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
+from scripts.machine import memory_now
 from scripts.patch import SourceTree
-from scripts.process import Finished, capture, run_logged
+from scripts.process import Command, Finished, capture, run_logged
 from scripts.recipe import Recipe
+from scripts.schedule import Task
 from scripts.toolchain import Toolchain
 from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
 
-FORMAT = 1  # raise when configuring changes in a way that the key does not show
+# Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
+FORMAT = 2
 _LINKING = re.compile(r"\bld(\.\w+)?: |undefined reference|ld returned \d")
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -43,6 +53,20 @@ class BuildTree:
     definitions: tuple[str, ...]
     """`-DNAME=VALUE` for CMake; setup.py gets the same through CMAKE_ARGS."""
 
+    basis: str = ""
+    """A key for what compilers and headers outside the sources contain, the same on every machine."""
+    paths: FixedPaths = field(default_factory=FixedPaths)
+    """The names under which cmake, ninja and compilers see the tree, the toolchain and the dependencies."""
+
+    def inside(self, path: Path) -> Path:
+        """Return the path under which compilers see a file of the tree or its tools."""
+        return self.paths.inside(path)
+
+    @property
+    def prefix(self) -> tuple[str | Path, ...]:
+        """What comes before a command to run it under the tree's fixed paths."""
+        return self.paths.enter
+
     @property
     def sources(self) -> Path:
         """The tree's own copy of the sources: upstream generates arch-dependent files into them."""
@@ -52,6 +76,16 @@ class BuildTree:
     def binary(self) -> Path:
         """CMake's binary directory."""
         return self.path / "build"
+
+    @property
+    def events(self) -> Path:
+        """The launchers' event file."""
+        return self.path / "events.jsonl"
+
+    @property
+    def enter(self) -> Path:
+        """A script that runs a command under the tree's fixed paths."""
+        return self.path / "enter"
 
     @property
     def log(self) -> Path:
@@ -70,6 +104,10 @@ class Compiled:
     seconds: float
     peak_bytes: int
     """Peak memory of ninja and all compilers together."""
+    retried: tuple[str, ...] = ()
+    """Sources of units that were killed and compiled again alone."""
+    cache: CacheSummary | None = None
+    """What the compiler cache did in this run."""
 
 
 def plan_tree(
@@ -81,10 +119,12 @@ def plan_tree(
     dependencies: Mapping[str, Path],
     cache: Cache,
     environment: Mapping[str, str],
+    fixed: bool = False,
 ) -> BuildTree:
-    """Return the build tree for these inputs (not yet on disk)."""
+    """Return the build tree for these inputs (not yet on disk); `fixed`: compiled under the same paths everywhere."""
     targets = tuple(component.value for component in recipe.components)
-    given = {item.variable: str(dependencies[name]) for name, item in recipe.needed_dependencies().items()}
+    given = {item.variable: dependencies[name] for name, item in recipe.needed_dependencies().items()}
+    contents = {name: f"{path.parent.name}/{path.name}" for name, path in given.items()}  # keyed by what is in them
     key = digest(
         [
             FORMAT,
@@ -96,15 +136,16 @@ def plan_tree(
             recipe.cmake,
             recipe.environment,
             {name: item.cmake for name, item in recipe.needed_dependencies().items()},
-            given,
-            file_sha256(LAUNCHER),
+            contents,
+            [str(FIXED_ROOT), LAYOUT] if fixed else [],
         ]
     )
     path = cache.place("builds", key)
+    paths = _fixed_paths(path, toolchain, dependencies) if fixed else FixedPaths()
     variables = {
         **toolchain.variables(environment),
         **recipe.environment,
-        **given,
+        **{name: str(path) for name, path in given.items()},
         "TORCH_CUDA_ARCH_LIST": arch_list(archs),
         "VLLM_COMPONENTS": ";".join(targets),
         "VLLM_TARGET_DEVICE": "cuda",
@@ -112,14 +153,27 @@ def plan_tree(
         "NVCC_THREADS": "1",
         EVENTS: str(path / "events.jsonl"),
         FAILURES: str(path / "failures"),
+        ADMISSION: str(path / "admission"),
     }
-    definitions = _definitions(recipe, toolchain, path, dependencies)
-    return BuildTree(key, path, source, toolchain, tuple(archs), targets, variables, definitions)
+    definitions = _definitions(recipe, toolchain, path, dependencies, paths)
+    basis = digest([toolchain.versions, toolchain.cuda_origin, toolchain.host.version, contents])
+    seen = paths.variables(variables)
+    return BuildTree(key, path, source, toolchain, tuple(archs), targets, seen, definitions, basis, paths)
 
 
-def _definitions(recipe: Recipe, toolchain: Toolchain, path: Path, dependencies: Mapping[str, Path]) -> tuple[str, ...]:
-    launcher = ";".join([str(toolchain.python), "-S", "-E", str(path / "launcher.py")])
-    values = {
+def _fixed_paths(path: Path, toolchain: Toolchain, dependencies: Mapping[str, Path]) -> FixedPaths:
+    binds = {"build": path, "venv": toolchain.environment, "cuda": toolchain.cuda_home}
+    binds["python"] = Path(sysconfig.get_paths()["include"])
+    binds.update({f"dependencies/{name}": folder for name, folder in sorted(dependencies.items())})
+    return FixedPaths(path / "paths.json", binds)
+
+
+def _definitions(
+    recipe: Recipe, toolchain: Toolchain, path: Path, dependencies: Mapping[str, Path], paths: FixedPaths
+) -> tuple[str, ...]:
+    launcher = ";".join(str(paths.inside(word)) for word in (toolchain.python, path / "launcher.py"))
+    launcher = launcher.replace(";", ";-S;-E;")
+    values: dict[str, str | Path] = {
         "CMAKE_BUILD_TYPE": "Release",
         "VLLM_TARGET_DEVICE": "cuda",
         "VLLM_PYTHON_EXECUTABLE": toolchain.python,
@@ -137,7 +191,10 @@ def _definitions(recipe: Recipe, toolchain: Toolchain, path: Path, dependencies:
     }
     for name, dependency in recipe.needed_dependencies().items():
         values.update({key: dependencies[name] / folder for key, folder in dependency.cmake.items()})
-    definitions = tuple(f"-D{name}={value}" for name, value in values.items())
+    if paths.binds:
+        values["Python_INCLUDE_DIR"] = paths.binds["python"]
+    shown = {name: paths.inside(value) if isinstance(value, Path) else value for name, value in values.items()}
+    definitions = tuple(f"-D{name}={value}" for name, value in shown.items())
     if any(re.search(r"\s", word) for word in definitions):
         raise UsageError(
             "a path that the build uses has a blank in it",
@@ -156,11 +213,13 @@ def configure(tree: BuildTree, *, console: Console) -> None:
     tree.binary.mkdir(exist_ok=True)
     (tree.path / "failures").mkdir(exist_ok=True)
     (tree.path / "fetched").mkdir(exist_ok=True)
-    shutil.copyfile(LAUNCHER, tree.path / "launcher.py")
-    cmake = tree.toolchain.environment / "bin" / "cmake"
+    _put_launcher(tree)
+    tree.paths.write(tree.enter)
+    cmake = tree.inside(tree.toolchain.environment / "bin" / "cmake")
     begin = tree.log.stat().st_size if tree.log.exists() else 0
+    folders: Command = ["-S", tree.inside(tree.sources), "-B", tree.inside(tree.binary)]
     done = run_logged(
-        [cmake, "-S", tree.sources, "-B", tree.binary, "-G", "Ninja", *tree.definitions],
+        [*tree.prefix, cmake, *folders, "-G", "Ninja", *tree.definitions],
         log=tree.log,
         cwd=tree.path,
         environment=tree.environment,
@@ -169,6 +228,13 @@ def configure(tree: BuildTree, *, console: Console) -> None:
         raise _configure_error(tree, begin)
     console.note(f"configured in {human_seconds(done.seconds)}")
     write_json(marker, list(tree.definitions))
+
+
+def _put_launcher(tree: BuildTree) -> None:
+    """Give the tree today's launcher: how units are run and recorded may change, what they compile does not."""
+    partial = tree.path / ".launcher.partial"
+    shutil.copyfile(LAUNCHER, partial)
+    partial.replace(tree.path / "launcher.py")
 
 
 def _copy_sources(tree: BuildTree) -> None:
@@ -195,51 +261,87 @@ def _configure_error(tree: BuildTree, begin: int) -> CompileError:
     )
 
 
-def compile_units(tree: BuildTree, *, jobs: int, expected_seconds: float, console: Console) -> Compiled:
-    """Compile and link the tree's targets. Raises CompileError with each failed unit's output, once."""
+def compile_units(
+    tree: BuildTree,
+    *,
+    jobs: int,
+    book: CostBook,
+    console: Console,
+    keep_going: bool = False,
+    only: Sequence[Unit] | None = None,
+    compiler_cache: CompilerCache | None = None,
+) -> Compiled:
+    """Compile and link the tree's targets, or compile `only` some units.
+
+    `jobs` run at a time at most, fewer where memory does not reach. Raises CompileError with each failed unit's output,
+    once; with `keep_going` after all others were tried.
+    """
     failures = tree.path / "failures"
     for old in failures.glob("*.json"):
         old.unlink()
-    total, todo = count_units(tree)
-    watch = UnitWatch(Path(tree.environment[EVENTS]), total, todo, jobs, expected_seconds)
+    _put_launcher(tree)
+    targets = tree.targets if only is None else tuple(unit.object for unit in only)
+    total, todo = list_units(tree, targets)
+    memory = memory_now()
+    tasks = [task_of(unit, book) for unit in todo]
+    watch = UnitWatch(tree.events, len(total), len(todo), Forecast(tasks, jobs=jobs, memory=memory))
     watch.begin()
-    console.stage("compile", f"{todo} of {total} units to do, {jobs} at a time; log: {tree.log}")
-    ninja = tree.toolchain.environment / "bin" / "ninja"
+    begin = watch.events.stat().st_size if watch.events.exists() else 0
+    console.stage("compile", f"{len(todo)} of {len(total)} units to do, at most {jobs} at a time; log: {tree.log}")
+    admission = Admission(book, jobs=jobs, keep_going=keep_going, say=console.warn)
+    ninja: Command = [*tree.prefix, tree.inside(tree.toolchain.environment / "bin" / "ninja")]
+    limits: Command = ["-j", str(jobs + lookahead(memory)), "-k", "0" if keep_going else "1"]
 
-    with console.progress(watch.render, watch.plain) as progress:
+    with (
+        console.progress(watch.render, watch.plain) as progress,
+        admission.listening(tree.path / "admission"),
+    ):
 
         def tick() -> None:
+            admission.tick()
             watch.update()
             progress.tick()
+            if compiler_cache:
+                compiler_cache.tick()
 
         done = run_logged(
-            [ninja, "-C", tree.binary, "-j", str(jobs), *tree.targets],
+            [*ninja, "-C", tree.inside(tree.binary), *limits, *targets],
             log=tree.log,
             cwd=tree.path,
-            environment=tree.environment,
+            environment={**tree.environment, **(compiler_cache.environment if compiler_cache else {})},
             tick=tick,
         )
     watch.update()
     if done.code:
         raise _compile_error(tree, done, read_failures(failures))
-    return Compiled(tuple(read_units(watch.events)), len(watch.finished), done.seconds, done.peak_bytes)
+    summary = compiler_cache.summary(watch.events, begin) if compiler_cache else None
+    units = tuple(read_units(watch.events))
+    return Compiled(units, len(watch.finished), done.seconds, done.peak_bytes, tuple(admission.retried), summary)
 
 
-def count_units(tree: BuildTree) -> tuple[int, int]:
-    """Return (units of the targets, units that are out of date), as ninja sees it. Raises CompileError."""
-    ninja = tree.toolchain.environment / "bin" / "ninja"
-    launcher = str(tree.path / "launcher.py")
-    counts = []
+def task_of(unit: Unit, book: CostBook) -> Task:
+    """Return a unit with what the cost model expects of it."""
+    estimate = book.estimate(unit)
+    return Task(unit.object, estimate.cpu_seconds, estimate.peak_bytes)
+
+
+def list_units(tree: BuildTree, targets: Sequence[str]) -> tuple[list[Unit], list[Unit]]:
+    """Return (units of the targets, those that are out of date), as ninja sees it. Raises CompileError."""
+    ninja = tree.inside(tree.toolchain.environment / "bin" / "ninja")
+    launcher = str(tree.inside(tree.path / "launcher.py"))
+    lists = []
     for mode in (["-t", "commands"], ["-n", "-v"]):
-        code, text = capture([ninja, "-C", tree.binary, *mode, *tree.targets], environment=tree.environment)
+        command = [*tree.prefix, ninja, "-C", tree.inside(tree.binary), *mode, *targets]
+        code, text = capture(command, environment=tree.environment)
         if code:
             raise CompileError(
                 "ninja cannot read the build tree",
                 why=text.strip()[-500:],
                 fix=f"delete {tree.path} and run again: it is then configured anew",
             )
-        counts.append(sum(1 for line in text.splitlines() if launcher in line))
-    return counts[0], counts[1]
+        commands = [line.split() for line in text.splitlines() if launcher in line]  # no path has a blank in it
+        lists.append([Unit(*unit_of(words), arch_count(words)) for words in commands])
+    return lists[0], lists[1]
 
 
 def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[Failure]) -> CompileError:
@@ -252,19 +354,22 @@ def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[Failure])
             fix=f"free space at {tree.path}" if full else f"the whole output is in {tree.log}",
             detail=tail,
         )
-    shown = "\n\n".join(f"{item.unit}\n{item.output}\nrepeat it with:\n{item.command}" for item in failures)
+    repeats = [tree.paths.repeat(tree.enter, item.command) for item in failures]
+    shown = "\n\n".join(
+        f"{item.unit}\n{item.output}\nrepeat it with:\n{repeat}" for item, repeat in zip(failures, repeats, strict=True)
+    )
     text = "".join(item.output for item in failures)
     why, fix = "the compiler's output is shown above", "nothing compiled is lost: run again after correcting the cause"
     if "No space left" in text:
         why, fix = "no space left on the filesystem", f"free space at {tree.path} and TMPDIR, then run again"
     elif any(item.killed for item in failures):
-        why = "the compiler was killed, most likely by the kernel because memory ran out"
-        fix = "run again with fewer units at a time: --jobs 1"
+        why = "the compiler was killed though nothing else was compiled: this machine has too little memory for it"
+        fix = "give it more memory or swap; what was compiled is kept"
     names = ", ".join(item.unit for item in failures[:3])
     return CompileError(f"{len(failures)} unit(s) failed: {names}", why=why, fix=fix, detail=shown)
 
 
 def unit_count_in_log(tree: BuildTree) -> int:
     """Return how many launcher starts the tree has seen, to prove that packaging compiles nothing."""
-    events = Path(tree.environment[EVENTS])
+    events = tree.events
     return events.read_bytes().count(b'"start"') if events.exists() else 0

@@ -4,6 +4,9 @@ CMake puts this file before every compile command (CMAKE_<LANG>_COMPILER_LAUNCHE
 running, and neither it nor the kernel keeps a unit's peak memory. It is copied into each build tree and run with
 `python -S -E`, so it imports the standard library only and works on any Python 3.
 
+Before the compiler starts it asks the scheduler (admission.py, in wheelsmith's own process) for its turn; without one,
+as when a user repeats a command by hand, it compiles at once.
+
 Also `launcher.py --guard COMMAND…`: become COMMAND, ended by the kernel when the parent dies.
 """
 
@@ -12,14 +15,21 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 EVENTS = "WHEELSMITH_EVENTS"  # file that a line of JSON is appended to at each start and end
 FAILURES = "WHEELSMITH_FAILURES"  # folder for the output and command of failed units
+ADMISSION = "WHEELSMITH_ADMISSION"  # socket of the scheduler
+COMPILER_CACHE = "WHEELSMITH_COMPILER_CACHE"  # file that says what to put before the compiler, read at each call
 PR_SET_PDEATHSIG = 1
+STOPPED = 75  # exit code of a unit that the scheduler did not let start
+_KILLED = (b"died due to signal 9", b"Killed signal terminated program", b"Killed\n")  # nvcc; gcc; a shell
 
 
 def die_with_parent() -> None:
@@ -53,13 +63,106 @@ def keep_failure(unit: str, command: list[str], output: bytes) -> None:
             json.dump({"unit": unit, "command": command, "directory": os.getcwd(), "output": text}, file)  # noqa: PTH109
 
 
-def run(command: list[str]) -> int:
-    """Run a compile command and record it. Returns its exit code (128 + signal when killed)."""
+def arch_count(command: list[str]) -> int:
+    """Return for how many archs a compile command compiles; 1 for host code."""
+    return max(1, sum(1 for word in command if word.startswith(("-gencode", "--generate-code"))))
+
+
+class Turn:
+    """This unit's connection to the scheduler; the kernel closes it, and so frees the turn, however we end."""
+
+    def __init__(self, path: str) -> None:
+        self.socket = None
+        if path:
+            folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)  # noqa: PTH120
+            try:  # a socket's address is 108 bytes at most, a path may be longer
+                self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self.socket.connect("/proc/self/fd/%d/%s" % (folder, os.path.basename(path)))  # noqa: PTH119, UP031
+            except OSError:
+                self.socket = None
+            os.close(folder)
+
+    def ask(self, question: dict[str, object], *, alone: str) -> str:
+        """Send a question and return the scheduler's word, however long it takes; `alone` without a scheduler."""
+        if self.socket is None:
+            return alone
+        try:
+            self.socket.sendall((json.dumps(question) + "\n").encode())
+            return self.socket.recv(16).decode().strip() or "stop"
+        except OSError:  # it has gone: this run is over
+            return "stop"
+
+    def tell(self, message: dict[str, object]) -> None:
+        """Send something that needs no answer."""
+        if self.socket is not None:
+            with suppress(OSError):
+                self.socket.sendall((json.dumps(message) + "\n").encode())
+
+
+def prefer_as_victim() -> None:
+    """Let the kernel, when memory runs out, end the compiler rather than whoever else is on the machine."""
     die_with_parent()
-    unit, source = unit_of(command)
-    started = time.time()
-    append({"event": "start", "unit": unit, "source": source, "pid": os.getpid(), "time": started})
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)  # noqa: PLW1509
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+        file.write("500")
+
+
+def read_switch() -> dict[str, object]:
+    """Return what the compiler cache's switch says now: {} for plain compilation.
+
+    wheelsmith rewrites the file while ninja runs, when a cache dies: it is read again for every unit.
+    """
+    try:
+        with open(os.environ.get(COMPILER_CACHE, "")) as file:  # noqa: PTH123
+            switch = json.load(file)
+        return switch if isinstance(switch, dict) and switch.get("command") else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def call_cached(command: list[str], known: dict[str, object]) -> tuple[int, bytes, resource.struct_rusage]:
+    """Run a compile command through the compiler cache, plainly when there is none or when it is the cache that fails.
+
+    Returns what `call` returns; known["cache"] becomes "hit", "miss", "failed" (compiled plainly after all) or "off".
+    """
+    switch = read_switch()
+    known["cache"] = "off"
+    if not switch:
+        return call(command)
+    stats = os.path.join(str(switch["folder"]), "%d.stats" % os.getpid())  # noqa: PTH118, UP031
+    environment = {**os.environ, **switch["environment"], "CCACHE_STATSLOG": stats}  # type: ignore[dict-item]
+    try:
+        code, output, usage = call([*switch["command"], *command], environment)  # type: ignore[misc]
+    except OSError:  # the cache's program is not there
+        known["cache"] = "failed"
+        return call(command)
+    known["cache"] = "hit" if _take_stats(stats) else "miss"
+    if code and (switch != read_switch() or cache_failed(code, output)):
+        known["cache"] = "failed"
+        return call(command)
+    return code, output, usage
+
+
+def cache_failed(code: int, output: bytes) -> bool:
+    """Whether a failed call failed in the cache's programs, as far as exit code and output tell."""
+    crashed = code - 128 in {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL}
+    return crashed or any(line.startswith((b"sccache: ", b"ccache: ")) for line in output.splitlines())
+
+
+def _take_stats(path: str) -> bool:
+    """Whether ccache's log of one call says that the object came from the cache; removes the log."""
+    try:
+        with open(path) as file:  # noqa: PTH123
+            words = file.read()
+        os.unlink(path)  # noqa: PTH108
+    except OSError:
+        return False
+    return "direct_cache_hit" in words or "preprocessed_cache_hit" in words
+
+
+def call(command: list[str], environment: dict[str, str] | None = None) -> tuple[int, bytes, resource.struct_rusage]:
+    """Run a command; return its exit code (128 + signal when killed), what it said and its resource usage."""
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    child = subprocess.Popen(command, stdout=pipe, stderr=both, preexec_fn=prefer_as_victim, env=environment)  # noqa: PLW1509
 
     def stop(number: int, _frame: object) -> None:
         child.send_signal(number)
@@ -68,19 +171,51 @@ def run(command: list[str]) -> int:
     signal.signal(signal.SIGINT, stop)
     output = child.stdout.read() if child.stdout else b""
     _, status, usage = os.wait4(child.pid, 0)
-    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
-    sys.stdout.buffer.write(output)
-    sys.stdout.flush()
-    record: dict[str, object] = {"event": "end", "unit": unit, "source": source, "time": time.time(), "code": code}
-    record.update(
-        seconds=round(time.time() - started, 3),
-        cpu_seconds=round(usage.ru_utime + usage.ru_stime, 3),
-        peak_kb=usage.ru_maxrss,
-    )
-    append(record)
-    if code and code not in {128 + signal.SIGINT, 128 + signal.SIGTERM}:
-        keep_failure(unit, command, output)
-    return code
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status), output, usage
+
+
+def was_killed(code: int, output: bytes) -> bool:
+    """Whether the compiler, or a program it started, was ended by SIGKILL: what the kernel does without memory."""
+    return code == 128 + signal.SIGKILL or (code != 0 and any(word in output for word in _KILLED))
+
+
+def run(command: list[str]) -> int:
+    """Run a compile command in its turn and record it. Returns its exit code (128 + signal when killed)."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while waiting for a turn, Ctrl-C ends us without a traceback
+    unit, source = unit_of(command)
+    known: dict[str, object] = {"unit": unit, "source": source, "archs": arch_count(command)}
+    turn = Turn(os.environ.get(ADMISSION, ""))
+    word = turn.ask(known, alone="go")
+    while word == "go":
+        started = time.time()
+        append({"event": "start", **known, "pid": os.getpid(), "time": started})
+        code, output, usage = call_cached(command, known)
+        if was_killed(code, output):
+            word = turn.ask({"killed": True}, alone="stop")
+            if word == "go":
+                append({"event": "killed", **known, "time": time.time(), "code": code})
+                continue
+        finish(known, started, code, usage)
+        turn.tell({"code": code})
+        sys.stdout.buffer.write(output)
+        sys.stdout.flush()
+        if code and code not in {128 + signal.SIGINT, 128 + signal.SIGTERM}:
+            keep_failure(unit, command, output)
+        return code
+    print("not compiled: another unit failed first, or the run has ended")  # noqa: T201
+    return STOPPED
+
+
+def finish(known: dict[str, object], started: float, code: int, usage: resource.struct_rusage) -> None:
+    """Record the end of a compiler call."""
+    now = time.time()
+    cpu = usage.ru_utime + usage.ru_stime
+    peak = usage.ru_maxrss
+    record = {"event": "end", **known, "time": now, "code": code, "seconds": round(now - started, 3)}
+    append({**record, "cpu_seconds": round(cpu, 3), "peak_kb": peak})
 
 
 def guard(command: list[str]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 
-CGROUP = Path("/sys/fs/cgroup")
+from scripts import cgroup
+
 RESERVE = 1.0  # GB left to the rest of the machine
 
 
@@ -18,56 +19,25 @@ class Machine:
 
     cores: int
     memory_gb: float
+    """Free now."""
+    capacity_gb: float = float("inf")
+    """What there is at all, free or not: memory and swap, or the cgroup's limit."""
 
 
-def read_machine(cgroup: Path = CGROUP) -> Machine:
-    """Return cores (affinity and cgroup quota) and memory available now (MemAvailable and cgroup limit)."""
+def read_machine(proc: Path = cgroup.PROC) -> Machine:
+    """Return cores (affinity and cgroup quota) and memory, now (MemAvailable) and at all, under all cgroup limits."""
     cores = len(os.sched_getaffinity(0))
-    quota = _cpu_quota(cgroup)
+    quota = cgroup.cpu_quota(proc)
     if quota:
         cores = max(1, min(cores, int(quota)))
-    free = psutil.virtual_memory().available
-    limit = _memory_left(cgroup)
-    return Machine(cores, (min(free, limit) if limit is not None else free) / 1e9)
+    total = psutil.virtual_memory().total + psutil.swap_memory().total
+    limit = cgroup.memory_limit(proc)
+    capacity = total if limit is None else min(total, limit)
+    return Machine(cores, memory_now(proc) / 1e9, capacity / 1e9)
 
 
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text().split()[0])
-    except (OSError, ValueError, IndexError):  # absent, or "max"
-        return None
-
-
-def _cpu_quota(cgroup: Path) -> float | None:
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    quota_us, period_us = _number(cgroup / "cpu/cpu.cfs_quota_us"), _number(cgroup / "cpu/cpu.cfs_period_us")
-    return quota_us / period_us if quota_us and quota_us > 0 and period_us else None
-
-
-def _memory_left(cgroup: Path) -> int | None:
-    """Bytes until the cgroup's memory limit (v2, then v1); None without a limit. Page cache counts as free."""
-    for limit_file, usage_file, stat_file in (
-        ("memory.max", "memory.current", "memory.stat"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-    ):
-        limit, used = _number(cgroup / limit_file), _number(cgroup / usage_file)
-        if limit is not None and used is not None and limit < 1 << 60:
-            return max(0, limit - used + _page_cache(cgroup / stat_file))
-    return None
-
-
-def _page_cache(stat_file: Path) -> int:
-    try:
-        rows = dict(line.split(maxsplit=1) for line in stat_file.read_text().splitlines())
-    except (OSError, ValueError):
-        return 0
-    return int(rows.get("inactive_file", rows.get("total_inactive_file", 0)))
-
-
-def default_jobs(machine: Machine, unit_memory_gb: float) -> int:
-    """Return how many units fit at once: cores, and memory by the largest unit's peak. At least 1."""
-    return max(1, min(machine.cores, int((machine.memory_gb - RESERVE) / unit_memory_gb)))
+def memory_now(proc: Path = cgroup.PROC) -> int:
+    """Return the bytes of memory that this process could still take: MemAvailable under all cgroup limits."""
+    free = int(psutil.virtual_memory().available)
+    left = cgroup.memory_left(proc)
+    return free if left is None else min(free, left)

@@ -73,14 +73,14 @@ def package_wheel(tree: BuildTree, recipe: Recipe, *, jobs: int, console: Consol
 
 def _build(tree: BuildTree, version: str, folder: Path, jobs: int) -> Path:
     """Run `python -m build` on the patched tree; CMake and ninja find everything compiled."""
-    config = folder / "distutils.cfg"
+    config, seen = folder / "distutils.cfg", tree.inside(folder)
     config.write_text(
-        f"[build]\nbuild_base = {folder / 'build'}\n[build_ext]\nbuild_temp = {tree.binary}\n"
-        f"[egg_info]\negg_base = {folder}\n[bdist_wheel]\npy_limited_api = {ABI_TAG}\n"
+        f"[build]\nbuild_base = {seen / 'build'}\n[build_ext]\nbuild_temp = {tree.inside(tree.binary)}\n"
+        f"[egg_info]\negg_base = {seen}\n[bdist_wheel]\npy_limited_api = {ABI_TAG}\n"
     )
     environment = {
         **tree.environment,
-        "DIST_EXTRA_CONFIG": str(config),
+        "DIST_EXTRA_CONFIG": str(tree.inside(config)),
         "CMAKE_ARGS": " ".join(tree.definitions),
         "MAX_JOBS": str(jobs),
         "VLLM_VERSION_OVERRIDE": version,
@@ -88,7 +88,8 @@ def _build(tree: BuildTree, version: str, folder: Path, jobs: int) -> Path:
     }
     before = unit_count_in_log(tree)
     options = ("-m", "build", "--wheel", "--no-isolation", "--outdir")
-    command: Command = [tree.toolchain.python, *options, folder / "dist", tree.sources]
+    python = tree.inside(tree.toolchain.python)
+    command: Command = [*tree.prefix, python, *options, seen / "dist", tree.inside(tree.sources)]
     done = run_logged(command, log=tree.log, cwd=folder, environment=environment)
     if done.code:
         raise _failed("python -m build failed", done.tail(), tree)

@@ -6,6 +6,7 @@ where the diff says; the diffs are parsed with unidiff.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ class Patch:
     versions: tuple[str, ...]
     """Upstream versions it was made for."""
     text: str
+    files: tuple[tuple[str, bytes], ...] = ()
+    """Whole files that it adds, from the folder its header names (`With:`): path in the tree, content."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,22 @@ def load_patch(name: str, *, folder: Path = PATCHES) -> Patch:
     if missing:
         raise PatchError(f"patch {name!r} lacks {', '.join(missing)} in its header", fix="see patches/README.md")
     versions = tuple(re.split(r"[,\s]+", header["Versions"]))
-    return Patch(name, file_sha256(path), header["Subject"], header["Why"], header["Upstream"], versions, text)
+    files = _companions(folder, header["With"], name) if "With" in header else ()
+    sha256 = file_sha256(path)
+    if files:
+        sha256 = hashlib.sha256(
+            b"\0".join([sha256.encode(), *(part for f, c in files for part in (f.encode(), c))])
+        ).hexdigest()
+    return Patch(name, sha256, header["Subject"], header["Why"], header["Upstream"], versions, text, files)
+
+
+def _companions(folder: Path, name: str, patch: str) -> tuple[tuple[str, bytes], ...]:
+    """Read the folder that a patch brings along, for the same place in the source tree. Raises PatchError."""
+    _check_name(name, patch)
+    paths = sorted(path for path in (folder / name).rglob("*") if path.is_file())
+    if not paths:
+        raise PatchError(f"patch {patch!r} wants the folder {name!r}, which is not there", fix=f"look in {folder}")
+    return tuple((str(path.relative_to(folder)), path.read_bytes()) for path in paths)
 
 
 def _header(text: str) -> dict[str, str]:
@@ -149,7 +167,7 @@ def apply_to(tree: Path, patch: Patch, contents: dict[str, list[str] | None]) ->
     problems: list[HunkProblem] = []
     for file in _parse(patch):
         name = file.path
-        _check_name(name, patch)
+        _check_name(name, patch.name)
         if name not in contents:
             contents[name] = _read_lines(tree / name)
         lines = contents[name]
@@ -166,6 +184,10 @@ def apply_to(tree: Path, patch: Patch, contents: dict[str, list[str] | None]) ->
             if file.is_removed_file and result and not wrong:
                 problems.append(HunkProblem(name, 1, "the file has lines that the patch does not know"))
             contents[name] = None if file.is_removed_file else result
+    for name, content in patch.files:
+        if (tree / name).exists() or name in contents:
+            problems.append(HunkProblem(name, 1, "the file exists already"))
+        contents[name] = content.decode("utf-8", "surrogateescape").splitlines(keepends=True)
     return problems
 
 
@@ -179,9 +201,9 @@ def _parse(patch: Patch) -> PatchSet:
     return parsed
 
 
-def _check_name(name: str, patch: Patch) -> None:
+def _check_name(name: str, patch: str) -> None:
     if name.startswith("/") or ".." in Path(name).parts:
-        raise PatchError(f"patch {patch.name!r} names {name!r}, which is outside the tree")
+        raise PatchError(f"patch {patch!r} names {name!r}, which is outside the tree")
 
 
 def _read_lines(path: Path) -> list[str] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from scripts.archs import Arch, arch_list, loose_intersection
 from scripts.cache import Cache
 from scripts.console import Console, human_bytes, human_seconds
+from scripts.cost_model import cost_book
 from scripts.cuda_system import find_system_toolkit
 from scripts.cuda_toolkit import needs_packages
 from scripts.errors import DoctorError
@@ -48,7 +49,7 @@ def show_plan(
         ("archs", arch_list(archs)),
         *_family_rows(recipe, archs),
         ("components", ", ".join(component.value for component in recipe.components)),
-        ("jobs", f"{jobs} at a time ({machine.cores} cores, {machine.memory_gb:.1f} GB of memory free)"),
+        ("jobs", f"at most {jobs} at a time ({machine.cores} cores, {machine.memory_gb:.1f} GB of memory free)"),
     ]
     if recipe.cost:
         rows += _cost_rows(recipe.cost, archs, jobs)
@@ -103,7 +104,7 @@ def _cost_rows(cost: Cost, archs: Sequence[Arch], jobs: int) -> list[tuple[str, 
     return [
         ("units", f"about {cost.units}"),
         ("time", f"about {human_seconds(total / jobs)} of compiling ({human_seconds(total)} of one core)"),
-        ("memory", f"up to {cost.unit_memory_gb * jobs:.1f} GB ({cost.unit_memory_gb:.1f} GB for the largest unit)"),
+        ("memory", f"{cost.unit_memory_gb:.1f} GB for the largest unit; others start beside it as memory allows"),
         ("download", f"about {cost.download_gb:.1f} GB with an empty cache"),
         ("disk", f"about {cost.disk_gb:.1f} GB"),
         ("measured", cost.measured),
@@ -132,4 +133,32 @@ def check_space(recipe: Recipe, cache: Cache, *, toolchain: str) -> None:
             f"not enough disk space for {recipe.name}: {human_bytes(free)} free, {human_bytes(need)} needed",
             why=f"downloads, toolchain and build tree go to {cache.root}",
             fix="free space there, or point WHEELSMITH_CACHE at a larger disk",
+        )
+
+
+def check_memory(recipe: Recipe, machine: Machine, console: Console) -> None:
+    """Refuse to start when the largest unit cannot fit however long it waits. Raises DoctorError.
+
+    Only a measured unit is a reason to refuse; what is estimated, or fits once others let go of memory, is said.
+    """
+    measured = cost_book(recipe).largest(recipe.components)
+    if measured:
+        need = measured.peak_bytes / 1e9
+    elif recipe.cost:
+        need = recipe.cost.unit_memory_gb
+    else:
+        return
+    if measured and need > machine.capacity_gb:
+        raise DoctorError(
+            f"this machine is too small for {recipe.name}: its largest unit takes {need:.1f} GB of memory",
+            why=f"there are {machine.capacity_gb:.1f} GB, swap and the limits of control groups counted",
+            fix=[
+                "compile on a machine (or in a container) with more memory",
+                "add swap: it is slow, but only the largest units need it",
+            ],
+        )
+    if need > machine.memory_gb:
+        console.warn(
+            f"the largest unit takes about {need:.1f} GB of memory and {machine.memory_gb:.1f} GB are free: "
+            "it is compiled alone, and killed if that is not enough"
         )

@@ -21,7 +21,7 @@ import psutil
 Command = Sequence[str | Path]
 GRACE = 2.5  # seconds between SIGINT and SIGKILL
 POLL = 0.1  # seconds
-_LAUNCHER = Path(__file__).with_name("launcher.py")
+LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run_logged(
         begin = file.tell()
         started = time.monotonic()
         child = subprocess.Popen(
-            [sys.executable, "-S", "-E", str(_LAUNCHER), "--guard", *words],
+            [sys.executable, "-S", "-E", str(LAUNCHER), "--guard", *words],
             cwd=cwd,
             env=dict(environment),
             stdin=subprocess.DEVNULL,

@@ -246,6 +246,8 @@ class Cost(Model):
     """Disk for cache, trees and wheel, GB."""
     measured: str
     """Where and how these figures were measured."""
+    data: RelativePath | None = None
+    """File with the measured cost of each compile unit, relative to recipes/; made by `nox -s costs`."""
 
 
 class Recipe(Model):

@@ -93,6 +93,7 @@ def make_report(
             "compiled_in_this_run": compiled.units_now,
             "records": [asdict(unit) for unit in compiled.units],
         },
+        "compiler_cache": compiled.cache.data() if compiled.cache else None,
         "stages": {
             name: {"seconds": round(seconds, 2), "peak_bytes": stages.peak_bytes.get(name, 0)}
             for name, seconds in stages.seconds.items()

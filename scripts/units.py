@@ -13,6 +13,8 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from scripts.console import human_seconds, lines
+from scripts.cost_model import short_name
+from scripts.forecast import Forecast
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class UnitRecord:
     peak_mb: float
     """Peak resident memory of the largest process of the call, MB."""
     code: int
+    archs: int | None = None
+    """How many archs it was compiled for; None in records of old trees."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,15 @@ class UnitWatch:
     """Units of all components."""
     todo: int
     """Units that were out of date when ninja started."""
-    jobs: int
-    expected_seconds: float
-    """First guess of a unit's duration, until some have finished."""
+    forecast: Forecast
     started: float = field(default_factory=time.monotonic)
     running: dict[str, float] = field(default_factory=dict)
     finished: list[UnitRecord] = field(default_factory=list)
     _offset: int = 0
+    _names: dict[str, str] = field(default_factory=dict)
+    """Of the running units, for people."""
+    _eta: tuple[float, float] = (0.0, -1.0)
+    """The last estimate, and when it was made."""
 
     def begin(self) -> None:
         """Ignore what earlier runs wrote."""
@@ -62,18 +68,22 @@ class UnitWatch:
     def update(self) -> None:
         """Read new events."""
         for event in self._new_events():
-            name = short_name(event["source"])
+            self._eta = (0.0, -1.0)
             if event["event"] == "start":
-                self.running[name] = event["time"]
+                self.running[event["unit"]] = event["time"]
+                self._names[event["unit"]] = short_name(event["source"])
                 continue
-            self.running.pop(name, None)
+            self.running.pop(event["unit"], None)
+            if event["event"] != "end":
+                continue
             record = UnitRecord(
                 event["unit"],
                 event["source"],
                 event["seconds"],
                 event["cpu_seconds"],
-                event["peak_kb"] / 1000,
+                event["peak_kb"] * 1024 / 1e6,
                 event["code"],
+                event.get("archs"),
             )
             self.finished.append(record)
 
@@ -95,12 +105,16 @@ class UnitWatch:
         return self.total - self.todo + sum(1 for record in self.finished if record.code == 0)
 
     def eta(self) -> float:
-        """Seconds that are left, by the mean duration of the units so far."""
-        finished = [record.seconds for record in self.finished]
-        mean = (sum(finished) + self.expected_seconds) / (len(finished) + 1)
-        left = max(0, self.todo - len(finished))
-        spent = sum(min(mean, time.time() - start) for start in self.running.values())
-        return max(0.0, (left * mean - spent) / max(1, min(self.jobs, left or 1)))
+        """Seconds that are left; worked out anew at most once a second."""
+        value, made = self._eta
+        age = time.monotonic() - made
+        if made < 0 or age >= 1:
+            now = time.time()
+            finished = {record.unit: record.seconds for record in self.finished}
+            running = {unit: max(0.0, now - start) for unit, start in self.running.items()}
+            self._eta = self.forecast.left(finished, running), time.monotonic()
+            return self._eta[0]
+        return max(0.0, value - age)
 
     def headline(self) -> str:
         """Units done of all, percent, elapsed, time left."""
@@ -113,27 +127,24 @@ class UnitWatch:
     def plain(self) -> str:
         """One line for pipes and CI."""
         oldest = min(self.running.items(), key=lambda item: item[1], default=None)
-        now = f"; longest running: {oldest[0]} ({human_seconds(time.time() - oldest[1])})" if oldest else ""
+        now = (
+            f"; longest running: {self._names[oldest[0]]} ({human_seconds(time.time() - oldest[1])})" if oldest else ""
+        )
         return f"compile: {self.headline()}; {len(self.running)} running{now}"
 
     def render(self) -> RenderableType:
         """Headline and the running units with their ages, for a terminal."""
         rows = [f"{'':<10}{self.headline()}"]
-        for name, start in sorted(self.running.items(), key=lambda item: item[1])[:12]:
-            rows.append(f"{'':<12}{human_seconds(time.time() - start):>10}  {name}")
+        for unit, start in sorted(self.running.items(), key=lambda item: item[1])[:12]:
+            rows.append(f"{'':<12}{human_seconds(time.time() - start):>10}  {self._names[unit]}")
         return lines(*rows)
 
 
 def read_units(events: Path) -> list[UnitRecord]:
     """Return the last successful compilation of each unit, over all runs that worked on the tree."""
-    watch = UnitWatch(events, total=0, todo=0, jobs=1, expected_seconds=0)
+    watch = UnitWatch(events, total=0, todo=0, forecast=Forecast([], jobs=1, memory=0))
     watch.update()
     return list({record.unit: record for record in watch.finished if record.code == 0}.values())
-
-
-def short_name(path: str) -> str:
-    """Return a source's path below csrc/, or its last parts."""
-    return path.split("/csrc/", 1)[-1] if "/csrc/" in path else "/".join(path.split("/")[-2:])
 
 
 def read_failures(folder: Path) -> list[Failure]:
@@ -145,6 +156,6 @@ def read_failures(folder: Path) -> list[Failure]:
         except ValueError:  # the launcher was killed while writing
             continue
         command = f"cd {shlex.quote(data['directory'])} && {shlex.join(data['command'])}"
-        killed = not data["output"].strip() or "Killed" in data["output"]
+        killed = not data["output"].strip() or any(word in data["output"] for word in ("Killed", "signal 9"))
         found.append(Failure(short_name(data["unit"]), command, data["output"].strip(), killed))
     return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,30 @@ from scripts.archs import Arch, arch_list, check_cuda_can, parse_arch_list
 from scripts.audit_collect import audit_wheel
 from scripts.audit_models import AuditReport, Level
 from scripts.audit_show import failures, html, show
-from scripts.cache import Cache
+from scripts.cache import Cache, digest
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
-from scripts.compile import BuildTree, compile_units, configure, plan_tree
+from scripts.compile import BuildTree, Compiled, compile_units, configure, list_units, plan_tree
+from scripts.compiler_cache import CacheSettings, CacheSummary, compiler_cache, headers_digest, read_settings
 from scripts.console import Console, human_bytes, human_seconds
+from scripts.cost_model import Unit, cost_book
 from scripts.drivers import default_targets
 from scripts.errors import AuditError, PackageError, UsageError, from_os_error
 from scripts.fetch import Fetched, fetch_recipe, open_access
+from scripts.fixed_paths import refusal
 from scripts.git_checkout import Access
 from scripts.git_source import GitTree
 from scripts.indexes import Indexes, read_indexes
-from scripts.machine import Machine, default_jobs, read_machine
+from scripts.machine import Machine, read_machine
 from scripts.package import package_wheel
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
-from scripts.plan import check_space, show_plan
+from scripts.plan import check_memory, check_space, show_plan
 from scripts.preflight import check_reach
 from scripts.prove import prove_wheel
 from scripts.recipe import DEFAULT_RECIPE, ROOT, Recipe
 from scripts.recipe_files import load_recipe, recipe_names
 from scripts.report import Stages, enter, find_built, make_report
+from scripts.shards import Shard, parse_shard, plan_json, units_of
 from scripts.split import split_wheel
 from scripts.toolchain import environment_key, provide_toolchain
 
@@ -52,6 +57,9 @@ class Job:
     wheelhouse: Path
     indexes: Indexes
     environment: Mapping[str, str]
+    keep_going: bool = False
+    """Whether units are compiled on after one has failed."""
+    compiler_cache: CacheSettings = field(default_factory=CacheSettings)
 
     @property
     def cache(self) -> Cache:
@@ -76,9 +84,19 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help='archs, such as "9.0" or "8.0;12.0" or H100 (default: the recipe\'s); repeated: one wheel each',
     )
     parser.add_argument(
-        "--jobs", metavar="N", help="units compiled at once (default: MAX_JOBS, else by cores and memory)"
+        "--jobs",
+        metavar="N",
+        help="units compiled at once at most (default: MAX_JOBS, else all cores); fewer where memory does not reach",
     )
+    parser.add_argument("--keep-going", action="store_true", help="compile on when a unit fails; show all that failed")
     parser.add_argument("--split", action="store_true", help="also cut a slim wheel per arch out of the result")
+    parser.add_argument(
+        "--shard", metavar="I/N", help="compile the I-th of N parts of the units into the compiler cache, and stop"
+    )
+    parser.add_argument("--plan-json", action="store_true", help="print the plan with a CI matrix of shards, and stop")
+    parser.add_argument(
+        "--no-compiler-cache", action="store_true", help="compile everything; read and fill no cache of objects"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--list", action="store_true", help="list the recipes and stop")
     parser.add_argument("--wheelhouse", type=user_path, default=WHEELHOUSE, metavar="DIR", help="where the wheel goes")
@@ -93,22 +111,55 @@ def choose_archs(recipe: Recipe, text: str | None) -> tuple[Arch, ...]:
     return archs
 
 
-def choose_jobs(option: str | None, environment: Mapping[str, str], recipe: Recipe, machine: Machine) -> int:
-    """Return how many units to compile at once: --jobs, MAX_JOBS, else by cores and memory. Raises UsageError."""
+def choose_jobs(option: str | None, environment: Mapping[str, str], machine: Machine) -> int:
+    """Return how many units to compile at once at most: --jobs, MAX_JOBS, else the cores. Raises UsageError."""
     for name, text in (("--jobs", option), ("MAX_JOBS", environment.get("MAX_JOBS"))):
         if text:
             if not text.isdecimal() or int(text) < 1:
                 raise UsageError(f"{name} is {text!r}", why="it must be a whole number of at least 1", fix=f"{name}=2")
             return int(text)
-    return default_jobs(machine, recipe.cost.unit_memory_gb if recipe.cost else 4.0)
+    return machine.cores
 
 
 def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
     """Run all stages; return the wheel in the wheelhouse and its report. Raises the failing stage's error."""
     stages = Stages()
     check_wheelhouse(job.wheelhouse)
+    tree, fetched = _prepare(job, stages, console)
+    with job.cache.lock(f"build-{tree.key}", console):
+        built = find_built(job.wheelhouse, tree.key, job.recipe.digest)
+        if built:
+            console.stage("ready", "this wheel is built already; nothing has changed")
+            return built
+        return _build_in(tree, job, fetched, stages, console)
+
+
+def build_shard(job: Job, shard: Shard, console: Console) -> None:
+    """Compile one machine's part of the units into the compiler cache, and link nothing. Raises as `build_wheel`."""
+    stages = Stages()
+    tree, _ = _prepare(job, stages, console)
+    book = cost_book(job.recipe)
+    with job.cache.lock(f"build-{tree.key}", console):
+        tree.path.mkdir(exist_ok=True)
+        with stages.kept_in(tree.path / "stages.json"):
+            with stages.timed("configure"):
+                configure(tree, console=console)
+            every, _ = list_units(tree, tree.targets)
+            mine = units_of(shard, every, book)
+            console.stage("shard", f"{shard}: {len(mine)} of {len(every)} units")
+            if not mine:  # more machines than units; ninja without targets would build everything
+                return
+            with stages.timed("compile"):
+                done = _compile(tree, job, console, only=mine)
+    compiled = f"{done.units_now} of {len(mine)} units compiled in {human_seconds(done.seconds)}"
+    console.table("", [("shard", f"{shard} is done: {compiled}"), ("next", "nox -s wheel without --shard links them")])
+
+
+def _prepare(job: Job, stages: Stages, console: Console) -> tuple[BuildTree, Fetched]:
+    """Fetch, patch and install; return the planned build tree."""
     patches, _ = recipe_patches(job.recipe)
     check_space(job.recipe, job.cache, toolchain=environment_key(job.recipe))
+    check_memory(job.recipe, read_machine(), console)
     check_reach(job.recipe, job.access, environment=job.environment)
     with stages.timed("fetch"):
         fetched = fetch_recipe(job.recipe, job.access)
@@ -135,13 +186,9 @@ def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
         dependencies=fetched.dependencies,
         cache=job.cache,
         environment=job.environment,
+        fixed=_fixed(console),
     )
-    with job.cache.lock(f"build-{tree.key}", console):
-        built = find_built(job.wheelhouse, tree.key, job.recipe.digest)
-        if built:
-            console.stage("ready", "this wheel is built already; nothing has changed")
-            return built
-        return _build_in(tree, job, fetched, stages, console)
+    return tree, fetched
 
 
 def _build_in(
@@ -152,7 +199,7 @@ def _build_in(
         with stages.timed("configure"):
             configure(tree, console=console)
         with stages.timed("compile"):
-            compiled = compile_units(tree, jobs=job.jobs, expected_seconds=_expected(job.recipe), console=console)
+            compiled = _compile(tree, job, console)
         stages.peak_bytes["compile"] = max(compiled.peak_bytes, stages.peak_bytes.get("compile", 0))
     with stages.timed("package"):
         wheel = package_wheel(tree, job.recipe, jobs=job.jobs, console=console)
@@ -176,6 +223,36 @@ def _build_in(
     return enter(wheel.path, report, html(audit), job.wheelhouse), report
 
 
+def _fixed(console: Console) -> bool:
+    """Whether to compile under paths that are the same on every machine; says when that cannot be."""
+    why = refusal()
+    if why:
+        console.note(f"no mount namespace here ({why}): cached objects are shared only with builds at the same paths")
+    return not why
+
+
+def _compile(tree: BuildTree, job: Job, console: Console, *, only: Sequence[Unit] | None = None) -> Compiled:
+    """Compile with the compiler cache, whose programs end with it."""
+    with compiler_cache(
+        job.compiler_cache,
+        job.cache,
+        tree=tree.path,
+        key=digest([tree.basis, headers_digest(tree.sources)]),
+        enter=tree.prefix,
+        environment=tree.environment,
+        console=console,
+    ) as opened:
+        return compile_units(
+            tree,
+            jobs=job.jobs,
+            book=cost_book(job.recipe),
+            console=console,
+            keep_going=job.keep_going,
+            only=only,
+            compiler_cache=opened,
+        )
+
+
 def _audit(wheel: Path, job: Job, tree: BuildTree, console: Console) -> AuditReport:
     """Judge the wheel for the recipe's archs with the driver of its CUDA. Raises AuditError when one is not met."""
     console.stage("audit", f"for {arch_list(job.archs)} with a CUDA {job.recipe.torch.cuda} driver")
@@ -195,10 +272,6 @@ def _audit(wheel: Path, job: Job, tree: BuildTree, console: Console) -> AuditRep
             docs="docs/audit.md",
         )
     return report
-
-
-def _expected(recipe: Recipe) -> float:
-    return recipe.cost.cpu_seconds / recipe.cost.units if recipe.cost else 60.0
 
 
 def check_wheelhouse(folder: Path) -> None:
@@ -229,6 +302,7 @@ def show_result(path: Path, report: Mapping[str, Any], console: Console) -> None
         ("archs", report["archs"]),
         *(("component", text) for text in components),
         ("stages", ", ".join(stages)),
+        *(("cache", CacheSummary(**data).line()) for data in [report.get("compiler_cache")] if data),
         ("memory", f"{human_bytes(peak)} at most while compiling"),
     ]
     if report["recipe"]["notice"]:
@@ -248,8 +322,13 @@ def main(arguments: Sequence[str], console: Console) -> int:
         return 0
     recipe = load_recipe(recipe_argument(options.recipe))
     lists = list(dict.fromkeys(choose_archs(recipe, text) for text in options.arch or [None]))
+    if options.plan_json:
+        plans = [plan_json(recipe, archs) for archs in lists]
+        console.result(json.dumps(plans[0] if len(plans) == 1 else plans))
+        return 0
+    shard = parse_shard(options.shard) if options.shard is not None else None
     machine = read_machine()
-    jobs = choose_jobs(options.jobs, os.environ, recipe, machine)
+    jobs = choose_jobs(options.jobs, os.environ, machine)
     if options.dry_run:
         for archs in lists:
             show_plan(
@@ -266,7 +345,11 @@ def main(arguments: Sequence[str], console: Console) -> int:
     indexes = read_indexes()
     for archs in lists:
         console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
-        job = Job(recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ)
+        settings = read_settings(os.environ, enabled=not options.no_compiler_cache)
+        job = Job(recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ, options.keep_going, settings)
+        if shard:
+            build_shard(job, shard, console)
+            continue
         path, report = build_wheel(job, console)
         show_result(path, report, console)
         if options.split and len(archs) > 1:

@@ -53,7 +53,7 @@ def test_a_failure_without_a_failed_unit_is_of_ninja_or_of_the_linker(
     ("output", "killed", "why", "fix"),
     [
         ("a.cu:1: error: bad", False, "compiler's output", "nothing compiled is lost"),
-        ("", True, "killed", "--jobs 1"),
+        ("", True, "too little memory", "more memory"),
         ("cc1plus: No space left on device", True, "no space left", "TMPDIR"),
     ],
 )

@@ -4,7 +4,10 @@ import json
 import time
 from pathlib import Path
 
-from scripts.units import UnitWatch, read_failures, short_name
+from scripts.cost_model import short_name
+from scripts.forecast import Forecast
+from scripts.schedule import Task
+from scripts.units import UnitWatch, read_failures
 
 
 def start(name: str, at: float) -> str:
@@ -16,6 +19,10 @@ def end(name: str, code: int = 0, seconds: float = 10) -> str:
     return json.dumps({**data, "seconds": seconds, "cpu_seconds": seconds, "peak_kb": 5000}) + "\n"
 
 
+def forecast(*names: str, jobs: int = 2) -> Forecast:
+    return Forecast([Task(f"{name}.o", 10.0, 0) for name in names], jobs=jobs, memory=0)
+
+
 def add(path: Path, text: str) -> None:
     with path.open("a") as file:
         file.write(text)
@@ -24,7 +31,7 @@ def add(path: Path, text: str) -> None:
 def test_a_watch_follows_units_from_start_to_end(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     add(events, start("old.cu", 0) + end("old.cu"))
-    watch = UnitWatch(events, total=10, todo=4, jobs=2, expected_seconds=10)
+    watch = UnitWatch(events, total=10, todo=4, forecast=forecast("a.cu", "b.cu", "c.cu", "d.cu"))
     watch.begin()
     watch.update()
     assert (watch.done, watch.finished) == (6, [])
@@ -36,14 +43,14 @@ def test_a_watch_follows_units_from_start_to_end(tmp_path: Path) -> None:
     watch.update()
     assert watch.done == 7
     assert watch.running == {}
-    assert [record.peak_mb for record in watch.finished] == [5.0, 5.0]
+    assert [record.peak_mb for record in watch.finished] == [5.12, 5.12]  # of 5000 KiB
     assert watch.eta() == 10.0  # two left of 10 s each, two at a time
     assert watch.render() is not None
 
 
 def test_half_written_and_torn_lines_do_not_stop_a_watch(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
-    watch = UnitWatch(events, total=2, todo=2, jobs=1, expected_seconds=1)
+    watch = UnitWatch(events, total=2, todo=2, forecast=forecast("a.cu", "b.cu", jobs=1))
     watch.begin()
     watch.update()  # no file yet
     whole = end("a.cu")
