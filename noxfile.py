@@ -67,6 +67,12 @@ def patches(session: nox.Session) -> None:
     _command(session, "patches")
 
 
+@nox.session(name="runtime-image")
+def runtime_image(session: nox.Session) -> None:
+    """Build a slim image that runs a prebuilt wheel, and check it from inside: `-- --wheel W --base debootstrap`."""
+    _command(session, "runtime_image")
+
+
 @nox.session
 def doctor(session: nox.Session) -> None:
     """Check this machine against a recipe before anything large is downloaded: `-- --recipe R --target GPU@DRIVER`."""

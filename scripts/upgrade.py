@@ -1,9 +1,10 @@
-"""Renew every lock file with uv (requirements/*.txt, recipes/locks/*.txt) and the recipes' schema in docs/."""
+"""Renew every lock file with uv (requirements/, recipes/locks/, runtime/requirements/) and the schema."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from scripts.recipe import ROOT, SCHEMA_FILE, Recipe
 from scripts.recipe_files import json_schema, load_recipe, recipe_names
 
 OLDEST_PYTHON = "3.10"
+RUNTIME = ROOT / "runtime" / "requirements"
+OLDEST_RUNTIME_PYTHON = "3.11"  # Debian 12's
 
 
 def lock_inputs(recipe: Recipe) -> str:
@@ -28,11 +31,25 @@ def lock_inputs(recipe: Recipe) -> str:
     return "".join(f"{line}\n" for line in wanted)
 
 
-def compile_lock(source: Path, target: Path) -> None:
-    """Resolve `source` into the hash-locked `target` for all supported Pythons. Raises ToolchainError."""
+def runtime_options(source: Path) -> list[str | Path]:
+    """Return uv's options for a lock of the runtime image, from the comments that its source begins with.
+
+    `# as of: DATE` leaves out what was uploaded later: a wheel's open requirements resolve to what it was released
+    with. `# constraints: FILE` keeps to another lock's versions. The wheel itself is installed apart.
+    """
+    options: list[str | Path] = ["--no-emit-package", "vllm"]
+    for name, value in re.findall(r"^# (as of|constraints): (\S+)$", source.read_text(), re.MULTILINE):
+        options += ["--exclude-newer", value] if name == "as of" else ["--constraints", source.with_name(value)]
+    return options
+
+
+def compile_lock(
+    source: Path, target: Path, *, python: str = OLDEST_PYTHON, options: Sequence[str | Path] = ()
+) -> None:
+    """Resolve `source` into the hash-locked `target` for `python` and all later ones. Raises ToolchainError."""
     uv = Path(sys.executable).with_name("uv")
     command = [uv, "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-header", "--no-annotate"]
-    command += ["--python-version", OLDEST_PYTHON, source, "-o", target, "--upgrade"]
+    command += ["--python-version", python, source, "-o", target, "--upgrade", *options]
     # Only the main index: a local folder's or an extra index's builds must not get into a lock file.
     indexes = dataclasses.replace(read_indexes(), extra_index_urls=(), find_links=())
     environment = indexes.uv_environment({**os.environ, "UV_NO_CONFIG": "1"})
@@ -46,7 +63,8 @@ def compile_lock(source: Path, target: Path) -> None:
 def main(arguments: Sequence[str], console: Console) -> int:
     """Renew all lock files and the recipes' schema, or those named."""
     sources = sorted((ROOT / "requirements").glob("*.in"))
-    known = ["schema", *(source.stem for source in sources), *recipe_names()]
+    images = [*sorted(RUNTIME.glob("vllm-*.in")), RUNTIME / "worker.in"]  # the worker's lock keeps to vLLM's
+    known = ["schema", *(source.stem for source in (*sources, *images)), *recipe_names()]
     parser = Parser("upgrade", "Renew the lock files and the recipes' JSON Schema: all, or those named.")
     parser.add_argument("name", nargs="*", help=f"some of: {', '.join(known)}")
     names = parser.parse_args(arguments).name
@@ -60,6 +78,12 @@ def main(arguments: Sequence[str], console: Console) -> int:
         if not names or source.stem in names:
             console.stage("lock", source.stem)
             compile_lock(source, source.with_suffix(".txt"))
+    for source in images:
+        if not names or source.stem in names:
+            console.stage("lock", f"runtime {source.stem}")
+            compile_lock(
+                source, source.with_suffix(".txt"), python=OLDEST_RUNTIME_PYTHON, options=runtime_options(source)
+            )
     done: set[str] = set()
     for name in recipe_names():
         recipe = load_recipe(name)

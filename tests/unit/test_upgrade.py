@@ -114,11 +114,14 @@ def test_recipes_that_share_a_lock_file_resolve_it_once(
     project: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(upgrade, "compile_lock", lambda source, target: asked.append((source.read_text(), target.name)))
+    monkeypatch.setattr(
+        upgrade, "compile_lock", lambda source, target, **_: asked.append((source.read_text(), target.name))
+    )
     upgrade.main([], console)
     locks = [name for _, name in asked]
     assert locks[:2] == ["lint.txt", "tests.txt"]
-    assert sorted(locks[2:]) == sorted(path.name for path in (RECIPES / "locks").glob("*.txt"))
+    assert locks[2:4] == ["vllm-0.15.1.txt", "worker.txt"]
+    assert sorted(locks[4:]) == sorted(path.name for path in (RECIPES / "locks").glob("*.txt"))
     asked.clear()
     upgrade.main(["quickstart"], console)
     assert asked == [(upgrade.lock_inputs(load_recipe("quickstart")), load_recipe("quickstart").lock_file.name)]

@@ -1,0 +1,1 @@
+"""A RunPod serverless worker around `vllm serve`: settings, engine, routes, streaming. See docs/deploy-runpod.md."""

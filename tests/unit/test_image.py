@@ -1,0 +1,379 @@
+"""The runtime image without building one: pre-checks, command lines, explanations, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import runtime_image
+from scripts.cache import Cache
+from scripts.console import Console
+from scripts.errors import ImageError, UsageError
+from scripts.image_base import debian_base
+from scripts.image_checks import Facts, Result, check_image, inside, read_facts, stopped_cleanly
+from scripts.image_context import (
+    ENCODINGS,
+    Base,
+    WheelFacts,
+    check_base,
+    find_lock,
+    find_wheel,
+    have_encodings,
+    make_context,
+    read_wheel,
+    write_secrets,
+)
+from scripts.image_engine import Engine, Layer, Plan, explained, find_engine
+from scripts.image_report import ImageReport, as_json, file_stem, sbom, show
+from scripts.indexes import Indexes
+from scripts.upgrade import runtime_options
+from tests.fatbins import container, sass, shared_object
+from tests.wheels import make_wheel
+
+BOOKWORM = Base((3, 11), "2.36", "x86_64")
+
+
+def facts(**changes: Any) -> Facts:
+    values: dict[str, Any] = {
+        "python": (3, 11),
+        "glibc": "2.36",
+        "machine": "x86_64",
+        "headers": True,
+        "python_packages": (("torch", "2.9.1", 900), ("Jinja2", "3.1.6", 100)),
+        "debian_packages": (("libc6", "2.36-9", "amd64", 4096),),
+        "setuid": ("/bin/su",),
+        "writable": (),
+        "caches": (),
+        "secrets": (),
+    }
+    return Facts(**{**values, **changes})
+
+
+def wheel_facts(path: Path = Path("vllm-0.15.1+cu128.sm86-cp38-abi3-manylinux_2_31_x86_64.whl")) -> WheelFacts:
+    return WheelFacts(path, "0.15.1+cu128.sm86", "ab" * 32, 10, "vllm-0.15.1-cu128", "12.0", "525.60.13")
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a `docker`, `podman` and `buildah` on the path that note their arguments and answer from files."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("docker", "podman", "buildah"):
+        program = folder / name
+        program.write_text(
+            f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/calls\n'
+            f'for word in "$@"; do\n'
+            f'  if [ -e "{tmp_path}/fail-$word" ]; then cat "{tmp_path}/fail-$word"; exit 1; fi\ndone\n'
+            f'if [ -e "{tmp_path}/answer-$1" ]; then cat "{tmp_path}/answer-$1"; fi\n'
+        )
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return tmp_path
+
+
+def engine(folder: Path, name: str) -> Engine:
+    return Engine(name, folder / "image.log", Console(quiet=True))
+
+
+def calls(folder: Path) -> list[str]:
+    return (folder / "calls").read_text().splitlines()
+
+
+def test_the_newest_wheel_is_taken_and_a_missing_one_is_an_image_error(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="there is no wheel"):
+        find_wheel(None, wheelhouse=tmp_path)
+    with pytest.raises(ImageError, match="absent"):
+        find_wheel(tmp_path / "absent.whl")
+    old, new = make_wheel(tmp_path, {}), make_wheel(tmp_path, {}, version="0.15.2")
+    os.utime(old, (1, 1))
+    assert find_wheel(None, wheelhouse=tmp_path) == new
+    assert ImageError.exit_code == 11
+
+
+def test_the_lowest_driver_of_a_wheel_is_read_from_its_gpu_code(tmp_path: Path) -> None:
+    library = shared_object(tmp_path / "_C.so", {"k": container(sass("86", "k"))}).read_bytes()
+    found = read_wheel(make_wheel(tmp_path, {"vllm/_C.abi3.so": library}, version="0.15.1+cu128.sm86"))
+    assert found.cuda.startswith("12.") or found.cuda == "13.0"
+    assert found.driver
+    assert found.unpacked > len(library)
+
+
+def test_wheels_that_no_gpu_runs_or_that_are_none_are_image_errors(tmp_path: Path) -> None:
+    broken = tmp_path / "vllm-0.15.1-cp38-abi3-manylinux_2_31_x86_64.whl"
+    broken.write_bytes(b"no zip")
+    with pytest.raises(ImageError):
+        read_wheel(broken)
+    with pytest.raises(ImageError, match="none of its GPUs"):
+        read_wheel(make_wheel(tmp_path, {}, version="0.15.1+cu128.sm86"))
+    library = shared_object(tmp_path / "_C.so", {"k": container(sass("86", "k"))}).read_bytes()
+    other = make_wheel(tmp_path, {"x/_C.abi3.so": library}, name="other", version="1+sm86")
+    with pytest.raises(ImageError, match="is not vLLM"):
+        read_wheel(other)
+
+
+@pytest.mark.parametrize(
+    ("tags", "base", "words"),
+    [
+        ("cp312-cp312-manylinux_2_31_x86_64", BOOKWORM, "not for Python 3.11"),
+        ("cp313-abi3-manylinux_2_31_x86_64", BOOKWORM, "not for Python 3.11"),
+        ("cp38-abi3-manylinux_2_41_x86_64", BOOKWORM, "needs glibc 2.41 and the base has 2.36"),
+        ("cp38-abi3-manylinux_2_31_x86_64", Base((3, 12), "", "x86_64"), "none (musl?)"),
+        ("cp38-abi3-manylinux_2_31_aarch64", BOOKWORM, "not for x86_64"),
+    ],
+)
+def test_a_wheel_that_the_base_cannot_run_is_refused_before_the_build(
+    tmp_path: Path, tags: str, base: Base, words: str
+) -> None:
+    with pytest.raises(ImageError) as caught:
+        check_base(make_wheel(tmp_path, {}, tags=tags), base)
+    assert words in caught.value.what
+
+
+def test_a_wheel_that_fits_passes_and_requires_python_counts(tmp_path: Path) -> None:
+    check_base(make_wheel(tmp_path, {}), BOOKWORM)
+    check_base(make_wheel(tmp_path, {}, tags="cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64"), BOOKWORM)
+    metadata = "Metadata-Version: 2.4\nName: {name}\nVersion: {version}\nRequires-Python: >=3.12\n"
+    with pytest.raises(ImageError, match=r"not for Python 3\.11"):
+        check_base(make_wheel(tmp_path, {}, metadata=metadata), BOOKWORM)
+
+
+def test_requirements_are_those_of_the_wheels_version_and_must_have_hashes(tmp_path: Path) -> None:
+    assert find_lock("0.15.1+cu129.sm86", None).name == "vllm-0.15.1.txt"
+    with pytest.raises(ImageError, match=r"no locked requirements for vLLM 9\.9"):
+        find_lock("9.9+cu128", None)
+    bare = tmp_path / "r.txt"
+    bare.write_text("torch==2.9.1\n")
+    with pytest.raises(ImageError, match="pins no hashes"):
+        find_lock("9.9", bare)
+
+
+def test_the_shipped_locks_hold_torch_and_the_sdk_that_belong_together() -> None:
+    lock, worker = find_lock("0.15.1", None).read_text(), (find_lock("0.15.1", None).parent / "worker.txt").read_text()
+    pins = dict(line.split(" ")[0].split("==") for line in lock.splitlines() if "==" in line[:60] and line[0] != " ")
+    assert pins["torch"] == "2.9.1"
+    assert "vllm" not in pins
+    for line in worker.splitlines():
+        name, _, version = line.partition(" ")[0].partition("==")
+        if version and name in pins:
+            assert pins[name] == version, name
+
+
+def test_encodings_from_a_folder_are_checked(tmp_path: Path, cache: Cache, console: Console) -> None:
+    for name in ENCODINGS:
+        (tmp_path / name).write_bytes(b"other")
+    with pytest.raises(ImageError, match="is not the o200k_base"):
+        have_encodings(tmp_path, cache=cache, indexes=Indexes(), console=console)
+
+
+def test_the_context_holds_what_the_dockerfile_takes_and_is_removed(tmp_path: Path, cache: Cache) -> None:
+    wheel, vocabulary = make_wheel(tmp_path, {}), tmp_path / "v"
+    vocabulary.write_text("v")
+    with make_context(cache, wheel, find_lock("0.15.1", None), {"o200k_base.tiktoken": vocabulary}) as context:
+        names = {str(path.relative_to(context)) for path in context.rglob("*") if path.is_file()}
+        assert {"Dockerfile.runtime", "bin/uv", "requirements.txt", "worker.txt", f"wheel/{wheel.name}"} <= names
+        assert {"image/entrypoint.sh", "worker/handler.py", "encodings/o200k_base.tiktoken"} <= names
+        assert not any("__pycache__" in name for name in names)
+        assert stat.S_IMODE((context / "image" / "health.py").stat().st_mode) == 0o755
+    assert not context.exists()
+
+
+def test_credentials_of_an_index_are_in_a_secret_file_only(tmp_path: Path, stand_in: Path) -> None:
+    secrets = write_secrets(tmp_path, Indexes(index_url="https://me:geheim@index.example/simple"))
+    assert "geheim" in secrets["index"].read_text()
+    assert stat.S_IMODE(secrets["index"].stat().st_mode) == 0o600
+    engine(stand_in, "buildah").build(Plan(tmp_path, "runtime", "localhost/x:1", {"A": "b"}, secrets, {"l": "m"}, 7))
+    build = next(line for line in calls(stand_in) if " bud " in line)
+    assert "geheim" not in build
+    assert "--isolation chroot --layers --force-rm --format docker --timestamp 7 --build-arg A=b" in build
+    assert "--label l=m --target runtime --tag localhost/x:1" in build
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("docker", "docker build --build-arg SOURCE_DATE_EPOCH=0"), ("podman", "podman build --format docker")],
+)
+def test_each_engine_is_spoken_to_in_its_own_words(stand_in: Path, name: str, words: str) -> None:
+    engine(stand_in, name).build(Plan(stand_in, "runtime", "x:1", {}))
+    assert any(line.startswith(words) for line in calls(stand_in))
+
+
+def test_a_build_that_fails_is_explained_and_leaves_no_containers(stand_in: Path) -> None:
+    (stand_in / "fail-bud").write_text("write /x: no space left on device\n")
+    (stand_in / "answer-containers").write_text("abc\n")
+    with pytest.raises(ImageError) as caught:
+        engine(stand_in, "buildah").build(Plan(stand_in, "runtime", "x:1", {}))
+    assert caught.value.why == "no space left on the filesystem of the layers"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("error: Failed to fetch: `https://u:p@index/simple`", "cannot be reached"),
+        ("invalid peer certificate: UnknownIssuer", "certificate is not trusted"),
+        ("Hash mismatch for torch", "other bytes"),
+        ("/bin/sh: 1: python3: not found", "no python3"),
+        ("something else", "the engine failed"),
+    ],
+)
+def test_failures_of_a_build_are_named(tmp_path: Path, text: str, why: str) -> None:
+    error = explained("building", text, tmp_path / "log")
+    assert why in error.why
+    assert "u:p" not in error.detail
+
+
+def test_an_engine_is_found_or_its_absence_explained(
+    stand_in: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_engine("auto", log=stand_in / "log", console=console).name == "docker"
+    (stand_in / "fail-info").write_text("Cannot connect to the daemon\n")
+    with pytest.raises(ImageError, match="buildah cannot build") as caught:
+        find_engine("buildah", log=stand_in / "log", console=console)
+    assert "Cannot connect to the daemon" in caught.value.why
+    monkeypatch.setenv("PATH", str(stand_in / "empty"))
+    with pytest.raises(ImageError, match="no engine can build"):
+        find_engine("auto", log=stand_in / "log", console=console)
+    with pytest.raises(UsageError):
+        find_engine("kaniko", log=stand_in / "log", console=console)
+
+
+def test_a_container_engine_runs_checks_without_network_and_read_only_when_asked(stand_in: Path) -> None:
+    script = stand_in / "s.py"
+    script.write_text("")
+    engine(stand_in, "podman").run("x:1", ["python3", "-"], script=script, user="12345", read_only=True)
+    assert calls(stand_in)[-1] == (
+        "podman run --rm -i --network none --user 12345 --entrypoint python3"
+        " --read-only --tmpfs /tmp --tmpfs /cache x:1 -"
+    )
+
+
+def test_layers_are_listed_with_the_base_first(stand_in: Path) -> None:
+    (stand_in / "answer-history").write_text("30\tRUN b\n0\tENV x\n20\tRUN a\n")
+    assert engine(stand_in, "docker").layers("x:1") == [Layer(20, "RUN a"), Layer(30, "RUN b")]
+
+
+def test_a_base_without_python_is_refused(stand_in: Path) -> None:
+    (stand_in / "fail-run").write_text('exec: "python3": executable file not found in $PATH\n')
+    with pytest.raises(ImageError, match="has no Python that runs"):
+        read_facts(engine(stand_in, "docker"), "alpine:3")
+
+
+def told(**changes: Any) -> str:
+    data = {
+        "python": [3, 11], "glibc": "2.36", "machine": "x86_64", "headers": True,
+        "python_packages": [["torch", "2.9.1", 5]], "debian_packages": [["libc6", "2.36", "amd64", "4"]],
+        "setuid": [], "writable": [], "caches": [], "secrets": [], **changes,
+    }  # fmt: skip
+    return json.dumps(data) + '\n{"check": "a", "ok": true, "said": "fine"}\n'
+
+
+def test_what_an_image_holds_beyond_its_base_fails_its_check(stand_in: Path, console: Console) -> None:
+    answer = told(setuid=["/bin/su", "/opt/x"], writable=["/opt"], secrets=["/root/.netrc"]).split("\n")[0]
+    (stand_in / "answer-run").write_text(answer)
+    found, results = check_image(engine(stand_in, "docker"), "x:1", base=facts(), console=console)
+    assert found.debian_packages == (("libc6", "2.36", "amd64", 4096),)
+    wrong = {result.check: result.said for result in results if not result.ok}
+    assert wrong["no setuid files beyond the base's"] == "/opt/x"
+    assert wrong["no directories of root that others may write"] == "/opt"
+    assert wrong["no secrets in files or variables"] == "/root/.netrc"
+    with pytest.raises(ImageError, match="checks of the image failed"):
+        stopped_cleanly(results)
+
+
+def test_checks_that_do_not_run_to_their_end_have_failed(stand_in: Path) -> None:
+    (stand_in / "fail-run").write_text('{"check": "a", "ok": true, "said": "fine"}\nSegmentation fault\n')
+    first, last = inside(engine(stand_in, "docker"), "x:1", title="t", user="1", read_only=False)
+    assert first == Result("a (t)", ok=True, said="fine")
+    assert not last.ok
+    assert "Segmentation fault" in last.said
+    stopped_cleanly([first])
+
+
+def image_report(tag: str = "localhost/vllm:1") -> ImageReport:
+    layers = [Layer(1000, "/bin/sh -c #(nop) ADD base"), Layer(100, "RUN uv")]
+    checks = [Result("a", ok=True, said="fine")]
+    return ImageReport(
+        tag, "runtime", "debian", "sha256:1", "buildah", wheel_facts(), facts(), layers, checks, 1.0, 1_700_000_000
+    )
+
+
+def test_the_size_table_says_what_the_image_weighs_over_its_wheels(capsys: pytest.CaptureFixture[str]) -> None:
+    report = image_report()
+    show(report, Console())
+    out = capsys.readouterr().out
+    assert "1.100 of its wheels' 1.0 kB" in out
+    assert "torch 2.9.1" in out
+    assert as_json(report)["ratio"] == 1.1
+
+
+def test_the_sbom_names_every_package_by_its_purl_and_is_the_same_twice() -> None:
+    bill = json.loads(sbom(image_report()))
+    urls = {item["purl"] for item in bill["components"]}
+    assert urls == {"pkg:pypi/torch@2.9.1", "pkg:pypi/jinja2@3.1.6", "pkg:deb/debian/libc6@2.36-9?arch=amd64"}
+    assert bill["metadata"]["component"]["type"] == "container"
+    assert sbom(image_report()) == sbom(image_report())
+    assert str(file_stem("localhost/vllm:1+a b")) == "localhost_vllm_1+a_b"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--target", "runpot"], "Perhaps you meant 'runpod'?"),
+        (["--tag", "vllm:latest"], "says nothing"),
+        (["--push", "host:5000/vllm"], "says nothing"),
+        (["--target", "runtime-jit"], "belong together"),
+        (["--engin", "docker"], "Perhaps you meant '--engine'?"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(console: Console, words: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        runtime_image.main(words, console)
+    assert said in caught.value.what
+
+
+def test_a_disk_that_cannot_hold_the_layers_is_refused(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (stand_in / "answer-info").write_text(json.dumps({"store": {"GraphRoot": str(stand_in / "a" / "b")}}))
+    runtime_image.check_disk(engine(stand_in, "buildah"), known=True)
+    monkeypatch.setattr(runtime_image, "DISK", 1e18)
+    with pytest.raises(ImageError, match="are free"):
+        runtime_image.check_disk(engine(stand_in, "buildah"), known=False)
+
+
+def test_a_base_from_a_registry_is_named_by_its_digest() -> None:
+    given = runtime_image.build_arguments(wheel_facts(), base="python:3.12-slim-bookworm", digest="sha256:12")
+    assert given["BASE_IMAGE"] == "python:3.12-slim-bookworm@sha256:12"
+    assert given["NVIDIA_REQUIRE_CUDA"] == "cuda>=12.0"
+    local = runtime_image.build_arguments(wheel_facts(), base="localhost/b:1", digest="sha256:12")
+    assert local["BASE_IMAGE"] == "localhost/b:1"
+
+
+def test_labels_tell_where_the_image_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = runtime_image.labels(wheel_facts(), base="b:1", digest="sha256:12", recipe=None, stamp=0)
+    assert found["wheelsmith.recipe"] == "vllm-0.15.1-cu128"
+    assert found["wheelsmith.driver.minimum"] == "525.60.13"
+    assert found["org.opencontainers.image.created"] == "1970-01-01T00:00:00+00:00"
+
+
+def test_a_debian_base_that_is_there_is_not_made_again(stand_in: Path, cache: Cache, console: Console) -> None:
+    name = debian_base(engine(stand_in, "buildah"), cache=cache, console=console, log=stand_in / "log")
+    assert name.startswith("localhost/wheelsmith-base:bookworm-")
+    (stand_in / "fail-inspect").write_text("no such image")
+    program = stand_in / "bin" / "mmdebstrap"
+    program.write_text("#!/bin/sh\necho 'E: Temporary failure resolving deb.example' ; exit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(ImageError, match="mmdebstrap failed") as caught:
+        debian_base(engine(stand_in, "buildah"), cache=cache, console=console, log=stand_in / "log")
+    assert "cannot be reached" in caught.value.why
+
+
+def test_locks_of_the_image_say_themselves_what_they_resolve_against(tmp_path: Path) -> None:
+    source = tmp_path / "worker.in"
+    source.write_text("# as of: 2026-02-20\n# constraints: vllm-0.15.1.txt\nrunpod\n")
+    constraints = tmp_path / "vllm-0.15.1.txt"
+    assert runtime_options(source) == [
+        "--no-emit-package", "vllm", "--exclude-newer", "2026-02-20", "--constraints", constraints,
+    ]  # fmt: skip
