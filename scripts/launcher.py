@@ -30,6 +30,7 @@ ADMISSION = "WHEELSMITH_ADMISSION"  # socket of the scheduler
 COMPILER_CACHE = "WHEELSMITH_COMPILER_CACHE"  # file that says what to put before the compiler, read at each call
 PR_SET_PDEATHSIG = 1
 STOPPED = 75  # exit code of a unit that the scheduler did not let start
+_told_to_stop: list[int] = []  # signals that came while a compiler was running
 _KILLED = (b"died due to signal 9", b"Killed signal terminated program", b"Killed\n")  # nvcc; gcc; a shell
 
 
@@ -158,7 +159,7 @@ def call_cached(command: list[str], known: dict[str, object]) -> tuple[int, byte
         known["cache"] = "failed"
         return call(command)
     known["cache"] = "hit" if _take_stats(stats) else "miss"
-    if code and (switch != read_switch() or cache_failed(code, output)):
+    if code and not _told_to_stop and (switch != read_switch() or cache_failed(code, output)):
         known["cache"] = "failed"
         return call(command)
     return code, output, usage
@@ -187,7 +188,9 @@ def call(command: list[str], environment: dict[str, str] | None = None) -> tuple
     child = subprocess.Popen(command, stdout=pipe, stderr=both, preexec_fn=prefer_as_victim, env=environment)  # noqa: PLW1509
 
     def stop(number: int, _frame: object) -> None:
-        child.send_signal(number)
+        _told_to_stop.append(number)
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, number)  # not send_signal: it would reap a child that has ended, and wait4 find none
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

@@ -187,7 +187,7 @@ def apply_to(tree: Path, patch: Patch, contents: dict[str, list[str] | None]) ->
     for name, content in patch.files:
         if (tree / name).exists() or name in contents:
             problems.append(HunkProblem(name, 1, "the file exists already"))
-        contents[name] = content.decode("utf-8", "surrogateescape").splitlines(keepends=True)
+        contents[name] = _lines(content)
     return problems
 
 
@@ -207,10 +207,12 @@ def _check_name(name: str, patch: str) -> None:
 
 
 def _read_lines(path: Path) -> list[str] | None:
-    if not path.is_file():
-        return None
+    return _lines(path.read_bytes()) if path.is_file() else None
+
+
+def _lines(content: bytes) -> list[str]:
     # Not splitlines(): form feeds and Unicode's line separators do not end a line for diff.
-    return re.findall(r"[^\n]*\n|[^\n]+", path.read_bytes().decode("utf-8", "surrogateescape"))
+    return re.findall(r"[^\n]*\n|[^\n]+", content.decode("utf-8", "surrogateescape"))
 
 
 def _apply_hunks(file: PatchedFile, lines: list[str]) -> tuple[list[str], list[HunkProblem]]:

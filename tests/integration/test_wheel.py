@@ -20,6 +20,7 @@ from scripts.errors import AuditError, CompileError, FetchError, PackageError, P
 from scripts.recipe import ROOT
 from scripts.wheel import main
 from tests.miniature import Miniature, full_environment, make_miniature, wheel_command
+from tests.support import wait_for
 
 MakeWheel = Callable[..., Path]
 
@@ -36,8 +37,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fresh(miniature: Miniature, cache: Path) -> Iterator[None]:
-    """The toolchain may stay; the build trees of other tests may not."""
-    subprocess.run(["rm", "-rf", str(cache / "builds")], check=True)
+    """The toolchain may stay; the build trees and the objects of other tests may not."""
+    subprocess.run(["rm", "-rf", str(cache / "builds"), str(cache / "compiler-cache")], check=True)
     yield
     miniature.slow(0)
     miniature.broken(broken=False)
@@ -181,13 +182,6 @@ def test_a_failing_unit_is_shown_once_with_its_command_and_nothing_is_lost(
     miniature.broken(broken=False)
     wheelhouse = make()
     assert report_of(wheelhouse)["units"]["compiled_in_this_run"] == 4 - done
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def start(miniature: Miniature, cache: Path, wheelhouse: Path) -> subprocess.Popen[bytes]:

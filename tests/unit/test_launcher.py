@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from scripts.launcher import EVENTS, FAILURES, append, keep_failure, unit_of
+from scripts.launcher import COMPILER_CACHE, EVENTS, FAILURES, append, keep_failure, unit_of
 from scripts.recipe import ROOT
 from scripts.units import read_failures
+from tests.support import wait_for
 
 
 @pytest.mark.parametrize(
@@ -58,3 +60,18 @@ def test_a_call_ends_with_its_code_and_failures_are_kept(script: str, code: int,
     start, end = (json.loads(line) for line in (tmp_path / "events").read_text().splitlines())
     assert (start["event"], end["event"], end["code"]) == ("start", "end", code)
     assert [failure.killed for failure in read_failures(tmp_path)] == [True] * kept
+
+
+def test_a_call_that_is_told_to_stop_is_not_tried_again_without_the_cache(tmp_path: Path) -> None:
+    """As when the whole run is killed: the cache's program says that it failed, and the compiler must not start."""
+    cache, switch = tmp_path / "cache.sh", tmp_path / "switch.json"
+    cache.write_text('trap "echo ccache: error: stopped; exit 1" TERM\ntouch "$STARTED"\nwhile :; do sleep 0.1; done\n')
+    environment = {"STARTED": str(tmp_path / "started"), "COMPILED": str(tmp_path / "compiled")}
+    switch.write_text(json.dumps({"command": ["sh", str(cache)], "environment": environment, "folder": str(tmp_path)}))
+    command = [sys.executable, str(ROOT / "scripts/launcher.py"), "sh", "-c", 'touch "$COMPILED"']
+    with subprocess.Popen(command, env={**os.environ, **environment, COMPILER_CACHE: str(switch)}) as process:
+        wait_for((tmp_path / "started").exists)
+        for _ in range(3):  # ninja and the kernel both tell it, when the run is killed
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(10) != 0
+    assert not (tmp_path / "compiled").exists()
