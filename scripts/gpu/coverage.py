@@ -5,13 +5,23 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 
 from scripts.gpu.probe import TABLE
 
-NAMESPACES = ("_C", "_moe_C", "_C_cache_ops", "_C_cuda_utils", "_C_custom_ar", "_vllm_fa2_C", "_vllm_fa3_C", "_flashmla_C")
+NAMESPACES = (
+    "_C",
+    "_moe_C",
+    "_C_cache_ops",
+    "_C_cuda_utils",
+    "_C_custom_ar",
+    "_vllm_fa2_C",
+    "_vllm_fa3_C",
+    "_flashmla_C",
+)
 LIBRARIES = ("_C", "_C_stable_libtorch", "_moe_C", "cumem_allocator")  # in the order in which vLLM loads them
 _GROUP = "needs several GPUs"
 _FP4 = "fp4 and mxfp8 units: GPUs of 10.0 and later"
@@ -43,21 +53,24 @@ class Registered:
     kernel: bool
 
 
-def load(folder: Path) -> tuple[list[Registered], list[str]]:
-    """Load the wheel's extension modules from its unpacked `vllm/`; return operators and the libraries loaded.
+def load(folder: Path) -> tuple[list[Registered], dict[str, str]]:
+    """Load the wheel's extension modules from its unpacked `vllm/`.
 
-    Raises OSError when a library does not load.
+    Returns the operators they register, and per library "" or why it did not load.
     """
     before = set(torch._C._dispatch_get_all_op_names())  # noqa: SLF001
-    loaded = []
+    loaded = {}
     for stem in (*LIBRARIES, *(n for n in NAMESPACES if n.startswith(("_vllm", "_flash")))):
         for path in (*folder.glob(f"{stem}.abi3.so"), *folder.glob(f"*/{stem}.abi3.so")):
-            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-            loaded.append(path.name)
+            try:
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+                loaded[path.name] = ""
+            except OSError as error:
+                loaded[path.name] = str(error)
     new = sorted(set(torch._C._dispatch_get_all_op_names()) - before)  # noqa: SLF001
     operators = [Registered(name, _has_kernel(name)) for name in new]
-    if "cumem_allocator.abi3.so" in loaded:
-        operators.append(Registered("cumem_allocator", kernel=True))
+    if "cumem_allocator.abi3.so" in loaded:  # a Python module, not a set of operators
+        operators.append(Registered("cumem_allocator", kernel=not loaded["cumem_allocator.abi3.so"]))
     return operators, loaded
 
 
@@ -87,8 +100,6 @@ def _reason(name: str, table: dict[str, str]) -> str:
 
 def matches(name: str, pattern: str) -> bool:
     """Tell whether a name fits a pattern of the tables above."""
-    from fnmatch import fnmatchcase  # noqa: PLC0415
-
     return fnmatchcase(name, pattern)
 
 

@@ -175,7 +175,9 @@ def pack_rows(codes: Any, bits: int) -> Any:
     return torch.where(packed >= 2**31, packed - 2**32, packed).int()
 
 
-@check("gemm", "_C::cutlass_w4a8_mm", "_C::cutlass_pack_scale_fp8", "_C::cutlass_encode_and_reorder_int4b", arch=_hopper)
+@check(
+    "gemm", "_C::cutlass_w4a8_mm", "_C::cutlass_pack_scale_fp8", "_C::cutlass_encode_and_reorder_int4b", arch=_hopper
+)
 def cutlass_w4a8_mm(probe: Probe) -> None:
     """fp8 activations, int4 weights with fp8 scales per 128 of k and float scales per row and column."""
     for m, n, k in ((1, 512, 1024), (64, 1024, 1024), (257, 4096, 4096)):

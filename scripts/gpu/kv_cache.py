@@ -35,9 +35,7 @@ def reshape_and_cache(probe: Probe) -> None:
             values = torch.zeros(BLOCKS, heads, size, block, dtype=dtype, device=probe.device)
             want_keys, want_values = keys.clone(), values.clone()
             slots = _slots(probe, tokens, block)
-            torch.ops._C_cache_ops.reshape_and_cache(
-                key, value, keys, values, slots, "auto", _one(probe), _one(probe)
-            )
+            torch.ops._C_cache_ops.reshape_and_cache(key, value, keys, values, slots, "auto", _one(probe), _one(probe))
             page, place = slots // block, slots % block
             want_keys[page, :, :, place] = key.view(tokens, heads, -1, x)
             want_values[page, :, :, place] = value
@@ -63,7 +61,9 @@ def reshape_and_cache_flash(probe: Probe) -> None:
             scales = [_scale(probe), _scale(probe)]
             torch.ops._C_cache_ops.reshape_and_cache_flash(*pair, *caches, slots, "fp8", *scales)
             for cache, x, scale in zip(caches, pair, scales, strict=True):
-                probe.codes(cache[page, place].view(FP8), x.double() / scale.double(), dtype=f"fp8 of {dtype_name(dtype)}")
+                probe.codes(
+                    cache[page, place].view(FP8), x.double() / scale.double(), dtype=f"fp8 of {dtype_name(dtype)}"
+                )
 
 
 @check("cache", "_C_cache_ops::convert_fp8")
@@ -106,7 +106,10 @@ def swap_blocks(probe: Probe) -> None:
 def concat_and_cache_mla(probe: Probe) -> None:
     """Compressed keys and values beside the rotated part, as they are and as fp8."""
     for tokens, rank, rotary, block in ((1, 512, 64, 16), (83, 512, 64, 64), (42, 256, 64, 16)):
-        latent, rope = randn(probe, tokens, rank, dtype=torch.bfloat16), randn(probe, tokens, rotary, dtype=torch.bfloat16)
+        latent, rope = (
+            randn(probe, tokens, rank, dtype=torch.bfloat16),
+            randn(probe, tokens, rotary, dtype=torch.bfloat16),
+        )
         slots = _slots(probe, tokens, block)
         rows = torch.cat([latent, rope], -1)
         cache = torch.zeros(BLOCKS, block, rank + rotary, dtype=torch.bfloat16, device=probe.device)
@@ -133,7 +136,16 @@ def concat_and_cache_mla_rope_fused(probe: Probe) -> None:
         want_key = rotated(key[:, None], table[positions], neox=False)[:, 0]
         cache = torch.zeros(BLOCKS, block, 576, dtype=dtype, device=probe.device)
         torch.ops._C_cache_ops.concat_and_cache_mla_rope_fused(
-            positions, query, key, latent, table, False, slots, cache, "auto", _one(probe)  # noqa: FBT003
+            positions,
+            query,
+            key,
+            latent,
+            table,
+            False,
+            slots,
+            cache,
+            "auto",
+            _one(probe),  # noqa: FBT003
         )
         probe.close(query, want_query)
         probe.close(cache.view(-1, 576)[slots], torch.cat([latent.double(), want_key], -1))
