@@ -236,6 +236,10 @@ def _speed(place: Place, options: argparse.Namespace, report: Report) -> None:
 
 def _engine(place: Place, options: argparse.Namespace, report: Report) -> None:
     runs = ENGINE_RUNS[:1] if options.quick else ENGINE_RUNS
+    if not list((place.site / "vllm").glob("_C.*so")):
+        report.data["engine_not_covered"] = "the wheel has no _C, without which vLLM does not start on a GPU"
+        report.data.setdefault("summary", []).append(f"engine     not run: {report.data['engine_not_covered']}")
+        return
     seen: dict[str, Any] = report.data.setdefault("engine", {})
 
     def one(run_: tuple[str, str]) -> None:

@@ -133,8 +133,13 @@ def moe_align_block_size(probe: Probe) -> None:
         used = int(want_count)
         probe.exact(count, want_count)
         probe.exact(owners[: used // block], want_owners)
-        by_block = out[:used].view(-1, block).sort(-1).values  # the order within a block is free
-        probe.exact(by_block, want.view(-1, block).sort(-1).values)
+        expert = want_owners.repeat_interleave(block).long()
+        probe.exact(_by_expert(out[:used], expert, room), _by_expert(want, expert, room))
+
+
+def _by_expert(tokens: Any, expert: Any, room: int) -> Any:
+    """Sort tokens within each expert: which of an expert's blocks a token is in is left to chance."""
+    return (expert * (room + 1) + tokens).sort().values
 
 
 @check("moe", "_moe_C::batched_moe_align_block_size")
