@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from scripts.gpu import coverage
 from scripts.gpu.probe import FP8, FP8_MAX, HALVES, Probe, check, poisoned, randn
 
 
@@ -216,8 +218,12 @@ def attributes(probe: Probe) -> None:
 @check("memory", "cumem_allocator")
 def cumem(probe: Probe) -> None:
     """The sleep-mode allocator: memory is mapped, used, unmapped and mapped again at the same address."""
-    import cumem_allocator  # type: ignore[import-not-found]  # noqa: PLC0415
-
+    path = coverage.PATHS["cumem_allocator"]
+    spec = importlib.util.spec_from_file_location("cumem_allocator", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(path)
+    cumem_allocator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cumem_allocator)
     kept: dict[int, tuple[int, int, int, int]] = {}
 
     def allocated(handle: tuple[int, int, int, int]) -> None:
@@ -227,7 +233,7 @@ def cumem(probe: Probe) -> None:
         return kept.pop(pointer)
 
     cumem_allocator.init_module(allocated, freed)
-    library = ctypes.CDLL(cumem_allocator.__file__)
+    library = ctypes.CDLL(path)
     library.my_malloc.restype = ctypes.c_void_p
     library.my_malloc.argtypes = [ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p]
     library.my_free.restype = None

@@ -45,6 +45,9 @@ OTHER_ARCH = {
 }
 
 
+PATHS: dict[str, str] = {}  # where each loaded library lies
+
+
 @dataclass(frozen=True)
 class Registered:
     """One registered operator and whether a kernel of it is in the library."""
@@ -65,6 +68,7 @@ def load(folder: Path) -> tuple[list[Registered], dict[str, str]]:
             try:
                 ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
                 loaded[path.name] = ""
+                PATHS[stem] = str(path)
             except OSError as error:
                 loaded[path.name] = str(error)
     new = sorted(set(torch._C._dispatch_get_all_op_names()) - before)  # noqa: SLF001
