@@ -43,6 +43,12 @@ def slim(session: nox.Session) -> None:
     _command(session, "slim")
 
 
+@nox.session(name="gpu-check")
+def gpu_check(session: nox.Session) -> None:
+    """On a machine with a GPU: are a wheel's kernels right, does its engine generate?"""
+    _command(session, "gpu_check")
+
+
 @nox.session
 def lock(session: nox.Session) -> None:
     """Read a vLLM version's own files and write the recipe that pins all it fetches: `-- vllm 0.16.0`."""

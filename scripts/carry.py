@@ -159,7 +159,12 @@ def chosen(lines: Iterable[str], names: set[str]) -> list[str]:
     kept = []
     for line in lines:
         name = canonicalize_name(line.split("==")[0].split("[")[0].strip())
-        if "==" in line and name not in WITHOUT and not name.startswith("nvidia-") and (name in ALWAYS or name not in names):
+        if (
+            "==" in line
+            and name not in WITHOUT
+            and not name.startswith("nvidia-")
+            and (name in ALWAYS or name not in names)
+        ):
             kept.append(line.strip())
     return kept
 
@@ -186,7 +191,9 @@ def install(
     source.write_text("".join(f"{line}\n" for line in pins))
     command: list[str | Path] = ["pip", "install", "--quiet", "--no-deps", "--target", site, "-r", source]
     command += ["--python-version", getattr(options, "python", PYTHON), "--python-platform", PLATFORM]
-    run_uv([*command, "--only-binary", ":all:"], cache, console, indexes, offline=bool(getattr(options, "offline", False)))
+    run_uv(
+        [*command, "--only-binary", ":all:"], cache, console, indexes, offline=bool(getattr(options, "offline", False))
+    )
     for path in [*(site / name for name in LEFT_OUT), *site.rglob("__pycache__"), *site.glob("*/tests")]:
         remove_tree(path)
     return site

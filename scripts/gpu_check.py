@@ -1,4 +1,4 @@
-"""nox -s gpu-check: on a machine with a GPU, are a wheel's kernels right and does its engine generate? docs/gpu-check.md.
+"""nox -s gpu-check: on a machine with a GPU, are a wheel's kernels right and does its engine generate?
 
 Without nox: `python -m scripts.gpu_check WHEEL` with a Python that has torch and what vLLM imports.
 """
@@ -6,7 +6,7 @@ Without nox: `python -m scripts.gpu_check WHEEL` with a Python that has torch an
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import os
 import secrets
 import shutil
@@ -130,7 +130,7 @@ class Report:
         self.problems: list[str] = []
         self.data: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
-            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
             "wheel": {
                 "name": options.wheel.name,
                 "sha256": file_sha256(options.wheel),
@@ -172,7 +172,7 @@ class Report:
             raise GpuError(
                 f"the wheel fails on this machine: {len(self.problems)} findings",
                 why=self.problems[0],
-                fix="the report (--json) has every figure; `nox -s audit -- WHEEL` says what the wheel holds for this GPU",
+                fix="see --json for every figure; `nox -s audit -- WHEEL` says what the wheel holds for this GPU",
                 detail="\n".join(self.problems),
                 docs="docs/gpu-check.md",
             )
@@ -267,7 +267,8 @@ def _engine_why(value: dict[str, Any]) -> str:
         lines = [line for line in str(value["error"]).strip().splitlines() if line.strip()]
         return f"ended with {value['exit_code']}: {lines[-1][:300] if lines else 'no message'}"
     judged = value["judged"]
-    return f"{judged['wrong']} of {judged['tokens']} tokens differ from the reference (largest gap {judged['largest_gap']:.3g})"
+    gap = f"largest gap {judged['largest_gap']:.3g}"
+    return f"{judged['wrong']} of {judged['tokens']} tokens differ from the reference ({gap}), or see the report"
 
 
 def _audit(_place: Place, options: argparse.Namespace, report: Report) -> None:

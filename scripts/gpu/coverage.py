@@ -61,7 +61,7 @@ def load(folder: Path) -> tuple[list[Registered], dict[str, str]]:
 
     Returns the operators they register, and per library "" or why it did not load.
     """
-    before = set(torch._C._dispatch_get_all_op_names())  # noqa: SLF001
+    before = set(torch._C._dispatch_get_all_op_names())
     loaded = {}
     for stem in (*LIBRARIES, *(n for n in NAMESPACES if n.startswith(("_vllm", "_flash")))):
         for path in (*folder.glob(f"{stem}.abi3.so"), *folder.glob(f"*/{stem}.abi3.so")):
@@ -71,7 +71,7 @@ def load(folder: Path) -> tuple[list[Registered], dict[str, str]]:
                 PATHS[stem] = str(path)
             except OSError as error:
                 loaded[path.name] = str(error)
-    new = sorted(set(torch._C._dispatch_get_all_op_names()) - before)  # noqa: SLF001
+    new = sorted(set(torch._C._dispatch_get_all_op_names()) - before)
     operators = [Registered(name, _has_kernel(name)) for name in new]
     if "cumem_allocator.abi3.so" in loaded:  # a Python module, not a set of operators
         operators.append(Registered("cumem_allocator", kernel=not loaded["cumem_allocator.abi3.so"]))
@@ -80,7 +80,7 @@ def load(folder: Path) -> tuple[list[Registered], dict[str, str]]:
 
 def _has_kernel(name: str) -> bool:
     keys = ("CUDA", "CPU", "CompositeExplicitAutograd", "CompositeImplicitAutograd")
-    return any(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for key in keys)  # noqa: SLF001
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for key in keys)
 
 
 def checked() -> set[str]:

@@ -97,7 +97,7 @@ def _expert_data(probe: Probe, ids: Any, experts: int, n: int, k: int) -> tuple[
     offsets = torch.full((experts + 1,), -7, dtype=torch.int32, device=probe.device)
     sizes = [torch.full((experts, 3), -7, dtype=torch.int32, device=probe.device) for _ in range(2)]
     maps = [torch.full((rows,), -7, dtype=torch.int32, device=probe.device) for _ in range(2)]
-    torch.ops._C.get_cutlass_moe_mm_data(ids, offsets, *sizes, *maps, experts, n, k, None, True)  # noqa: FBT003
+    torch.ops._C.get_cutlass_moe_mm_data(ids, offsets, *sizes, *maps, experts, n, k, None, True)
     return offsets, *sizes, *maps
 
 

@@ -145,7 +145,7 @@ def concat_and_cache_mla_rope_fused(probe: Probe) -> None:
             slots,
             cache,
             "auto",
-            _one(probe),  # noqa: FBT003
+            _one(probe),
         )
         probe.close(query, want_query)
         probe.close(cache.view(-1, 576)[slots], torch.cat([latent.double(), want_key], -1))

@@ -60,7 +60,7 @@ def topk_softplus_sqrt(probe: Probe) -> None:
         weights = poisoned(probe, tokens, k, dtype=torch.float32)
         indices = poisoned(probe, tokens, k, dtype=torch.int32)
         source = torch.empty_like(indices)
-        torch.ops._moe_C.topk_softplus_sqrt(weights, indices, source, gating, True, 2.5, None, None, None)  # noqa: FBT003
+        torch.ops._moe_C.topk_softplus_sqrt(weights, indices, source, gating, True, 2.5, None, None, None)
         want, best = F.softplus(gating.double()).sqrt().topk(k)
         probe.close(weights, want / want.sum(-1, keepdim=True) * 2.5)
         probe.exact(indices.sort(-1).values, best.sort(-1).values, dtype="indices")
@@ -72,7 +72,7 @@ def grouped_topk(probe: Probe) -> None:
     for tokens, experts, groups, kept, k in ((1, 256, 8, 4, 8), (65, 256, 8, 4, 8), (300, 64, 1, 1, 6)):
         logits = randn(probe, tokens, experts)
         bias = randn(probe, experts, scale=0.1)
-        values, indices = torch.ops._moe_C.grouped_topk(logits, groups, kept, k, True, 2.5, bias, 1)  # noqa: FBT003
+        values, indices = torch.ops._moe_C.grouped_topk(logits, groups, kept, k, True, 2.5, bias, 1)
         score = torch.sigmoid(logits.double())
         biased = score + bias.double()
         by_group = biased.view(tokens, groups, -1).topk(2, -1).values.sum(-1)
@@ -238,7 +238,7 @@ def moe_wna16_gemm(probe: Probe) -> None:
             out = poisoned(probe, tokens * k, n, dtype=dtype)
             torch.ops._moe_C.moe_wna16_gemm(
                 x, out, packed.to(torch.uint8).contiguous(), scales, None, None, sorted_ids, owners, count,
-                k, 16, 64, group if group >= 64 else 64, bit,
+                k, 16, 64, max(group, 64), bit,
             )  # fmt: skip
             weight = (codes.double() - 2 ** (bit - 1)) * scales.double().repeat_interleave(group, -1)
             want = torch.einsum("td,tknd->tkn", x.double(), weight[ids.long()]).reshape(tokens * k, n)

@@ -40,7 +40,7 @@ def rms_norm(probe: Probe) -> None:
 
 @check("norm", "_C::fused_add_rms_norm")
 def fused_add_rms_norm(probe: Probe) -> None:
-    """x := norm(x + residual), residual := x + residual."""
+    """X := norm(x + residual), residual := x + residual."""
     for dtype in DTYPES:
         for shape in SHAPES:
             x, weight = _inputs(probe, shape, dtype)
@@ -60,7 +60,7 @@ def rms_norm_static_fp8_quant(probe: Probe) -> None:
             scale = torch.rand(1, device=probe.device) * 0.02 + 0.01
             out = poisoned(probe, *shape, dtype=FP8)
             torch.ops._C.rms_norm_static_fp8_quant(out, x, weight, scale, EPS)
-            want = rms(x, weight)
+            want = (rms(x, weight) / scale).clamp(-FP8_MAX, FP8_MAX) * scale
             probe.close(out.double() * scale, want, limit=0.04, dtype=f"fp8 of {dtype_name(dtype)}")
 
 
@@ -76,7 +76,8 @@ def fused_add_rms_norm_static_fp8_quant(probe: Probe) -> None:
             out = poisoned(probe, *shape, dtype=FP8)
             torch.ops._C.fused_add_rms_norm_static_fp8_quant(out, x, residual, weight, scale, EPS)
             probe.close(residual, total)
-            probe.close(out.double() * scale, rms(total, weight), limit=0.04, dtype=f"fp8 of {dtype_name(dtype)}")
+            want = (rms(total, weight) / scale).clamp(-FP8_MAX, FP8_MAX) * scale
+            probe.close(out.double() * scale, want, limit=0.04, dtype=f"fp8 of {dtype_name(dtype)}")
 
 
 @check("norm", "_C::rms_norm_dynamic_per_token_quant")

@@ -79,7 +79,7 @@ def _pairs() -> Iterator[tuple[str, str, float, Callable[[], object], Callable[[
             "topk_softmax",
             "softmax, then topk",
             1.5,
-            lambda: moe.topk_softmax(weights, index, source, gates, False, None),  # noqa: FBT003
+            lambda: moe.topk_softmax(weights, index, source, gates, False, None),
             lambda: gates.softmax(-1).topk(8),
         )
         parts = torch.randn(8192, 2, 4096, device="cuda", dtype=half)

@@ -75,7 +75,7 @@ def marlin_gemm(probe: Probe) -> None:
         for bits, kind in ((4, UINT4B8), (8, UINT8B128)):
             for m, n, k, grouped in ((1, 256, 512, True), (33, 1024, 1024, True), (257, 4096, 2048, False)):
                 codes, scales = _weights(probe, k, n, bits, 128 if grouped else k, dtype)
-                weight = torch.ops._C.gptq_marlin_repack(pack_rows(codes, bits), empty, k, n, bits, False)  # noqa: FBT003
+                weight = torch.ops._C.gptq_marlin_repack(pack_rows(codes, bits), empty, k, n, bits, False)
                 a = randn(probe, m, k, dtype=dtype)
                 out = _marlin(probe, a, weight, marlin_scales(scales, single=not grouped), None, kind, n)
                 want = a.double() @ _dequantised(codes, scales, 2 ** (bits - 1))
@@ -89,7 +89,7 @@ def awq_marlin(probe: Probe) -> None:
         for m, n, k in ((1, 256, 512), (65, 2048, 1024)):
             codes, scales = _weights(probe, k, n, 4, 128, dtype)
             zeros = torch.randint(0, 16, scales.shape, device=probe.device)
-            weight = torch.ops._C.awq_marlin_repack(_awq_packed(codes), k, n, 4, False)  # noqa: FBT003
+            weight = torch.ops._C.awq_marlin_repack(_awq_packed(codes), k, n, 4, False)
             order = marlin_scales(zeros, single=False).reshape(-1, 8)[:, list(AWQ_ORDER)].reshape(zeros.shape)
             a = randn(probe, m, k, dtype=dtype)
             packed = pack_columns(order, 4)
@@ -107,7 +107,7 @@ def marlin_fp8(probe: Probe) -> None:
         w = randn(probe, k, n, scale=0.5).to(FP8)
         scales = (torch.rand(1, n, device=probe.device) * 0.02 + 0.005).half()
         packed = pack_rows(w.view(torch.uint8), 8)
-        weight = torch.ops._C.gptq_marlin_repack(packed, empty, k, n, 8, False)  # noqa: FBT003
+        weight = torch.ops._C.gptq_marlin_repack(packed, empty, k, n, 8, False)
         a = randn(probe, m, k, dtype=torch.float16)
         shifted = marlin_scales(scales, single=True) * 2**8  # the kernel leaves the difference of exponent biases out
         out = _marlin(probe, a, weight, shifted, None, kind, n)
@@ -118,7 +118,7 @@ def marlin_fp8(probe: Probe) -> None:
 def marlin_int4_fp8_preprocess(probe: Probe) -> None:
     """Codes with bias 8 become sign and magnitude."""
     codes = torch.randint(0, 16, (128, 256), device=probe.device)
-    got = torch.ops._C.marlin_int4_fp8_preprocess(pack_rows(codes, 4), None, False)  # noqa: FBT003
+    got = torch.ops._C.marlin_int4_fp8_preprocess(pack_rows(codes, 4), None, False)
     want = torch.where(codes >= 8, codes - 8, 15 - codes)
     probe.exact(got, pack_rows(want, 4))
 
@@ -135,7 +135,7 @@ def moe_wna16_marlin_gemm(probe: Probe) -> None:
         for bits, kind in ((4, UINT4B8), (8, UINT8B128)):
             pairs = [_weights(probe, k, n, bits, 128, dtype) for _ in range(experts)]
             repack = torch.ops._C.gptq_marlin_repack
-            weight = torch.stack([repack(pack_rows(c, bits), empty, k, n, bits, False) for c, _ in pairs])  # noqa: FBT003
+            weight = torch.stack([repack(pack_rows(c, bits), empty, k, n, bits, False) for c, _ in pairs])
             scales = torch.stack([marlin_scales(s, single=False) for _, s in pairs])
             a = randn(probe, tokens, k, dtype=dtype)
             ids = torch.rand(tokens, experts, device=probe.device).topk(k_best).indices.int()
@@ -188,7 +188,7 @@ def gptq(probe: Probe) -> None:
             weight = pack_rows(codes, bits)
             torch.ops._C.gptq_shuffle(weight, empty, bits)
             a = randn(probe, m, k, dtype=torch.float16)
-            out = torch.ops._C.gptq_gemm(a, weight, pack_columns(zeros, bits), scales, empty, True, False, bits)  # noqa: FBT003
+            out = torch.ops._C.gptq_gemm(a, weight, pack_columns(zeros, bits), scales, empty, True, False, bits)
             want = a.double() @ _dequantised(codes, scales, zeros + 1)
             # Partial sums are added up in half precision, in any order.
             probe.close(out, want, limit=2e-2, dtype=f"float16, {bits} bit")
@@ -241,18 +241,31 @@ def gguf(probe: Probe) -> None:
                 probe.close(got, x.double() @ values.T, limit=2e-2, dtype=f"float16 x {name}")
 
 
-@check("gguf", "_C::ggml_moe_a8", "_C::ggml_moe_a8_vec", "_C::ggml_moe_get_block_size")
-def gguf_moe(probe: Probe) -> None:
-    """The same for experts."""
-    tokens, k, experts, rows, columns = 17, 2, 8, 256, 512
+def _gguf_experts(probe: Probe, kind: int, tokens: int) -> tuple[Any, ...]:
+    """Return activations, packed weights of 8 experts, each token's two experts, and the float64 result."""
+    experts, rows, columns = 8, 256, 512
+    pairs = [_gguf(probe, kind, rows, columns) for _ in range(experts)]
+    data, values = torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
+    x = randn(probe, tokens, columns, dtype=torch.float16)
+    ids = torch.rand(tokens, experts, device=probe.device).topk(2).indices.int()
+    want = torch.einsum("td,tkrd->tkr", x.double(), values[ids.long()]).reshape(tokens * 2, rows)
+    return x, data, ids, want
+
+
+@check("gguf", "_C::ggml_moe_a8_vec")
+def gguf_moe_vec(probe: Probe) -> None:
+    """Experts with Q4_0 and Q8_0 weights, few tokens."""
     for kind, name in ((2, "Q4_0"), (8, "Q8_0")):
-        pairs = [_gguf(probe, kind, rows, columns) for _ in range(experts)]
-        data, values = torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
-        x = randn(probe, tokens, columns, dtype=torch.float16)
-        ids = torch.rand(tokens, experts, device=probe.device).topk(k).indices.int()
-        want = torch.einsum("td,tkrd->tkr", x.double(), values[ids.long()]).reshape(tokens * k, rows)
-        block = torch.ops._C.ggml_moe_get_block_size(kind)
-        out = torch.ops._C.ggml_moe_a8(x, data, *aligned(probe, ids, experts, block), kind, rows, k, tokens)
+        x, data, ids, want = _gguf_experts(probe, kind, 17)
+        out = torch.ops._C.ggml_moe_a8_vec(x, data, ids, 2, kind, 256, 17)
         probe.close(out, want, limit=2e-2, dtype=f"float16 x {name}")
-        out = torch.ops._C.ggml_moe_a8_vec(x, data, ids, k, kind, rows, tokens)
-        probe.close(out, want, limit=2e-2, dtype=f"float16 x {name}, vector")
+
+
+@check("gguf", "_C::ggml_moe_a8", "_C::ggml_moe_get_block_size")
+def gguf_moe(probe: Probe) -> None:
+    """The same for many tokens, sorted by expert."""
+    for kind, name in ((2, "Q4_0"), (8, "Q8_0")):
+        x, data, ids, want = _gguf_experts(probe, kind, 70)
+        block = torch.ops._C.ggml_moe_get_block_size(kind)
+        out = torch.ops._C.ggml_moe_a8(x, data, *aligned(probe, ids, 8, block), kind, 256, 2, 70)
+        probe.close(out, want, limit=2e-2, dtype=f"float16 x {name}")
