@@ -43,6 +43,12 @@ def slim(session: nox.Session) -> None:
     _command(session, "slim")
 
 
+@nox.session(name="gpu-check")
+def gpu_check(session: nox.Session) -> None:
+    """On a machine with a GPU: are a wheel's kernels right, does its engine generate?"""
+    _command(session, "gpu_check")
+
+
 @nox.session
 def publish(session: nox.Session) -> None:
     """Put wheels into a private index: `-- --to DIR-or-URL`, whole or not at all."""

@@ -114,6 +114,20 @@ class ImageError(WheelsmithError):
     kind = "image"
 
 
+class GpuError(WheelsmithError):
+    """On a GPU the wheel did something wrong, or less than it should: exit code 12."""
+
+    exit_code = 12
+    kind = "gpu"
+
+
+class NoGpuError(WheelsmithError):
+    """Nothing was checked, for want of a GPU or of a Python with torch: exit code 13."""
+
+    exit_code = 13
+    kind = "no-gpu"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return " Perhaps you meant 'x'?" for the known word nearest to `word`, or "" when none is near."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -1,0 +1,264 @@
+"""Make what a GPU machine without network needs for gpu-check: `python -m scripts.carry WHEEL… --have FILE --out DIR`.
+
+DIR/load1, DIR/load2, … each stay under --limit MiB: the dependencies that the machine lacks (one .tar.xz), wheelsmith's
+own scripts, and the wheels as they are. On the machine, `bash DIR/loadN/put.sh` unpacks a load below
+/tmp/wheelsmith-gpu; the last load's run.sh then checks every wheel in one command. docs/gpu-check.md tells more.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterable, Sequence, Set
+from pathlib import Path
+
+from packaging.markers import default_environment
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from scripts.cache import Cache, digest, remove_tree
+from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
+from scripts.console import Console, human_bytes
+from scripts.environments import run_uv
+from scripts.errors import FetchError, UsageError
+from scripts.indexes import Indexes, read_indexes
+from scripts.recipe import ROOT
+from scripts.wheel_file import open_wheel
+
+HERE = "/tmp/wheelsmith-gpu"  # noqa: S108  (on the GPU machine, which is ours alone)
+PYTHON = "3.12"
+PLATFORM = "x86_64-manylinux_2_34"
+# Large packages that vLLM can do without here: other kernels, compilers and codecs.
+WITHOUT = {
+    *("torch", "torchaudio", "torchvision", "triton", "numba", "opencv-python-headless", "setuptools"),
+    *("flashinfer-python", "flashinfer-cubin", "tilelang", "apache-tvm-ffi-dev", "fastsafetensors", "quack-kernels"),
+    *("nvidia-cudnn-frontend", "nvidia-cutlass-dsl", "nvidia-cuda-cccl", "uv"),
+}
+# vLLM 0.20.1's own tests pin these two (requirements/test/cuda.txt); a newer transformers may not know its ways.
+PINS = ("transformers==5.5.3", "tokenizers==0.22.2")
+ALWAYS = {"transformers", "tokenizers", "typing-extensions", "typing-inspection"}  # even where an older one is there
+OWN = ("pyelftools", "platformdirs", "filelock", "rich", "packaging", "psutil", "pydantic")
+LEFT_OUT = ("mistral_common/data", "bin", "pycountry/locales")
+
+PUT = """\
+#!/usr/bin/env bash
+# Unpack this load below {here}.
+set -euo pipefail
+from=$(cd "$(dirname "$0")" && pwd)
+mkdir -p {here}/site {here}/wheels
+for archive in "$from"/site.tar.xz; do [ -f "$archive" ] && tar -C {here}/site -xJf "$archive"; done
+for archive in "$from"/tool.tar.xz; do [ -f "$archive" ] && tar -C {here} -xJf "$archive"; done
+for wheel in "$from"/*.whl; do [ -f "$wheel" ] && cp "$wheel" {here}/wheels/; done
+[ -f "$from/run.sh" ] && cp "$from/run.sh" {here}/
+echo "unpacked $(basename "$from")"
+"""
+RUN = """\
+#!/usr/bin/env bash
+# bash {here}/run.sh OUT [SECONDS [OPTION]...]: check all wheels, write OUT/NAME.json and OUT/NAME.log.
+set -uo pipefail
+out=$1; seconds=${{2:-540}}; shift; [ $# -gt 0 ] && shift
+cd {here}
+export PYTHONPATH={here}/site PYTHONUNBUFFERED=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
+worst=0
+for wheel in wheels/*.whl; do
+  name=$(basename "$wheel" .whl); short=${{name%%-cp*}}; short=${{short//+/_}}
+  left=$((seconds - SECONDS)); [ "$left" -gt 5 ] || {{ echo "no time left for $short"; worst=124; break; }}
+  timeout --signal=TERM --kill-after=10 "$left" \\
+    python3 -m scripts.gpu_check "$wheel" --json "$out/$short.json" "$@" 2>&1 | tee "$out/$short.log"
+  code=${{PIPESTATUS[0]}}; [ "$code" = 0 ] || worst=$code
+done
+exit "$worst"
+"""
+
+
+def main(arguments: Sequence[str], console: Console) -> int:
+    """Run the command; return its exit code."""
+    parser = Parser("carry", __doc__ or "")
+    parser.prog = "python -m scripts.carry"
+    parser.add_argument("wheels", nargs="+", type=user_path, metavar="WHEEL")
+    parser.add_argument("--have", type=user_path, default=ROOT / "requirements" / "gpu-machine.txt", metavar="FILE")
+    parser.add_argument("--out", type=user_path, required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--limit", type=int, default=60, metavar="MIB", help="per load (default: 60 MiB)")
+    parser.add_argument("--python", default=PYTHON, metavar="X.Y", help="the machine's Python (default: 3.12)")
+    add_cache_options(parser)
+    options = parser.parse_args(arguments)
+    if options.out.exists() and any(options.out.iterdir()):
+        raise UsageError(f"{options.out} is not empty", fix="name a new folder: nothing is overwritten here")
+    cache, indexes = open_cache(options), read_indexes()
+    names = have(options.have)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        console.stage("resolve", f"what {len(options.wheels)} wheels need on Python {options.python}")
+        pins = resolve(wanted(options.wheels), names, scratch, cache, console, indexes, options)
+        site = packed_site(pins, cache, console, indexes, options)
+        pieces = [site, own_scripts(scratch / "tool.tar.xz"), *options.wheels]
+        loads = spread(pieces, options.limit << 20)
+        for number, load in enumerate(loads, 1):
+            write_load(options.out / f"load{number}", load, last=number == len(loads))
+            size = sum(piece.stat().st_size for piece in load)
+            console.result(f"load{number}  {human_bytes(size):>9}  {', '.join(piece.name for piece in load)}")
+    return 0
+
+
+def have(path: Path) -> set[str]:
+    """Read the names of installed packages, one a line, versions ignored. Raises UsageError."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", fix="write there what `pip list` names") from error
+    words = [re.split(r"[\s=@;#\[<>~!]", line.strip(), maxsplit=1)[0] for line in lines]
+    return {canonicalize_name(word) for word in words if word and not word.startswith("-")}
+
+
+def wanted(wheels: Iterable[Path]) -> list[str]:
+    """Return the requirements of all wheels that apply on Linux and are not left out, and our own."""
+    environment: dict[str, str | Set[str]] = {
+        **{key: str(value) for key, value in default_environment().items()},
+        "python_version": PYTHON,
+        "python_full_version": f"{PYTHON}.0",
+        "extra": "",
+    }
+    found = {*PINS, *OWN}
+    for path in wheels:
+        with open_wheel(path) as wheel:
+            lines = wheel.message("METADATA").get_all("Requires-Dist", [])
+        for line in lines:
+            try:
+                requirement = Requirement(line)
+            except InvalidRequirement:
+                continue
+            skipped = canonicalize_name(requirement.name) in WITHOUT
+            if not skipped and (requirement.marker is None or requirement.marker.evaluate(environment)):
+                requirement.marker = None
+                found.add(str(requirement))
+    return sorted(found)
+
+
+def resolve(
+    requirements: Sequence[str],
+    names: set[str],
+    scratch: Path,
+    cache: Cache,
+    console: Console,
+    indexes: Indexes,
+    options: object,
+) -> list[str]:
+    """Return exact versions of all that is needed and not there. Raises ToolchainError."""
+    source, target = scratch / "wanted.in", scratch / "wanted.txt"
+    source.write_text("".join(f"{line}\n" for line in requirements))
+    python, offline = getattr(options, "python", PYTHON), bool(getattr(options, "offline", False))
+    command: list[str | Path] = ["pip", "compile", "--quiet", "--python-version", python]
+    command += ["--python-platform", PLATFORM, "--only-binary", ":all:", "--no-annotate", "--no-header"]
+    command += ["--no-emit-index-url", "--no-emit-find-links", source, "-o", target]
+    run_uv(command, cache, console, indexes, offline=offline)
+    return chosen(target.read_text().splitlines(), names)
+
+
+def chosen(lines: Iterable[str], names: set[str]) -> list[str]:
+    """Return those pins that the machine lacks or must have newer, without what is left out on purpose."""
+    kept = []
+    for line in lines:
+        name = canonicalize_name(line.split("==")[0].split("[")[0].strip())
+        if (
+            "==" in line
+            and name not in WITHOUT
+            and not name.startswith("nvidia-")
+            and (name in ALWAYS or name not in names)
+        ):
+            kept.append(line.strip())
+    return kept
+
+
+def packed_site(pins: Sequence[str], cache: Cache, console: Console, indexes: Indexes, options: object) -> Path:
+    """Return the packed dependencies, from the cache when the same ones were packed before."""
+
+    def make(folder: Path) -> None:
+        console.stage("install", f"{len(pins)} packages")
+        site = install(pins, folder, cache, console, indexes, options)
+        console.stage("pack", "xz, a minute or more")
+        pack(site, folder / "site.tar.xz")
+        remove_tree(site)
+
+    key = digest([*pins, getattr(options, "python", PYTHON), LEFT_OUT, 1])
+    return cache.build_once("carry", key, make) / "site.tar.xz"
+
+
+def install(
+    pins: Sequence[str], scratch: Path, cache: Cache, console: Console, indexes: Indexes, options: object
+) -> Path:
+    """Install the pins for the machine's Python into a folder; take out what is not needed to run."""
+    source, site = scratch / "pins.txt", scratch / "site"
+    source.write_text("".join(f"{line}\n" for line in pins))
+    command: list[str | Path] = ["pip", "install", "--quiet", "--no-deps", "--target", site, "-r", source]
+    command += ["--python-version", getattr(options, "python", PYTHON), "--python-platform", PLATFORM]
+    run_uv(
+        [*command, "--only-binary", ":all:"], cache, console, indexes, offline=bool(getattr(options, "offline", False))
+    )
+    for path in [*(site / name for name in LEFT_OUT), *site.rglob("__pycache__"), *site.glob("*/tests")]:
+        remove_tree(path)
+    return site
+
+
+def pack(folder: Path, target: Path) -> Path:
+    """Pack a folder as .tar.xz, in the order of names and without dates or owners."""
+    with lzma.open(target, "wb", preset=6) as compressed, tarfile.open(fileobj=compressed, mode="w") as tar:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                info = tarfile.TarInfo(str(path.relative_to(folder)))
+                info.size, info.mode = path.stat().st_size, 0o755 if os.access(path, os.X_OK) else 0o644
+                with path.open("rb") as file:
+                    tar.addfile(info, file)
+    return target
+
+
+def own_scripts(target: Path) -> Path:
+    """Pack wheelsmith's scripts and recipes, as they are in the folder now."""
+    files = [p for part in ("scripts", "recipes") for p in sorted((ROOT / part).rglob("*")) if p.is_file()]
+    with lzma.open(target, "wb", preset=6) as compressed, tarfile.open(fileobj=compressed, mode="w") as tar:
+        for path in [p for p in files if "__pycache__" not in p.parts]:
+            data = path.read_bytes()
+            info = tarfile.TarInfo(str(path.relative_to(ROOT)))
+            info.size, info.mode = len(data), 0o644
+            tar.addfile(info, io.BytesIO(data))
+    return target
+
+
+def spread(pieces: Sequence[Path], limit: int) -> list[list[Path]]:
+    """Part files, in order, into loads of at most `limit` bytes. Raises UsageError for one that is larger."""
+    loads: list[list[Path]] = [[]]
+    room = limit
+    for piece in pieces:
+        size = piece.stat().st_size
+        if size > limit:
+            raise UsageError(
+                f"{piece.name} has {human_bytes(size)}, a load at most {human_bytes(limit)}",
+                fix="raise --limit, or slim the wheel first: nox -s slim -- WHEEL --arch 9.0",
+            )
+        if size > room and loads[-1]:
+            loads.append([])
+            room = limit
+        loads[-1].append(piece)
+        room -= size
+    return loads
+
+
+def write_load(folder: Path, pieces: Iterable[Path], *, last: bool) -> None:
+    """Copy the files of one load and write its scripts. Raises FetchError when the disk refuses."""
+    try:
+        folder.mkdir(parents=True)
+        for piece in pieces:
+            shutil.copyfile(piece, folder / piece.name)
+        (folder / "put.sh").write_text(PUT.format(here=HERE))
+        if last:
+            (folder / "run.sh").write_text(RUN.format(here=HERE))
+    except OSError as error:
+        raise FetchError(f"{folder} cannot be written: {error}", fix="name another --out") from error
+
+
+if __name__ == "__main__":
+    run(main)
