@@ -43,7 +43,7 @@ WITHOUT = {
 PINS = ("transformers==5.5.3", "tokenizers==0.22.2")
 ALWAYS = {"transformers", "tokenizers", "typing-extensions", "typing-inspection"}  # even where an older one is there
 OWN = ("pyelftools", "platformdirs", "filelock", "rich", "packaging", "psutil", "pydantic")
-LEFT_OUT = ("mistral_common/data", "bin", "pycountry/locales")
+LEFT_OUT = ("mistral_common/data", "bin", "pycountry/locales", "xgrammar/lib")  # the last: a static library
 
 PUT = """\
 #!/usr/bin/env bash
@@ -229,9 +229,9 @@ def own_scripts(target: Path) -> Path:
 
 
 def spread(pieces: Sequence[Path], limit: int) -> list[list[Path]]:
-    """Part files, in order, into loads of at most `limit` bytes. Raises UsageError for one that is larger."""
-    loads: list[list[Path]] = [[]]
-    room = limit
+    """Part files into loads of at most `limit` bytes, each into the first with room. Raises UsageError for a larger."""
+    loads: list[list[Path]] = []
+    rooms: list[int] = []
     for piece in pieces:
         size = piece.stat().st_size
         if size > limit:
@@ -239,11 +239,12 @@ def spread(pieces: Sequence[Path], limit: int) -> list[list[Path]]:
                 f"{piece.name} has {human_bytes(size)}, a load at most {human_bytes(limit)}",
                 fix="raise --limit, or slim the wheel first: nox -s slim -- WHEEL --arch 9.0",
             )
-        if size > room and loads[-1]:
+        number = next((number for number, room in enumerate(rooms) if size <= room), len(loads))
+        if number == len(loads):
             loads.append([])
-            room = limit
-        loads[-1].append(piece)
-        room -= size
+            rooms.append(limit)
+        loads[number].append(piece)
+        rooms[number] -= size
     return loads
 
 

@@ -17,6 +17,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,6 +94,8 @@ class WheelFile:
                     yield block
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error) as error:
             raise self.error(f"{member.filename} cannot be unpacked", str(error)) from error
+        except OSError as error:  # the disk's, or that of a seek to where a damaged table of contents points
+            raise self.error(f"{member.filename} cannot be read", error.strerror or str(error)) from error
         if done != member.file_size:
             raise self.error(f"{member.filename} unpacks to {done:,} bytes, not the {member.file_size:,} stated")
 
@@ -156,18 +159,23 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> tuple[tuple[zipfile.ZipInf
 def _problem(members: tuple[zipfile.ZipInfo, ...]) -> str:
     if len(members) > MAX_MEMBERS:
         return f"it has {len(members):,} members; the limit is {MAX_MEMBERS:,}"
-    seen: set[str] = set()
-    for member in members:
-        name = member.filename
-        if name.startswith("/") or "\\" in name or ".." in name.split("/") or "\0" in name:
-            return f"a member is called {name!r}"
-        if name in seen:
-            return f"{name!r} is in it twice"
-        seen.add(name)
-        if member.flag_bits & 1 or member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            return f"{name!r} is encrypted or compressed with method {member.compress_type}"
-        if member.file_size > MAX_MEMBER or member.file_size > 1040 * member.compress_size + 64:
-            return f"{name!r} claims to unpack from {member.compress_size:,} to {member.file_size:,} bytes"
+    names = Counter(member.filename for member in members)
+    twice = next((name for name, count in names.items() if count > 1), "")
+    if twice:
+        return f"{twice!r} is in it twice"
+    return next(filter(None, map(_member_problem, members)), "")
+
+
+def _member_problem(member: zipfile.ZipInfo) -> str:
+    name = member.filename
+    if name.startswith("/") or "\\" in name or ".." in name.split("/") or "\0" in name:
+        return f"a member is called {name!r}"
+    if member.header_offset < 0:
+        return f"{name!r} begins before the file does"
+    if member.flag_bits & 1 or member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        return f"{name!r} is encrypted or compressed with method {member.compress_type}"
+    if member.file_size > MAX_MEMBER or member.file_size > 1040 * member.compress_size + 64:
+        return f"{name!r} claims to unpack from {member.compress_size:,} to {member.file_size:,} bytes"
     return ""
 
 
