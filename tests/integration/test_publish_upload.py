@@ -250,7 +250,8 @@ def test_devpi_upload_repeat_other_bytes_and_wrong_password(tmp_path: Path, monk
 
 
 def listed(url: str) -> set[str]:
-    return set(SimpleClient(url + "+simple/", Indexes(), {}).files("vllm"))
+    with SimpleClient(url + "+simple/", Indexes(), {}) as client:
+        return set(client.files("vllm"))
 
 
 @pytest.mark.large
