@@ -33,14 +33,15 @@ from scripts.image_context import (
     wheel_targets,
     write_secrets,
 )
-from scripts.image_engine import Engine, Plan, find_engine
+from scripts.image_engine import Engine, Plan, find_engine, layers_folder
 from scripts.image_report import ImageReport, as_json, file_stem, sbom, show
 from scripts.indexes import read_indexes
 from scripts.recipe import ROOT
 
 DEFAULT_BASE = "python:3.12-slim-bookworm"
 TARGETS = ("runtime", "runpod", "runtime-jit")
-DISK = 14e9  # bytes that the layers of the first build need (measured: 9.3 GB of layers, 3 GB of downloads)
+DISK = 18e9  # bytes that the first build needs where layers are kept (measured: 9 GB, twice while they are stored)
+SPARE = 18e9  # bytes that buildah needs besides, in TMPDIR (measured: the largest layer as two files)
 DISK_AGAIN = 2e9  # bytes when the layers below the wheel are there already
 
 DESCRIPTION = """\
@@ -137,7 +138,7 @@ def _build(
         if options.cuda_image:
             arguments["CUDA_IMAGE"] = options.cuda_image
         console.stage("build", f"{options.target} with {engine.name} on {name}")
-        stack.callback(engine.untag, unfinished)
+        stack.callback(engine.untag, unfinished, name)
         engine.build(
             Plan(context, options.target, unfinished, arguments, write_secrets(private, indexes), marks, stamp)
         )
@@ -182,15 +183,23 @@ def have_base(wanted: str, *, engine: Engine, cache: Cache, console: Console) ->
 
 def check_disk(engine: Engine, *, known: bool) -> None:
     """Raise ImageError unless the layers fit where the engine keeps them."""
-    store = engine.storage()
-    place = next(folder for folder in (store, *store.parents) if folder.exists())
-    free, needed = shutil.disk_usage(place).free, DISK_AGAIN if known else DISK
-    if free < needed:
-        raise ImageError(
-            f"the image needs {human_bytes(needed)} in {store} and {human_bytes(free)} are free",
-            why="torch and its CUDA libraries are 7 GB of layers before the wheel comes",
-            fix=[f"free space there: {engine.name} {'prune' if engine.name != 'buildah' else 'rm --all'}"],
-        )
+    needed = {engine.storage(): DISK_AGAIN if known else DISK}
+    if engine.name == "buildah" and not known:
+        spare = layers_folder()
+        needed[spare] = needed.get(spare, 0) + SPARE
+    places = {path: next(folder for folder in (path, *path.parents) if folder.exists()) for path in needed}
+    for path, place in places.items():
+        together = sum(needed[other] for other in needed if places[other].stat().st_dev == place.stat().st_dev)
+        free = shutil.disk_usage(place).free
+        if free < together:
+            raise ImageError(
+                f"the image needs {human_bytes(together)} in {path} and {human_bytes(free)} are free",
+                why="torch and its CUDA libraries are 9 GB of one layer, which is written more than once",
+                fix=[
+                    f"free space there: {engine.name} {'prune' if engine.name != 'buildah' else 'rm --all'}",
+                    "TMPDIR=FOLDER on another filesystem (buildah)",
+                ],
+            )
 
 
 def build_arguments(wheel: WheelFacts, *, base: str, digest: str) -> dict[str, str]:

@@ -75,6 +75,18 @@ def test_a_base_is_imported_built_on_and_measured_layer_by_layer(tmp_path: Path,
     assert containers() == ""
 
 
+def test_an_image_that_loses_its_name_leaves_its_layers_to_the_next_build(tmp_path: Path, engine: Engine) -> None:
+    engine.import_tar(root_filesystem(tmp_path), "localhost/tiny:1")
+    (tmp_path / "Dockerfile.runtime").write_text("FROM localhost/tiny:1 AS runtime\nCOPY file /a\nCOPY file /b\n")
+    plan = Plan(tmp_path, "runtime", "localhost/unfinished:1", {})
+    for times in (0, 2):
+        engine.build(plan)
+        assert engine.log.read_text().count("Using cache") == times
+        engine.untag("localhost/unfinished:1", "localhost/tiny:1")
+        assert not engine.has("localhost/unfinished:1")
+    assert engine.has("localhost/tiny:1")
+
+
 def test_a_base_without_python_is_an_image_error(tmp_path: Path, engine: Engine) -> None:
     engine.import_tar(root_filesystem(tmp_path), "localhost/tiny:1")
     with pytest.raises(ImageError, match="has no Python that runs"):

@@ -341,6 +341,11 @@ def test_a_disk_that_cannot_hold_the_layers_is_refused(stand_in: Path, monkeypat
     monkeypatch.setattr(runtime_image, "DISK", 1e18)
     with pytest.raises(ImageError, match="are free"):
         runtime_image.check_disk(engine(stand_in, "buildah"), known=False)
+    monkeypatch.setattr(runtime_image, "DISK", 0)
+    monkeypatch.setattr(runtime_image, "SPARE", 1e18)
+    runtime_image.check_disk(engine(stand_in, "docker"), known=False)
+    with pytest.raises(ImageError, match="are free"):
+        runtime_image.check_disk(engine(stand_in, "buildah"), known=False)
 
 
 def test_a_base_from_a_registry_is_named_by_its_digest() -> None:
