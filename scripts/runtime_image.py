@@ -14,13 +14,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from scripts.audit_collect import audit_path
-from scripts.cache import Cache, write_atomic, write_json
+from scripts.cache import Cache, file_sha256, write_atomic, write_json
 from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
 from scripts.console import Console, human_bytes
 from scripts.errors import ImageError, UsageError, nearest
 from scripts.image_base import debian_base
 from scripts.image_checks import Facts, Result, check_image, read_facts, stopped_cleanly
 from scripts.image_context import (
+    LOCKS,
     Base,
     WheelFacts,
     check_base,
@@ -133,7 +134,7 @@ def _build(
     with ExitStack() as stack:
         context = stack.enter_context(make_context(cache, wheel.path, lock, encodings))
         private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wheelsmith-")))
-        arguments = build_arguments(wheel, base=name, digest=digest)
+        arguments = build_arguments(wheel, lock, base=name, digest=digest)
         marks = labels(wheel, base=name, digest=digest, recipe=options.recipe, stamp=stamp)
         if options.cuda_image:
             arguments["CUDA_IMAGE"] = options.cuda_image
@@ -202,13 +203,18 @@ def check_disk(engine: Engine, *, known: bool) -> None:
             )
 
 
-def build_arguments(wheel: WheelFacts, *, base: str, digest: str) -> dict[str, str]:
-    """Return the Dockerfile's arguments; a base from a registry is named by its digest, so that it cannot move."""
+def build_arguments(wheel: WheelFacts, lock: Path, *, base: str, digest: str) -> dict[str, str]:
+    """Return the Dockerfile's arguments; a base from a registry is named by its digest, so that it cannot move.
+
+    The digests of what enters by bind mount are there because buildah's layer cache does not look into mounts.
+    """
     pinned = f"{base.partition('@')[0]}@{digest}" if digest.startswith("sha256:") and "localhost/" not in base else base
     return {
         "BASE_IMAGE": pinned,
         "WHEEL_NAME": wheel.path.name,
         "WHEEL_SHA256": wheel.sha256,
+        "REQUIREMENTS_SHA256": file_sha256(lock),
+        "WORKER_SHA256": file_sha256(LOCKS / "worker.txt"),
         "NVIDIA_REQUIRE_CUDA": f"cuda>={wheel.cuda}",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -348,11 +349,16 @@ def test_a_disk_that_cannot_hold_the_layers_is_refused(stand_in: Path, monkeypat
         runtime_image.check_disk(engine(stand_in, "buildah"), known=False)
 
 
-def test_a_base_from_a_registry_is_named_by_its_digest() -> None:
-    given = runtime_image.build_arguments(wheel_facts(), base="python:3.12-slim-bookworm", digest="sha256:12")
+def test_a_base_from_a_registry_is_named_by_its_digest_and_mounted_files_by_theirs(tmp_path: Path) -> None:
+    lock = tmp_path / "lock.txt"
+    lock.write_text("one")
+    given = runtime_image.build_arguments(wheel_facts(), lock, base="python:3.12-slim-bookworm", digest="sha256:12")
     assert given["BASE_IMAGE"] == "python:3.12-slim-bookworm@sha256:12"
     assert given["NVIDIA_REQUIRE_CUDA"] == "cuda>=12.0"
-    local = runtime_image.build_arguments(wheel_facts(), base="localhost/b:1", digest="sha256:12")
+    assert given["REQUIREMENTS_SHA256"] == hashlib.sha256(b"one").hexdigest()
+    dockerfile = (runtime_image.ROOT / "Dockerfile.runtime").read_text()
+    assert all(f"ARG {name}" in dockerfile for name in given)
+    local = runtime_image.build_arguments(wheel_facts(), lock, base="localhost/b:1", digest="sha256:12")
     assert local["BASE_IMAGE"] == "localhost/b:1"
 
 
