@@ -102,6 +102,20 @@ def test_a_disk_that_fills_in_the_middle_leaves_no_container_and_no_tag(tmp_path
     assert not engine.has("localhost/large:1")
 
 
+def test_a_build_that_fills_the_disk_leaves_no_container_no_tag_and_no_files(tmp_path: Path, engine: Engine) -> None:
+    engine.import_tar(root_filesystem(tmp_path), "localhost/tiny:1")
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "large").write_bytes(os.urandom(60_000_000))
+    (context / "Dockerfile.runtime").write_text("FROM localhost/tiny:1 AS runtime\nCOPY large /large\n")
+    with pytest.raises(ImageError) as caught:
+        engine.build(Plan(context, "runtime", "localhost/built:1", {}))
+    assert "no space left" in caught.value.why
+    assert containers() == ""
+    assert not engine.has("localhost/built:1")
+    assert list(tmp_path.glob("wheelsmith-layers-*")) == []
+
+
 def test_a_step_that_fails_leaves_no_container_and_no_tag(tmp_path: Path, engine: Engine) -> None:
     engine.import_tar(root_filesystem(tmp_path), "localhost/tiny:1")
     (tmp_path / "Dockerfile.runtime").write_text("FROM localhost/tiny:1 AS runtime\nRUN true\n")
