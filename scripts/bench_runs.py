@@ -55,7 +55,7 @@ class Ledger:
         self.path = path
         self.done: dict[str, Taken] = {}
         self.begun: dict[str, Taken] = {}
-        with suppress(OSError, ValueError, TypeError, AttributeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             found = json.loads(path.read_text())
             self.done = {name: _taken(row) for name, row in found["done"].items()}
             self.begun = {name: _taken(row) for name, row in found["begun"].items()}
