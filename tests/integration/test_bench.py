@@ -15,6 +15,7 @@ from scripts.archs import parse_arch_list
 from scripts.bench import main
 from scripts.bench_operators import registered_operators
 from scripts.bench_ours import ADDED, ALONE, BASE, COLD, NOOP, WARM, Ours, run_ours
+from scripts.bench_runs import Taken
 from scripts.cache import Cache
 from scripts.console import Console
 from scripts.errors import BenchError, UsageError
@@ -114,7 +115,7 @@ def ours(miniature: Miniature, tmp_path: Path) -> Ours:
 
 def finish(ours: Ours, *parts: str) -> None:
     for part in parts:
-        ours.ledger.finish(part, bench_ours.Taken())
+        ours.ledger.finish(part, Taken())
 
 
 def test_a_part_needs_what_it_builds_on(ours: Ours) -> None:
@@ -143,7 +144,7 @@ def test_an_added_arch_finds_the_objects_of_the_others(ours: Ours, monkeypatch: 
         (cache / "compiler-cache/objects/x").touch()
         (cache.parent / "wheelhouse").mkdir(exist_ok=True)
         (cache.parent / "wheelhouse/a.whl").touch()
-        return bench_ours.Taken(1.0, 1.0, runs=1)
+        return Taken(1.0, 1.0, runs=1)
 
     monkeypatch.setattr(bench_ours, "run_part", fake)
     monkeypatch.setenv("SCCACHE_ENDPOINT", "x")
@@ -156,7 +157,7 @@ def test_an_added_arch_finds_the_objects_of_the_others(ours: Ours, monkeypatch: 
 
 
 def test_a_build_without_a_wheel_is_an_error(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_ours, "run_part", lambda *_words, **_options: bench_ours.Taken())
+    monkeypatch.setattr(bench_ours, "run_part", lambda *_words, **_options: Taken())
     with pytest.raises(BenchError, match="left no wheel"):
         run_ours(ours, COLD, Console())
 
