@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,22 @@ def test_a_part_s_runs_add_up_until_it_is_done(tmp_path: Path) -> None:
     assert both.runs == 2
     assert both.seconds > first.seconds > 0
     assert both.cpu_seconds > 0.01
+
+
+def test_an_interrupted_part_keeps_what_it_took(tmp_path: Path) -> None:
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_shell("kill -USR1 $PPID; sleep 60", Ledger(tmp_path / "taken.json"), tmp_path)
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    kept = Ledger(tmp_path / "taken.json")
+    assert kept.done == {}
+    assert kept.begun["p"].runs == 1
+    assert 0 < kept.begun["p"].seconds < 30
 
 
 def test_only_known_parts_can_be_named() -> None:
