@@ -99,7 +99,7 @@ def prove(options: argparse.Namespace, console: Console) -> int:
         subject = Subject(recipe, choose_archs(recipe, options.arch), jobs, open_access(options, console, recipe))
         return report(prove_units(subject, options.units, console), console)
     stock, ours = plan(options, console)
-    with ours.cache.lock(f"bench-{ours.path.name}", console):
+    with ours.cache.lock("bench", console):
         found = prove_build(stock, ours, console)
     if ours.recipe.folder == RECIPES:
         recipe = load_recipe(SAMPLE_RECIPE)
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     for name in options.again:
         (stock.forget() if name == "stock" else ours.forget(name))
     wanted = options.only or ALL
-    with ours.cache.lock(f"bench-{ours.path.name}", console):
+    with ours.cache.lock("bench", console):
         if "stock" in wanted:
             run_stock(stock, console)
         for name in PARTS:
