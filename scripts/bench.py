@@ -100,12 +100,13 @@ def prove(options: argparse.Namespace, console: Console) -> int:
         return report(prove_units(subject, options.units, console), console)
     stock, ours = plan(options, console)
     with ours.cache.lock("bench", console):
-        found = prove_build(stock, ours, console)
-    if ours.recipe.folder == RECIPES:
-        recipe = load_recipe(SAMPLE_RECIPE)
-        access = open_access(options, console, recipe)
-        found += prove_units(Subject(recipe, parse_arch_list(SAMPLE_ARCHS), jobs, access), SAMPLE, console)
-    return report(found, console)
+        code = report(prove_build(stock, ours, console), console)
+    if ours.recipe.folder != RECIPES:
+        return code
+    recipe = load_recipe(SAMPLE_RECIPE)
+    access = open_access(options, console, recipe)
+    sample = Subject(recipe, parse_arch_list(SAMPLE_ARCHS), jobs, access)
+    return max(code, report(prove_units(sample, SAMPLE, console), console))
 
 
 def main(arguments: Sequence[str], console: Console) -> int:

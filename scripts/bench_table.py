@@ -16,7 +16,7 @@ from scripts.bench_runs import Taken, median
 from scripts.bench_stock import Stock
 from scripts.console import Console, human_bytes, human_seconds
 
-LIGHT = 1.5  # a CUDA unit is light when stock takes at most this many times the core-seconds of the lightest one
+LIGHT = 1.2  # a CUDA unit is light when stock takes at most this many times the core-seconds of the median one
 Units = Mapping[str, Mapping[str, Any]]
 
 
@@ -49,12 +49,13 @@ TARGETS = (
 
 
 def light_units(stock: Units) -> list[str]:
-    """Return the light units: CUDA sources of which stock takes little beyond the lightest, so mostly parsing headers.
+    """Return the light units: the CUDA sources of which stock takes at most `LIGHT` times what it takes of the median.
 
-    It is the stock build alone that decides, so a unit does not become light by having been made so.
+    They are those that mostly parse headers. The stock build alone decides, so that none becomes light by having been
+    made so.
     """
     cuda = {name: row["cpu_seconds"] for name, row in stock.items() if row["source"].endswith(".cu")}
-    return [name for name, seconds in cuda.items() if seconds <= LIGHT * min(cuda.values())]
+    return [name for name, seconds in cuda.items() if seconds <= LIGHT * median(list(cuda.values()))]
 
 
 def ratios(stock: Taken | None, parts: Mapping[str, Taken]) -> dict[str, float | None]:
