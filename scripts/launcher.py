@@ -192,12 +192,11 @@ def call(command: list[str], environment: dict[str, str] | None = None) -> tuple
         with suppress(ProcessLookupError):
             os.kill(child.pid, number)  # not send_signal: it would reap a child that has ended, and wait4 find none
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     output = child.stdout.read() if child.stdout else b""
     _, status, usage = os.wait4(child.pid, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     child.returncode = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
     if child.stdout:
         child.stdout.close()

@@ -9,7 +9,7 @@ _STYLE = """\
 body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}
 th,td{border:1px solid var(--line);padding:.35rem .6rem;text-align:left;vertical-align:top}
-td.n{text-align:right;font-variant-numeric:tabular-nums}
+td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .bar{display:flex;height:.6rem;min-width:8rem;background:var(--line)}
 .native{background:#1a7f37}.compatible{background:#57ab5a}.jit{background:#d4a72c}
 .ok{color:var(--ok)}.error{color:var(--no)}.warning{color:var(--jit)}

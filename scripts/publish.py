@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from scripts.cache import file_sha256, write_atomic, write_json
 from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
 from scripts.console import Console, human_bytes, human_seconds
 from scripts.errors import UsageError
-from scripts.index_entry import make_entry
+from scripts.index_entry import Entry, make_entry
 from scripts.indexes import read_indexes, redacted
 from scripts.object_store import SCHEMES, ObjectStore
 from scripts.provenance import SUFFIX, load_signer, sign, statement
@@ -24,6 +24,7 @@ from scripts.simple_client import SimpleClient
 from scripts.static_index import Item, StaticIndex
 from scripts.store import Directory, Store
 from scripts.upload import Api, check_url_syntax, default_check_url, upload
+from scripts.variants import Variant, VariantIndex, describe
 from scripts.wheelhouse import Local, find_wheels
 
 DESCRIPTION = """\
@@ -53,6 +54,9 @@ def parser() -> Parser:
         default=[],
         metavar="RULE",
         help="take out old wheels: keep=3 (versions per variant), older=90d, or a file name; alone: publish nothing",
+    )
+    command.add_argument(
+        "--variants", action="store_true", help="static indexes: wheel variants as well (experimental, see docs)"
     )
     command.add_argument("--check-url", metavar="URL", help="upload APIs: the index that shows what was uploaded")
     command.add_argument("--keyring", metavar="USER", help="upload APIs: take this user's password from the keyring")
@@ -89,6 +93,8 @@ def publish_upload(
 ) -> tuple[str, list[dict[str, Any]]]:
     """Put wheels into an index through its upload API; return where, and a row per wheel."""
     url = check_url_syntax(options.to, "--to")
+    if options.variants:
+        raise UsageError("--variants is for static indexes", why="upload APIs refuse variants.json")
     if options.prune:
         raise UsageError("--prune is for static indexes", fix="delete files with the index's own tools")
     check_url = check_url_syntax(options.check_url or default_check_url(url), "--check-url")
@@ -143,6 +149,7 @@ def publish_static(
         leaving = {entry.filename for rule in rules for entry in doomed(index.entries().values(), rule)}
         return rows + [{"name": name, "state": "removed"} for name in sorted(leaving)]
     items = [make_item(wheel, options) for wheel in new]
+    described = _variants(states, items) if options.variants else []  # refuses before sending any
     with store.lock(console):
         for item in items:
             console.note(f"{item.path.name} ({human_bytes(item.entry.size)})")
@@ -152,7 +159,23 @@ def publish_static(
             leaving_now = doomed(index.entries().values(), rule)
             index.remove(leaving_now)
             rows += [{"name": entry.filename, "state": "removed"} for entry in leaving_now]
+        _publish_variants(VariantIndex(store, console), described, index.entries())
     return rows
+
+
+def _variants(states: Sequence[tuple[Local, Entry | None]], items: Sequence[Item]) -> list[tuple[Path, Entry, Variant]]:
+    """Describe every wheel as a variant. Raises PublishError for one that the format cannot describe."""
+    known = [(wheel.path, entry) for wheel, entry in states if entry]
+    return [(path, entry, describe(entry)) for path, entry in [*known, *((i.path, i.entry) for i in items)]]
+
+
+def _publish_variants(
+    variants: VariantIndex, described: Sequence[tuple[Path, Entry, Variant]], entries: Mapping[str, Entry]
+) -> None:
+    for path, entry, variant in described:
+        if entry.filename in entries:
+            variants.add(path, entry, variant)
+    variants.refresh(entries)
 
 
 def make_item(wheel: Local, options: argparse.Namespace) -> Item:
