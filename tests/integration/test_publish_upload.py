@@ -343,12 +343,18 @@ def test_a_real_pypiserver_is_recognised_and_its_half_wheel_is_not_taken_for_our
             publish.main([*words, "--to", url], Console())
 
 
+def close_all(sockets: list[socket.socket]) -> None:
+    for one in sockets:
+        one.close()
+
+
 @contextmanager
 def slow_proxy(url: str, rate: int, *, cut_first: int = 0, cuts: int = 1) -> Iterator[str]:
     """Pass connections on at `rate` bytes a second; cut the first `cuts` that send so many bytes."""
     target = urlsplit(url)
     server = socket.create_server(("127.0.0.1", 0))
     left = [cuts if cut_first else 0]
+    opened = [server]
 
     def pump(source: socket.socket, sink: socket.socket, *, limited: bool) -> None:
         sent, began = 0, time.monotonic()
@@ -374,6 +380,7 @@ def slow_proxy(url: str, rate: int, *, cut_first: int = 0, cuts: int = 1) -> Ite
             except OSError:
                 return
             upstream = socket.create_connection((str(target.hostname), target.port or 80))
+            opened.extend((client, upstream))
             threading.Thread(target=pump, args=(client, upstream), kwargs={"limited": True}, daemon=True).start()
             threading.Thread(target=pump, args=(upstream, client), kwargs={"limited": False}, daemon=True).start()
 
@@ -381,4 +388,4 @@ def slow_proxy(url: str, rate: int, *, cut_first: int = 0, cuts: int = 1) -> Ite
     try:
         yield f"http://127.0.0.1:{server.getsockname()[1]}{target.path}"
     finally:
-        server.close()
+        close_all(opened)
