@@ -32,6 +32,7 @@ from scripts.image_context import (
 from scripts.image_engine import Engine, Layer, Plan, explained, find_engine
 from scripts.image_report import ImageReport, as_json, file_stem, sbom, show
 from scripts.indexes import Indexes
+from scripts.recipe import ROOT
 from scripts.upgrade import runtime_options
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
@@ -356,7 +357,7 @@ def test_a_base_from_a_registry_is_named_by_its_digest_and_mounted_files_by_thei
     assert given["BASE_IMAGE"] == "python:3.12-slim-bookworm@sha256:12"
     assert given["NVIDIA_REQUIRE_CUDA"] == "cuda>=12.0"
     assert given["REQUIREMENTS_SHA256"] == hashlib.sha256(b"one").hexdigest()
-    dockerfile = (runtime_image.ROOT / "Dockerfile.runtime").read_text()
+    dockerfile = (ROOT / "Dockerfile.runtime").read_text()
     assert all(f"ARG {name}" in dockerfile for name in given)
     local = runtime_image.build_arguments(wheel_facts(), lock, base="localhost/b:1", digest="sha256:12")
     assert local["BASE_IMAGE"] == "localhost/b:1"
@@ -379,6 +380,10 @@ def test_a_debian_base_that_is_there_is_not_made_again(stand_in: Path, cache: Ca
     with pytest.raises(ImageError, match="mmdebstrap failed") as caught:
         debian_base(engine(stand_in, "buildah"), cache=cache, console=console, log=stand_in / "log")
     assert "cannot be reached" in caught.value.why
+    program.write_text('#!/bin/sh\nfor last; do :; done\necho tar > "$last"\n')
+    (stand_in / "answer-from").write_text("c1\n")
+    assert debian_base(engine(stand_in, "buildah"), cache=cache, console=console, log=stand_in / "log") == name
+    assert any(f"commit --quiet --format docker --timestamp 0 c1 {name}" in line for line in calls(stand_in))
 
 
 def test_locks_of_the_image_say_themselves_what_they_resolve_against(tmp_path: Path) -> None:
