@@ -380,6 +380,10 @@ def test_a_debian_base_that_is_there_is_not_made_again(stand_in: Path, cache: Ca
     with pytest.raises(ImageError, match="mmdebstrap failed") as caught:
         debian_base(engine(stand_in, "buildah"), cache=cache, console=console, log=stand_in / "log")
     assert "cannot be reached" in caught.value.why
+    program.write_text('#!/bin/sh\nfor last; do :; done\necho tar > "$last"\n')
+    (stand_in / "answer-from").write_text("c1\n")
+    assert debian_base(engine(stand_in, "buildah"), cache=cache, console=console, log=stand_in / "log") == name
+    assert any(f"commit --quiet --format docker --timestamp 0 c1 {name}" in line for line in calls(stand_in))
 
 
 def test_locks_of_the_image_say_themselves_what_they_resolve_against(tmp_path: Path) -> None:
