@@ -22,7 +22,7 @@ from pathlib import Path
 
 from scripts.cache import Cache, digest, file_sha256, remove_tree, write_json
 from scripts.console import Console, human_bytes, human_seconds
-from scripts.errors import WheelsmithError
+from scripts.errors import UsageError, WheelsmithError
 from scripts.launcher import COMPILER_CACHE
 from scripts.process import capture
 from scripts.shared_cache import Shared, SharedCache, start_shared
@@ -71,6 +71,9 @@ class CacheSummary:
         if self.shared:
             steps = self.shared["hits"] + self.shared["misses"]
             parts.append(f"shared: {self.shared['hits']} of {steps} steps, {self.shared['errors']} errors")
+            if self.shared.get("distributed") or self.shared.get("not_distributed"):
+                failed = self.shared["not_distributed"]
+                parts.append(f"{self.shared['distributed']} steps on other machines, {failed} failed there")
         if self.failed:
             parts.append(f"{self.failed} compiled plainly after trouble with the cache")
         return "; ".join([*parts, f"{human_bytes(self.size)} on disk"])
@@ -80,10 +83,15 @@ class CacheSummary:
         return asdict(self)
 
 
-def read_settings(environment: Mapping[str, str], *, enabled: bool) -> CacheSettings:
-    """Read the user's SCCACHE_* and CCACHE_MAXSIZE. The first names a backend, or only the size of the local cache."""
+def read_settings(environment: Mapping[str, str], *, enabled: bool, scheduler: str = "") -> CacheSettings:
+    """Read the user's SCCACHE_* and CCACHE_MAXSIZE. The first names a backend, or only the size of the local cache.
+
+    `scheduler` is an sccache-dist scheduler's URL. Raises UsageError when it cannot be one.
+    """
+    if scheduler and not enabled:
+        raise UsageError("--dist needs the compiler cache", fix="leave --no-compiler-cache away")
     size = environment.get("CCACHE_MAXSIZE") or environment.get("SCCACHE_CACHE_SIZE") or DEFAULT_SIZE
-    return CacheSettings(enabled, size, Shared.read(environment) if enabled else None)
+    return CacheSettings(enabled, size, Shared.read(environment, scheduler) if enabled else None)
 
 
 class CompilerCache:

@@ -1,5 +1,7 @@
 """The shared level of the compiler cache: an sccache daemon of this build's own, started, tried out, watched, ended.
 
+With a scheduler (`--dist`) the same daemon hands compile steps to other machines (sccache-dist).
+
 A daemon whose backend is down fails every compiler call at its start; one whose backend dies later stalls each of them
 for 30 s per operation (measured: docs/caching.md). So it is only used after it has reached its backend, and given up,
 with the calls that wait for it, when one of them has done nothing for 20 s.
@@ -20,12 +22,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
 from scripts.cache import Cache, remove_tree
+from scripts.errors import UsageError
+from scripts.indexes import redacted
 from scripts.process import LAUNCHER, capture
 
+DIST_TOKEN = "SCCACHE_DIST_TOKEN"  # noqa: S105  (the name of the variable with the token of --dist's scheduler)
 START_LIMIT = 20.0  # seconds for the daemon to reach its backend; sccache's client would give it 10
 STALL_LIMIT = 20.0  # seconds that a call may do nothing
 LOST_LIMIT = 60.0  # seconds per job that calls may wait in all, beyond the first 3 s each
@@ -46,7 +52,7 @@ _BACKENDS = (
 )
 # Ours to decide: where the daemon listens, what it logs (its trace log prints the environment, passwords included).
 _OURS = re.compile(
-    r"SCCACHE_(SERVER_\w+|NO_DAEMON|START_SERVER|LOG|ERROR_LOG|IDLE_TIMEOUT|STARTUP_NOTIFY|DIR|CLIENT\w*)"
+    r"SCCACHE_(SERVER_\w+|DIST_\w+|NO_DAEMON|START_SERVER|LOG|ERROR_LOG|IDLE_TIMEOUT|STARTUP_NOTIFY|DIR|CLIENT\w*)"
 )
 _PASSED = re.compile(r"(SCCACHE|ACTIONS|AWS|GOOGLE|AZURE|OSS|COS|TENCENTCLOUD|ALIBABA_CLOUD)_\w+")
 _GUARD = (sys.executable, "-S", "-E", str(LAUNCHER), "--guard")  # the daemon ends when wheelsmith does, however
@@ -60,10 +66,27 @@ class Shared:
     name: str
     variables: Mapping[str, str] = field(repr=False)
     """For the daemon only: there are passwords among them."""
+    scheduler: str = ""
+    """URL of an sccache-dist scheduler, "" to compile here."""
+    token: str = field(default="", repr=False)
+    """What the scheduler's `client_auth` asks for."""
 
     @classmethod
-    def read(cls, environment: Mapping[str, str]) -> Shared | None:
-        """Return the backend that the environment names, None when it names none."""
+    def read(cls, environment: Mapping[str, str], scheduler: str = "") -> Shared | None:
+        """Return the backend that the environment names, the scheduler or both; None when there is neither.
+
+        Raises UsageError for a scheduler that cannot be one.
+        """
+        backend = cls._backend(environment)
+        if not scheduler:
+            return backend
+        _check_scheduler(scheduler, backend)
+        name = f"{backend.name}, " if backend else ""
+        variables = backend.variables if backend else {}
+        return cls(f"{name}distributed by {scheduler}", variables, scheduler, environment.get(DIST_TOKEN, ""))
+
+    @classmethod
+    def _backend(cls, environment: Mapping[str, str]) -> Shared | None:
         for pattern, name in _BACKENDS:
             if any(value and re.fullmatch(pattern, key) for key, value in environment.items()):
                 kept = {k: v for k, v in environment.items() if _PASSED.fullmatch(k) and not _OURS.fullmatch(k)}
@@ -75,6 +98,8 @@ class Shared:
         for key, value in self.variables.items():
             if _SECRET.search(key) and len(value) > 2:
                 text = text.replace(value, "***")
+        if self.token:
+            text = text.replace(self.token, "***")
         return re.sub(r"(\w+://)[^/\s@\"]+@", r"\1***@", text)
 
 
@@ -111,6 +136,8 @@ class SharedCache:
         """Return why the daemon can be used no longer, "" while all is well."""
         if self._daemon.poll() is not None:
             return f"sccache has ended: {_last_words(self.folder, self.shared)}"
+        if self.shared.scheduler:
+            return ""  # a call whose steps run elsewhere looks like one that waits; sccache itself gives up after 30 s
         now = time.monotonic()
         if now - self._looked < INTERVAL:
             return ""
@@ -187,7 +214,7 @@ def start_shared(
     It listens on a socket in a private folder and has its own configuration: a user's daemon is not touched.
     """
     folder = Path(tempfile.mkdtemp(prefix="wheelsmith-sccache-"))
-    (folder / "sccache.conf").touch()
+    (folder / "sccache.conf").write_text(_configuration(shared, cache.place("compiler-cache", "dist-toolchains")))
     values = {**environment, **_places(folder), "SCCACHE_DIR": str(cache.place("compiler-cache", "shared"))}
     values.update(shared.variables)
     values.update(SCCACHE_NO_DAEMON="1", SCCACHE_START_SERVER="1", SCCACHE_IDLE_TIMEOUT="0")
@@ -201,19 +228,29 @@ def start_shared(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    deadline = time.monotonic() + START_LIMIT
     try:
-        while daemon.poll() is None and time.monotonic() < deadline:
-            if _answers(folder / "socket"):
-                return SharedCache(shared, program, folder, daemon), ""
-            time.sleep(0.05)
+        why = _wait(daemon, shared, program, folder)
     except BaseException:
         _kill_group(daemon)
         raise
-    why = f"no answer within {START_LIMIT:.0f} s" if daemon.poll() is None else _last_words(folder, shared)
+    if not why:
+        return SharedCache(shared, program, folder, daemon), ""
     _kill_group(daemon)
     remove_tree(folder)
     return None, why
+
+
+def _wait(daemon: subprocess.Popen[bytes], shared: Shared, program: Path, folder: Path) -> str:
+    """Wait until the daemon answers, and knows a builder where it needs one; return what is wrong, "" for nothing."""
+    deadline = time.monotonic() + START_LIMIT
+    why = f"no answer within {START_LIMIT:.0f} s"
+    while daemon.poll() is None and time.monotonic() < deadline:
+        if _answers(folder / "socket"):
+            why = _scheduler_trouble(program, folder) if shared.scheduler else ""
+            if not why or "NotConnected" not in why:  # it connects in the background
+                return why
+        time.sleep(0.05)
+    return why if daemon.poll() is None else _last_words(folder, shared)
 
 
 def _places(folder: Path) -> dict[str, str]:
@@ -222,6 +259,42 @@ def _places(folder: Path) -> dict[str, str]:
         "SCCACHE_CONF": str(folder / "sccache.conf"),
         "SCCACHE_DIR": str(folder / "disk"),
     }
+
+
+def _check_scheduler(url: str, backend: Shared | None) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
+        raise UsageError(
+            f"--dist {redacted(url)} is not the URL of a scheduler",
+            fix=f"--dist http://host:10600, and its token in {DIST_TOKEN}",
+        )
+    if backend and "SCCACHE_CONF" in backend.variables:
+        raise UsageError(
+            "--dist and SCCACHE_CONF cannot be combined",
+            why="sccache reads one configuration file",
+            fix="name the backend with sccache's other variables: SCCACHE_WEBDAV_ENDPOINT, SCCACHE_BUCKET",
+        )
+
+
+def _configuration(shared: Shared, toolchains: Path) -> str:
+    """Return the daemon's configuration (TOML); the folder it is written to is ours alone (0700)."""
+    if not shared.scheduler:
+        return ""
+    lines = ["[dist]", f"scheduler_url = {json.dumps(shared.scheduler)}", f"cache_dir = {json.dumps(str(toolchains))}"]
+    lines += ["[dist.auth]", 'type = "token"', f"token = {json.dumps(shared.token)}"]
+    return "\n".join([*lines, ""])
+
+
+def _scheduler_trouble(program: Path, folder: Path) -> str:
+    """Return why the scheduler cannot be used, "" when it has a builder."""
+    environment = {**_places(folder), "HOME": str(folder)}
+    code, text = capture([program, "--dist-status"], environment=environment, timeout=10)
+    with suppress(ValueError, KeyError, TypeError, IndexError):
+        status = json.loads(text)
+        if "SchedulerStatus" in status:
+            builders = status["SchedulerStatus"][1]["num_servers"]
+            return "" if builders else "the scheduler has no builder"
+    return " ".join(text.split())[:200] or f"sccache --dist-status ended with {code}"
 
 
 def _answers(path: Path) -> bool:
@@ -282,11 +355,13 @@ def _stem(process: psutil.Process) -> str:
 
 def read_counts(text: str) -> dict[str, int]:
     """Read `sccache --show-stats --stats-format=json`: hits, misses, stores and errors over all languages."""
-    counts = {"hits": 0, "misses": 0, "stored": 0, "errors": 0}
+    counts = {"hits": 0, "misses": 0, "stored": 0, "errors": 0, "distributed": 0, "not_distributed": 0}
     with suppress(ValueError, KeyError, TypeError, AttributeError):
         stats = json.loads(text)["stats"]
         counts["hits"] = sum(stats["cache_hits"]["counts"].values())
         counts["misses"] = sum(stats["cache_misses"]["counts"].values())
         counts["stored"] = stats["cache_writes"]
         counts["errors"] = sum(stats["cache_errors"]["counts"].values()) + stats["cache_write_errors"]
+        counts["distributed"] = sum(stats.get("dist_compiles", {}).values())
+        counts["not_distributed"] = stats.get("dist_errors", 0)
     return counts

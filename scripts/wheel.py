@@ -100,6 +100,9 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no-compiler-cache", action="store_true", help="compile everything; read and fill no cache of objects"
     )
+    parser.add_argument(
+        "--dist", default="", metavar="URL", help="experimental: compile on the builders of an sccache-dist scheduler"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--list", action="store_true", help="list the recipes and stop")
     parser.add_argument("--wheelhouse", type=user_path, default=WHEELHOUSE, metavar="DIR", help="where the wheel goes")
@@ -361,7 +364,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     skip = read_skips(options.skip)
     for archs in lists:
         console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
-        settings = read_settings(os.environ, enabled=not options.no_compiler_cache)
+        settings = read_settings(os.environ, enabled=not options.no_compiler_cache, scheduler=options.dist)
         job = Job(
             recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ, options.keep_going, settings, skip
         )
