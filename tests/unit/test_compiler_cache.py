@@ -65,7 +65,14 @@ _STATS = ("stats", "cache_hits", "cache_misses", "counts", "cache_errors", "cach
 @settings(max_examples=50)
 @given(st.text() | st.dictionaries(st.sampled_from(_STATS), st.none() | st.integers() | st.text()).map(json.dumps))
 def test_counts_are_zero_for_whatever_sccache_does_not_say(text: str) -> None:
-    assert read_counts(text) == {"hits": 0, "misses": 0, "stored": 0, "errors": 0}
+    assert read_counts(text) == {
+        "hits": 0,
+        "misses": 0,
+        "stored": 0,
+        "errors": 0,
+        "distributed": 0,
+        "not_distributed": 0,
+    }
 
 
 def test_counts_are_added_over_languages() -> None:
@@ -76,7 +83,14 @@ def test_counts_are_added_over_languages() -> None:
         "cache_write_errors": 2,
         "cache_writes": 5,
     }
-    assert read_counts(json.dumps({"stats": stats})) == {"hits": 3, "misses": 4, "stored": 5, "errors": 3}
+    assert read_counts(json.dumps({"stats": stats})) == {
+        "hits": 3,
+        "misses": 4,
+        "stored": 5,
+        "errors": 3,
+        "distributed": 0,
+        "not_distributed": 0,
+    }
 
 
 @given(st.binary())
@@ -111,7 +125,7 @@ def test_the_key_of_headers_is_their_names_and_contents_wherever_they_are(tmp_pa
 
 def test_the_summary_says_hits_seconds_and_trouble() -> None:
     summary = CacheSummary("local and shared (Redis)", hits=3, misses=0, failed=1, saved_seconds=65, size=2_000_000)
-    summary.shared = {"hits": 4, "misses": 1, "errors": 2}
+    summary.shared = {"hits": 4, "misses": 1, "errors": 2, "distributed": 0, "not_distributed": 0}
     assert summary.line() == (
         "local and shared (Redis): 3 of 4 units (75 %); 1 min 05 s of compiling saved; shared: 4 of 5 steps, 2 errors; "
         "1 compiled plainly after trouble with the cache; 2.0 MB on disk"
