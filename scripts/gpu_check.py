@@ -31,7 +31,10 @@ from scripts.unpack import unpack_wheel
 
 SCHEMA_VERSION = 1
 PARTS = ("kernels", "speed", "engine", "audit", "slim")
-ENGINE_RUNS = (("llama", "eager"), ("llama", "graphs"), ("gpt-oss", "eager"), ("gpt-oss", "graphs"), ("llama", "serve"))
+ENGINE_RUNS = (
+    *(("llama", "eager"), ("llama", "graphs"), ("llama", "serve")),
+    *(("gpt-oss", "eager"), ("gpt-oss", "graphs"), ("gpt-oss", "float32")),
+)
 DESCRIPTION = """\
 On a machine with a GPU: call every operator of a wheel on fresh random inputs and compare with float64; generate
 tokens with tiny random models (Llama, gpt-oss), eagerly, with CUDA graphs and through `vllm serve`; compare what was
@@ -276,7 +279,7 @@ def _allow_no_flash_attention(place: Place, options: argparse.Namespace, report:
     start = folder / "__init__.py"
     if list(folder.glob("_vllm_fa*.so")) or not start.is_file():
         return
-    command = [place.python, "-c", "import vllm.v1.attention.backends.fa_utils"]
+    command: list[str | Path] = [place.python, "-c", "import vllm.v1.attention.backends.fa_utils"]
     code, text = capture(command, environment=place.environment(), timeout=options.limit)
     if not code:
         return
