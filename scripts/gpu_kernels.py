@@ -120,6 +120,8 @@ class Kernels:
     libraries: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    planned: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the processes set out to run: a check that never began is told, too."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -154,6 +156,9 @@ def _family(place: Place, family: str, seed: int, limit: float, seen: Kernels) -
         later = seen.checks.setdefault(name, value)
         if later is not value:
             later["without_jit"] = value.get("reason", value["state"])
+    for name, about in list(seen.planned.items()):
+        if about["family"] == family and name not in seen.checks:
+            seen.checks[name] = {**about, "state": "error", "reason": f"not run: {limit:g} s were over before"}
 
 
 RETRIED = {"error", "crashed"}
@@ -191,6 +196,8 @@ def _collect(ended: Ended, seen: Kernels, image: str) -> dict[str, Any]:
         event = line.get("event")
         if event == "operators":
             seen.operators, seen.libraries = line["operators"], line["libraries"]
+        elif event == "planned":
+            seen.planned.update({str(entry["check"]): _about(entry) for entry in line["checks"]})
         elif event == "machine":
             seen.machine = {key: value for key, value in line.items() if key != "event"}
         elif event == "begin":
