@@ -122,7 +122,7 @@ def test_from_a_wheel_to_the_check_on_the_machine(
     """The scripts of the loads are run here, where there is no GPU: both wheels' logs say so, exit code 13."""
     here = tmp_path / "machine"
     monkeypatch.setattr(carry, "HERE", str(here))
-    contents = [{"vllm/__init__.py": b"", "vllm/x": os.urandom(900_000)} for _ in range(2)]
+    contents = [{"vllm/__init__.py": b"", "vllm/x": os.urandom(600_000)} for _ in range(2)]
     wheels = [make_wheel(tmp_path, data, version=v) for data, v in zip(contents, ("1+a", "2+b"), strict=True)]
     machine, out = tmp_path / "have.txt", tmp_path / "carry"
     machine.write_text("regex\n")
@@ -140,7 +140,7 @@ def test_from_a_wheel_to_the_check_on_the_machine(
     results = tmp_path / "results"
     results.mkdir()
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    run_sh = ["/bin/bash", here / "run.sh", results]
+    run_sh: list[str | Path] = ["/bin/bash", here / "run.sh", results]
     ended = subprocess.run([*run_sh, "60"], env=environment, check=False, capture_output=True, text=True, timeout=100)
     assert ended.returncode == 13, ended.stdout
     assert sorted(path.name for path in results.iterdir()) == ["vllm-1_a.log", "vllm-2_b.log"]

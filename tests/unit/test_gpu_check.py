@@ -164,7 +164,7 @@ def test_without_gpu_or_torch_the_command_line_ends_with_13(
 ) -> None:
     python = install(tmp_path, told)
     report = tmp_path / "check.json"
-    command = [sys.executable, "-m", "scripts.gpu_check", wheel, "--python", python, "--json", report]
+    command: list[str | Path] = [sys.executable, "-m", "scripts.gpu_check", wheel, "--python", python, "--json", report]
     ended = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 13
     assert what in ended.stderr
@@ -175,7 +175,7 @@ def test_here_without_anything_it_ends_with_13(wheel: Path) -> None:
     """No stand-in: this machine has no GPU, or the test would be another one."""
     if Path("/dev/nvidiactl").exists():
         pytest.skip("a GPU is here")
-    command = [sys.executable, "-m", "scripts.gpu_check", wheel]
+    command: list[str | Path] = [sys.executable, "-m", "scripts.gpu_check", wheel]
     ended = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert ended.returncode == 13
     assert "nothing was checked" in ended.stderr
