@@ -98,6 +98,12 @@ def costs(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure against upstream's own pip wheel, side by side: `-- --recipe quickstart`; `-- --prove-headers`."""
+    _command(session, "bench")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests with branch coverage (no GPU, under 5 minutes)."""
     _install(session, "tests")

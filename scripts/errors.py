@@ -128,6 +128,13 @@ class NoGpuError(WheelsmithError):
     kind = "no-gpu"
 
 
+class BenchError(WheelsmithError):
+    """A benchmark could not be run, or what must be equal differs."""
+
+    exit_code = 14
+    kind = "bench"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return " Perhaps you meant 'x'?" for the known word nearest to `word`, or "" when none is near."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -49,6 +49,11 @@ class Plan:
     """SOURCE_DATE_EPOCH of layers, in seconds."""
 
 
+def layers_folder() -> Path:
+    """Return where engines write layers before they store them: TMPDIR, else their own default."""
+    return Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - a folder of its own is made there
+
+
 @dataclass(frozen=True)
 class Engine:
     """A usable engine. All methods raise ImageError."""
@@ -57,7 +62,7 @@ class Engine:
     log: Path
     console: Console
 
-    def _run(self, arguments: Sequence[str | Path], doing: str) -> None:
+    def _run(self, arguments: Sequence[str | Path], doing: str, **variables: str) -> None:
         """Run a long command with its output in the log; explain its failure."""
 
         def line() -> str:
@@ -68,7 +73,7 @@ class Engine:
                 [self.name, *arguments],
                 log=self.log,
                 cwd=Path.cwd(),
-                environment={**os.environ, "DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"},
+                environment={**os.environ, "DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain", **variables},
                 tick=progress.tick,
             )
         if done.code:
@@ -106,11 +111,13 @@ class Engine:
             plan.context,
         ]
         before = self._containers()
-        try:
-            self._run(words, f"building target {plan.target}")
-        except BaseException:
-            self._remove_containers(self._containers() - before)
-            raise
+        # buildah writes layers as files before it stores them, and leaves them there (18 GB) when it is interrupted.
+        with tempfile.TemporaryDirectory(dir=layers_folder(), prefix="wheelsmith-layers-") as spare:
+            try:
+                self._run(words, f"building target {plan.target}", TMPDIR=spare)
+            except BaseException:
+                self._remove_containers(self._containers() - before)
+                raise
 
     def _containers(self) -> set[str]:
         """Return buildah's working containers: the other engines keep none of a build."""
@@ -152,10 +159,16 @@ class Engine:
         """Give an image another name."""
         self._ask("tag", image, name, doing=f"tagging {name}")
 
-    def untag(self, name: str) -> None:
-        """Take a name away; the image goes when it was its last. Never fails."""
+    def untag(self, name: str, other: str | None = None) -> None:
+        """Take a name away; never fails.
+
+        buildah would remove an image with its last name, and its layers, which the next build wants: with `other`,
+        an image that stays, the name first goes there.
+        """
         words = ["rmi", name] if self.name != "podman" else ["untag", name]
         with suppress(ImageError):
+            if other and self.name == "buildah" and self.has(name):
+                self._ask("tag", other, name, doing=f"untagging {name}")
             self._ask(*words, doing=f"untagging {name}")
 
     def push(self, image: str, reference: str) -> None:

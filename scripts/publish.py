@@ -99,9 +99,9 @@ def publish_upload(
         raise UsageError("--prune is for static indexes", fix="delete files with the index's own tools")
     check_url = check_url_syntax(options.check_url or default_check_url(url), "--check-url")
     api = Api(url, check_url, keyring=bool(options.keyring), user=options.keyring or "")
-    client = SimpleClient(check_url, read_indexes(), os.environ)
     console.stage("publish", f"{len(wheels)} wheel(s) to {redacted(url)}, read back from {redacted(check_url)}")
-    states = upload(wheels, api, client, console, environment=os.environ, dry_run=options.dry_run)
+    with SimpleClient(check_url, read_indexes(), os.environ) as client:
+        states = upload(wheels, api, client, console, environment=os.environ, dry_run=options.dry_run)
     return redacted(url), [_row(wheel, state) for wheel, state in zip(wheels, states, strict=True)]
 
 

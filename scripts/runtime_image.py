@@ -14,13 +14,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from scripts.audit_collect import audit_path
-from scripts.cache import Cache, write_atomic, write_json
+from scripts.cache import Cache, file_sha256, write_atomic, write_json
 from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
 from scripts.console import Console, human_bytes
 from scripts.errors import ImageError, UsageError, nearest
 from scripts.image_base import debian_base
 from scripts.image_checks import Facts, Result, check_image, read_facts, stopped_cleanly
 from scripts.image_context import (
+    LOCKS,
     Base,
     WheelFacts,
     check_base,
@@ -33,14 +34,15 @@ from scripts.image_context import (
     wheel_targets,
     write_secrets,
 )
-from scripts.image_engine import Engine, Plan, find_engine
+from scripts.image_engine import Engine, Plan, find_engine, layers_folder
 from scripts.image_report import ImageReport, as_json, file_stem, sbom, show
 from scripts.indexes import read_indexes
 from scripts.recipe import ROOT
 
 DEFAULT_BASE = "python:3.12-slim-bookworm"
 TARGETS = ("runtime", "runpod", "runtime-jit")
-DISK = 14e9  # bytes that the layers of the first build need (measured: 9.3 GB of layers, 3 GB of downloads)
+DISK = 18e9  # bytes that the first build needs where layers are kept (measured: 9 GB, twice while they are stored)
+SPARE = 18e9  # bytes that buildah needs besides, in TMPDIR (measured: the largest layer as two files)
 DISK_AGAIN = 2e9  # bytes when the layers below the wheel are there already
 
 DESCRIPTION = """\
@@ -132,12 +134,12 @@ def _build(
     with ExitStack() as stack:
         context = stack.enter_context(make_context(cache, wheel.path, lock, encodings))
         private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wheelsmith-")))
-        arguments = build_arguments(wheel, base=name, digest=digest)
+        arguments = build_arguments(wheel, lock, base=name, digest=digest)
         marks = labels(wheel, base=name, digest=digest, recipe=options.recipe, stamp=stamp)
         if options.cuda_image:
             arguments["CUDA_IMAGE"] = options.cuda_image
         console.stage("build", f"{options.target} with {engine.name} on {name}")
-        stack.callback(engine.untag, unfinished)
+        stack.callback(engine.untag, unfinished, name)
         engine.build(
             Plan(context, options.target, unfinished, arguments, write_secrets(private, indexes), marks, stamp)
         )
@@ -182,24 +184,37 @@ def have_base(wanted: str, *, engine: Engine, cache: Cache, console: Console) ->
 
 def check_disk(engine: Engine, *, known: bool) -> None:
     """Raise ImageError unless the layers fit where the engine keeps them."""
-    store = engine.storage()
-    place = next(folder for folder in (store, *store.parents) if folder.exists())
-    free, needed = shutil.disk_usage(place).free, DISK_AGAIN if known else DISK
-    if free < needed:
-        raise ImageError(
-            f"the image needs {human_bytes(needed)} in {store} and {human_bytes(free)} are free",
-            why="torch and its CUDA libraries are 7 GB of layers before the wheel comes",
-            fix=[f"free space there: {engine.name} {'prune' if engine.name != 'buildah' else 'rm --all'}"],
-        )
+    needed = {engine.storage(): DISK_AGAIN if known else DISK}
+    if engine.name == "buildah" and not known:
+        spare = layers_folder()
+        needed[spare] = needed.get(spare, 0) + SPARE
+    places = {path: next(folder for folder in (path, *path.parents) if folder.exists()) for path in needed}
+    for path, place in places.items():
+        together = sum(needed[other] for other in needed if places[other].stat().st_dev == place.stat().st_dev)
+        free = shutil.disk_usage(place).free
+        if free < together:
+            raise ImageError(
+                f"the image needs {human_bytes(together)} in {path} and {human_bytes(free)} are free",
+                why="torch and its CUDA libraries are 9 GB of one layer, which is written more than once",
+                fix=[
+                    f"free space there: {engine.name} {'prune' if engine.name != 'buildah' else 'rm --all'}",
+                    "TMPDIR=FOLDER on another filesystem (buildah)",
+                ],
+            )
 
 
-def build_arguments(wheel: WheelFacts, *, base: str, digest: str) -> dict[str, str]:
-    """Return the Dockerfile's arguments; a base from a registry is named by its digest, so that it cannot move."""
+def build_arguments(wheel: WheelFacts, lock: Path, *, base: str, digest: str) -> dict[str, str]:
+    """Return the Dockerfile's arguments; a base from a registry is named by its digest, so that it cannot move.
+
+    The digests of what enters by bind mount are there because buildah's layer cache does not look into mounts.
+    """
     pinned = f"{base.partition('@')[0]}@{digest}" if digest.startswith("sha256:") and "localhost/" not in base else base
     return {
         "BASE_IMAGE": pinned,
         "WHEEL_NAME": wheel.path.name,
         "WHEEL_SHA256": wheel.sha256,
+        "REQUIREMENTS_SHA256": file_sha256(lock),
+        "WORKER_SHA256": file_sha256(LOCKS / "worker.txt"),
         "NVIDIA_REQUIRE_CUDA": f"cuda>={wheel.cuda}",
     }
 

@@ -29,6 +29,14 @@ class SimpleClient:
             user, password = "__token__", token
         self._auth = httpx2.BasicAuth(user, password) if user and password else None
 
+    def __enter__(self) -> SimpleClient:
+        """Return itself: connections are closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close its connections."""
+        self._client.close()
+
     def files(self, project: str) -> dict[str, str]:
         """Return file name to sha256 ("" when the index gives none); nothing for a project it does not know."""
         response = self._get(f"{self._url}{project}/")

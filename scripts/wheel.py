@@ -154,7 +154,7 @@ def build_shard(job: Job, shard: Shard, console: Console) -> None:
             if not mine:  # more machines than units; ninja without targets would build everything
                 return
             with stages.timed("compile"):
-                done = _compile(tree, job, console, only=mine)
+                done = compile_cached(tree, job, console, only=mine)
     compiled = f"{done.units_now} of {len(mine)} units compiled in {human_seconds(done.seconds)}"
     console.table("", [("shard", f"{shard} is done: {compiled}"), ("next", "nox -s wheel without --shard links them")])
 
@@ -214,7 +214,7 @@ def _build_in(
         with stages.timed("configure"):
             configure(tree, console=console)
         with stages.timed("compile"):
-            compiled = _compile(tree, job, console)
+            compiled = compile_cached(tree, job, console)
         stages.peak_bytes["compile"] = max(compiled.peak_bytes, stages.peak_bytes.get("compile", 0))
     with stages.timed("package"):
         wheel = package_wheel(tree, job.recipe, jobs=job.jobs, console=console)
@@ -246,7 +246,7 @@ def _fixed(console: Console) -> bool:
     return not why
 
 
-def _compile(tree: BuildTree, job: Job, console: Console, *, only: Sequence[Unit] | None = None) -> Compiled:
+def compile_cached(tree: BuildTree, job: Job, console: Console, *, only: Sequence[Unit] | None = None) -> Compiled:
     """Compile with the compiler cache, whose programs end with it."""
     with compiler_cache(
         job.compiler_cache,

@@ -103,6 +103,14 @@ class _C:
     def _dispatch_get_all_op_names():
         with open("/proc/self/maps") as maps:
             return ["_moe_C::topk"] if "_moe_C" in maps.read() else []
+    @staticmethod
+    def _jit_get_all_schemas():
+        class Schema(str):
+            name = "_moe_C::topk"
+        return [Schema(name + "(Tensor x) -> ()") for name in _C._dispatch_get_all_op_names()]
+    @staticmethod
+    def _dispatch_has_kernel_for_dispatch_key(name, key):
+        return key == "CUDA"
 """
 HEADER = "torch/include/torch/headeronly/core/ScalarType.h"
 NVCC = """#!/bin/sh

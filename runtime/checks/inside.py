@@ -112,8 +112,14 @@ def triton_launcher() -> str:
 
 def _without_gpu(code: str) -> str:
     start = (
-        "import sys, vllm.platforms as p\nfrom vllm.platforms.cuda import NonNvmlCudaPlatform as C\n"
-        "p._current_platform = C()\n"
+        "import sys, vllm.platforms as p\n"
+        "from vllm.platforms.cuda import NonNvmlCudaPlatform\n"
+        "from vllm.platforms.interface import DeviceCapability\n"
+        "class Stub(NonNvmlCudaPlatform):\n"
+        "    @classmethod\n"
+        "    def get_device_capability(cls, device_id=0):\n"
+        "        return DeviceCapability(8, 6)\n"
+        "p._current_platform = Stub()\n"
     )
     done = subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, check=False)
     if done.returncode:

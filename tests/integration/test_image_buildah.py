@@ -75,6 +75,18 @@ def test_a_base_is_imported_built_on_and_measured_layer_by_layer(tmp_path: Path,
     assert containers() == ""
 
 
+def test_an_image_that_loses_its_name_leaves_its_layers_to_the_next_build(tmp_path: Path, engine: Engine) -> None:
+    engine.import_tar(root_filesystem(tmp_path), "localhost/tiny:1")
+    (tmp_path / "Dockerfile.runtime").write_text("FROM localhost/tiny:1 AS runtime\nCOPY file /a\nCOPY file /b\n")
+    plan = Plan(tmp_path, "runtime", "localhost/unfinished:1", {})
+    for times in (0, 2):
+        engine.build(plan)
+        assert engine.log.read_text().count("Using cache") == times
+        engine.untag("localhost/unfinished:1", "localhost/tiny:1")
+        assert not engine.has("localhost/unfinished:1")
+    assert engine.has("localhost/tiny:1")
+
+
 def test_a_base_without_python_is_an_image_error(tmp_path: Path, engine: Engine) -> None:
     engine.import_tar(root_filesystem(tmp_path), "localhost/tiny:1")
     with pytest.raises(ImageError, match="has no Python that runs"):
@@ -88,6 +100,20 @@ def test_a_disk_that_fills_in_the_middle_leaves_no_container_and_no_tag(tmp_path
     assert "no space left" in caught.value.why
     assert containers() == ""
     assert not engine.has("localhost/large:1")
+
+
+def test_a_build_that_fills_the_disk_leaves_no_container_no_tag_and_no_files(tmp_path: Path, engine: Engine) -> None:
+    engine.import_tar(root_filesystem(tmp_path), "localhost/tiny:1")
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "large").write_bytes(os.urandom(60_000_000))
+    (context / "Dockerfile.runtime").write_text("FROM localhost/tiny:1 AS runtime\nCOPY large /large\n")
+    with pytest.raises(ImageError) as caught:
+        engine.build(Plan(context, "runtime", "localhost/built:1", {}))
+    assert "no space left" in caught.value.why
+    assert containers() == ""
+    assert not engine.has("localhost/built:1")
+    assert list(tmp_path.glob("wheelsmith-layers-*")) == []
 
 
 def test_a_step_that_fails_leaves_no_container_and_no_tag(tmp_path: Path, engine: Engine) -> None:

@@ -118,7 +118,7 @@ def test_requirements_with_hashes_and_uv_projects_as_documented(published: Path,
             "[tool.uv]\noverride-dependencies = [\"torch; sys_platform == 'never'\"]\n"
         )
         environment.pop("UV_NO_CONFIG")
-        add = [tool("uv"), "add", "--no-sync", "--frozen", "vllm==0.20.1+cu130.quickstart"]
+        add = [tool("uv"), "add", "--frozen", "vllm==0.20.1+cu130.quickstart"]
         subprocess.run(add, cwd=project, env=environment, check=True, capture_output=True)
     assert "vllm==0.20.1+cu130.quickstart" in (project / "pyproject.toml").read_text()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -31,6 +32,7 @@ from scripts.image_context import (
 from scripts.image_engine import Engine, Layer, Plan, explained, find_engine
 from scripts.image_report import ImageReport, as_json, file_stem, sbom, show
 from scripts.indexes import Indexes
+from scripts.recipe import ROOT
 from scripts.upgrade import runtime_options
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
@@ -341,13 +343,23 @@ def test_a_disk_that_cannot_hold_the_layers_is_refused(stand_in: Path, monkeypat
     monkeypatch.setattr(runtime_image, "DISK", 1e18)
     with pytest.raises(ImageError, match="are free"):
         runtime_image.check_disk(engine(stand_in, "buildah"), known=False)
+    monkeypatch.setattr(runtime_image, "DISK", 0)
+    monkeypatch.setattr(runtime_image, "SPARE", 1e18)
+    runtime_image.check_disk(engine(stand_in, "docker"), known=False)
+    with pytest.raises(ImageError, match="are free"):
+        runtime_image.check_disk(engine(stand_in, "buildah"), known=False)
 
 
-def test_a_base_from_a_registry_is_named_by_its_digest() -> None:
-    given = runtime_image.build_arguments(wheel_facts(), base="python:3.12-slim-bookworm", digest="sha256:12")
+def test_a_base_from_a_registry_is_named_by_its_digest_and_mounted_files_by_theirs(tmp_path: Path) -> None:
+    lock = tmp_path / "lock.txt"
+    lock.write_text("one")
+    given = runtime_image.build_arguments(wheel_facts(), lock, base="python:3.12-slim-bookworm", digest="sha256:12")
     assert given["BASE_IMAGE"] == "python:3.12-slim-bookworm@sha256:12"
     assert given["NVIDIA_REQUIRE_CUDA"] == "cuda>=12.0"
-    local = runtime_image.build_arguments(wheel_facts(), base="localhost/b:1", digest="sha256:12")
+    assert given["REQUIREMENTS_SHA256"] == hashlib.sha256(b"one").hexdigest()
+    dockerfile = (ROOT / "Dockerfile.runtime").read_text()
+    assert all(f"ARG {name}" in dockerfile for name in given)
+    local = runtime_image.build_arguments(wheel_facts(), lock, base="localhost/b:1", digest="sha256:12")
     assert local["BASE_IMAGE"] == "localhost/b:1"
 
 
@@ -368,6 +380,10 @@ def test_a_debian_base_that_is_there_is_not_made_again(stand_in: Path, cache: Ca
     with pytest.raises(ImageError, match="mmdebstrap failed") as caught:
         debian_base(engine(stand_in, "buildah"), cache=cache, console=console, log=stand_in / "log")
     assert "cannot be reached" in caught.value.why
+    program.write_text('#!/bin/sh\nfor last; do :; done\necho tar > "$last"\n')
+    (stand_in / "answer-from").write_text("c1\n")
+    assert debian_base(engine(stand_in, "buildah"), cache=cache, console=console, log=stand_in / "log") == name
+    assert any(f"commit --quiet --format docker --timestamp 0 c1 {name}" in line for line in calls(stand_in))
 
 
 def test_locks_of_the_image_say_themselves_what_they_resolve_against(tmp_path: Path) -> None:
@@ -377,3 +393,101 @@ def test_locks_of_the_image_say_themselves_what_they_resolve_against(tmp_path: P
     assert runtime_options(source) == [
         "--no-emit-package", "vllm", "--exclude-newer", "2026-02-20", "--constraints", constraints,
     ]  # fmt: skip
+
+
+def buildah_store(folder: Path) -> None:
+    """Let the stand-in answer as buildah does, for an image of two layers."""
+    place = folder / "graph" / "overlay-layers"
+    place.mkdir(parents=True)
+    (place / "layers.json").write_text(json.dumps([{"diff-digest": "a", "diff-size": 7}, {"diff-digest": "b"}]))
+    (folder / "answer-info").write_text(
+        json.dumps({"store": {"GraphRoot": str(folder / "graph"), "GraphDriverName": "overlay"}})
+    )
+    (folder / "answer-inspect").write_text(
+        json.dumps(
+            {
+                "FromImageDigest": "sha256:12",
+                "Docker": {
+                    "history": [{"created_by": "A"}, {"empty_layer": True}, {"created_by": "B"}],
+                    "rootfs": {"diff_ids": ["a", "b"]},
+                },
+            }
+        )
+    )
+    (folder / "answer-from").write_text("c1\n")
+    (folder / "answer-mount").write_text(f"{folder}\n")
+
+
+def test_buildahs_store_tells_layers_digest_and_folder(stand_in: Path) -> None:
+    buildah_store(stand_in)
+    made = engine(stand_in, "buildah")
+    assert made.layers("x:1") == [Layer(7, "A"), Layer(0, "B")]
+    assert made.digest("x:1") == "sha256:12"
+    assert made.storage() == stand_in / "graph"
+    with made.folder("x:1", "/bin") as folder:
+        assert folder == stand_in / "bin"
+    assert calls(stand_in)[-1] == "buildah rm c1"
+
+
+def test_buildah_runs_in_a_container_that_is_removed(stand_in: Path) -> None:
+    buildah_store(stand_in)
+    script = stand_in / "s.py"
+    script.write_text("")
+    (stand_in / "answer-run").write_text("said")
+    found = engine(stand_in, "buildah").run("x:1", ["python3", "-"], script=script, user="0")
+    assert found == (0, "said")
+    assert calls(stand_in)[-2:] == ["buildah run --isolation chroot --user 0 c1 -- python3 -", "buildah rm c1"]
+
+
+@pytest.mark.parametrize("name", ["docker", "buildah"])
+def test_images_are_imported_named_pushed_and_unnamed(stand_in: Path, name: str) -> None:
+    buildah_store(stand_in)
+    made = engine(stand_in, name)
+    made.import_tar(stand_in / "base.tar", "b:1")
+    made.tag("b:1", "c:1")
+    made.push("c:1", "registry.example/c:1")
+    made.untag("c:1", "b:1")
+    said = calls(stand_in)
+    assert said[-1] == f"{name} rmi c:1"
+    assert any(line.startswith(f"{name} push") and "registry.example/c:1" in line for line in said)
+    assert (f"{name} tag b:1 c:1" == said[-2]) is (name == "buildah")
+
+
+def test_a_container_engine_copies_a_folder_out(stand_in: Path) -> None:
+    (stand_in / "answer-create").write_text("c1\n")
+    (stand_in / "answer-info").write_text("/var/lib/docker\n")
+    made = engine(stand_in, "docker")
+    with made.folder("x:1", "/opt/vllm") as folder:
+        assert folder.name == "vllm"
+    assert calls(stand_in)[-1] == "docker rm c1"
+    assert made.storage() == Path("/var/lib/docker")
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_the_tag_is_given_when_all_checks_have_passed_and_never_else(
+    stand_in: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ok: bool,  # noqa: FBT001
+) -> None:
+    library = shared_object(stand_in / "_C.so", {"k": container(sass("86", "k"))}).read_bytes()
+    wheel = make_wheel(stand_in, {"vllm/_C.abi3.so": library}, version="0.15.1+cu128.sm86")
+    (stand_in / "answer-image").write_text('[{"RepoDigests": ["b@sha256:12"]}]')
+    (stand_in / "answer-history").write_text("20\tRUN a\n")
+    (stand_in / "answer-info").write_text(f"{stand_in}\n")
+    monkeypatch.setattr(runtime_image, "read_facts", lambda *_: facts())
+    monkeypatch.setattr(runtime_image, "check_image", lambda *_, **__: (facts(), [Result("a", ok, "said")]))
+    monkeypatch.setattr(runtime_image, "audit_installed", lambda *_: Result("b", ok=True, said=""))
+    monkeypatch.setattr(runtime_image, "DISK_AGAIN", 0)
+    words = ["--wheel", str(wheel), "--engine", "docker", "--tag", "localhost/t:1", "--push", "registry.example/t:1"]
+    words += ["--out", str(stand_in / "out"), "--cache", str(stand_in / "c"), "--json", str(stand_in / "report.json")]
+    if ok:
+        assert runtime_image.main(words, Console(quiet=True)) == 0
+        assert json.loads((stand_in / "report.json").read_text())["total"] == 20
+        assert (stand_in / "out" / "localhost_t_1.cdx.json").is_file()
+        assert calls(stand_in)[-1] == "docker push registry.example/t:1"
+    else:
+        with pytest.raises(ImageError, match="1 of 2 checks"):
+            runtime_image.main(words, Console(quiet=True))
+    tagged = [line for line in calls(stand_in) if line.endswith(" localhost/t:1")]
+    assert bool(tagged) is ok
+    assert any(line.startswith("docker rmi localhost/wheelsmith-unfinished:") for line in calls(stand_in))

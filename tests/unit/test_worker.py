@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from runtime.worker import flags, gpt_oss
+from runtime.worker import engine, flags, gpt_oss, handler
 from runtime.worker.engine import concurrency, kv_tokens
 from runtime.worker.proxy import failure
 from runtime.worker.routes import InputError, engine_request
@@ -288,3 +291,22 @@ def test_concurrency_is_what_the_kv_cache_holds_between_one_and_the_most() -> No
 def test_failures_are_text_that_is_json() -> None:
     error = json.loads(failure("no", status=400)["error"])
     assert error == {"message": "no", "type": "engine_error", "code": 400}
+
+
+def test_a_worker_leaves_with_0_when_told_and_with_11_when_its_engine_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = engine.Engine(["true"], {}, port=1)
+    worker = handler.Worker(settings(stop_timeout=0.1), child, jobs=3)
+    try:
+        assert worker.scale(1) == worker.scale(3) == 3
+        os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while not codes and time.monotonic() < deadline:
+            time.sleep(0.02)
+        worker.engine_died(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert codes == [0, 11]
+    assert child.stopping
