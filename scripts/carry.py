@@ -42,7 +42,7 @@ WITHOUT = {
 # vLLM 0.20.1's own tests pin these two (requirements/test/cuda.txt); a newer transformers may not know its ways.
 PINS = ("transformers==5.5.3", "tokenizers==0.22.2")
 ALWAYS = {"transformers", "tokenizers", "typing-extensions", "typing-inspection"}  # even where an older one is there
-OWN = ("pyelftools", "platformdirs", "filelock", "rich", "packaging", "psutil", "pydantic")
+OWN = ("pyelftools", "platformdirs", "filelock", "rich", "packaging", "psutil", "pydantic", "cyclonedx-python-lib")
 LEFT_OUT = ("mistral_common/data", "bin", "pycountry/locales", "xgrammar/lib")  # the last: a static library
 
 PUT = """\
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         console.stage("resolve", f"what {len(options.wheels)} wheels need on Python {options.python}")
-        pins = resolve(wanted(options.wheels), names, scratch, cache, console, indexes, options)
+        pins = resolve(wanted(options.wheels, options.python), names, scratch, cache, console, indexes, options)
         site = packed_site(pins, cache, console, indexes, options)
         pieces = [site, own_scripts(scratch / "tool.tar.xz"), *options.wheels]
         loads = spread(pieces, options.limit << 20)
@@ -115,12 +115,12 @@ def have(path: Path) -> set[str]:
     return {canonicalize_name(word) for word in words if word and not word.startswith("-")}
 
 
-def wanted(wheels: Iterable[Path]) -> list[str]:
+def wanted(wheels: Iterable[Path], python: str = PYTHON) -> list[str]:
     """Return the requirements of all wheels that apply on Linux and are not left out, and our own."""
     environment: dict[str, str | Set[str]] = {
         **{key: str(value) for key, value in default_environment().items()},
-        "python_version": PYTHON,
-        "python_full_version": f"{PYTHON}.0",
+        "python_version": python,
+        "python_full_version": f"{python}.0",
         "extra": "",
     }
     found = {*PINS, *OWN}

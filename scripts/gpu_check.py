@@ -31,7 +31,10 @@ from scripts.unpack import unpack_wheel
 
 SCHEMA_VERSION = 1
 PARTS = ("kernels", "speed", "engine", "audit", "slim")
-ENGINE_RUNS = (("llama", "eager"), ("llama", "graphs"), ("gpt-oss", "eager"), ("gpt-oss", "graphs"), ("llama", "serve"))
+ENGINE_RUNS = (
+    *(("llama", "eager"), ("llama", "graphs"), ("llama", "serve")),
+    *(("gpt-oss", "eager"), ("gpt-oss", "graphs"), ("gpt-oss", "float32")),
+)
 DESCRIPTION = """\
 On a machine with a GPU: call every operator of a wheel on fresh random inputs and compare with float64; generate
 tokens with tiny random models (Llama, gpt-oss), eagerly, with CUDA graphs and through `vllm serve`; compare what was
@@ -240,6 +243,7 @@ def _engine(place: Place, options: argparse.Namespace, report: Report) -> None:
         report.data["engine_not_covered"] = "the wheel has no _C, without which vLLM does not start on a GPU"
         report.data.setdefault("summary", []).append(f"engine     not run: {report.data['engine_not_covered']}")
         return
+    _allow_no_flash_attention(place, options, report)
     seen: dict[str, Any] = report.data.setdefault("engine", {})
 
     def one(run_: tuple[str, str]) -> None:
@@ -260,6 +264,32 @@ def _engine(place: Place, options: argparse.Namespace, report: Report) -> None:
             report.problems.append(f"engine, {name}: {_engine_why(value)}")
     good = sum(bool(value["ok"]) for value in seen.values())
     report.data.setdefault("summary", []).append(f"engine     {good} of {len(seen)} runs right: {', '.join(seen)}")
+
+
+_REFUSAL = "if not (FA2_AVAILABLE or FA3_AVAILABLE):\n    raise ImportError("
+_NO_REFUSAL = "if False:  # changed by gpu-check\n    raise ImportError("
+
+
+def _allow_no_flash_attention(place: Place, options: argparse.Namespace, report: Report) -> None:
+    """Where flash-attention is not in the wheel: record what vLLM says as it is, then go on with its refusal taken out.
+
+    vLLM 0.20.1 imports vllm_flash_attn for every model on an NVIDIA GPU, also with the Triton attention backend.
+    """
+    folder = place.site / "vllm" / "vllm_flash_attn"
+    start = folder / "__init__.py"
+    if list(folder.glob("_vllm_fa*.so")) or not start.is_file():
+        return
+    command: list[str | Path] = [place.python, "-c", "import vllm.v1.attention.backends.fa_utils"]
+    code, text = capture(command, environment=place.environment(), timeout=options.limit)
+    if not code:
+        return
+    last = (text.strip().splitlines() or ["no message"])[-1]
+    report.data["engine_as_it_is"] = {"ok": False, "error": last}
+    report.problems.append(f"engine, the wheel as it is loads no model: {last}")
+    source = start.read_text()
+    if _REFUSAL in source:
+        start.write_text(source.replace(_REFUSAL, _NO_REFUSAL))
+        report.data["engine_changed"] = "vllm/vllm_flash_attn/__init__.py: its ImportError without flash-attention"
 
 
 def _engine_why(value: dict[str, Any]) -> str:

@@ -1,8 +1,10 @@
 """Generate with the wheel's vLLM: `python -m scripts.gpu.engine MODEL MODE --folder DIR --seed N`.
 
-MODE is eager, graphs or serve. Prints one line that begins with `RESULT ` and holds JSON. Every generated token is
-compared with the reference's logits for the same beginning; a token that differs from the reference's best is
-accepted when the two logits are nearer than TIE.
+MODE is eager, graphs, float32 (eager, in that type) or serve. Prints one line that begins with `RESULT ` and holds
+JSON. Every generated token is compared with the reference's logits for the same beginning; a token that differs from
+the reference's best is accepted when the two logits are nearer than TIE. In bfloat16 a mixture of experts may also
+choose another expert where two are nearly equal, as transformers itself does in that type; ROUTED of its tokens may
+differ there, none in float32.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from scripts.gpu import models
 
 TOKENS = 16
 TIE = 0.25  # logits have a standard deviation of about 4; bfloat16 rounding through two layers is about 0.03
+ROUTED = 0.05
 LOGPROB_LIMIT = 0.25
 GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8]}
 SERVE_SECONDS = 240
@@ -32,7 +35,7 @@ def settings(folder: Path, mode: str) -> dict[str, Any]:
     values: dict[str, Any] = {
         "model": str(folder),
         "skip_tokenizer_init": True,
-        "dtype": "bfloat16",
+        "dtype": "float32" if mode == "float32" else "bfloat16",
         "max_model_len": models.CONTEXT,
         "max_num_seqs": 8,
         "gpu_memory_utilization": 0.1,
@@ -42,7 +45,7 @@ def settings(folder: Path, mode: str) -> dict[str, Any]:
         "seed": 0,
     }
     custom = {"custom_ops": ["all"]}
-    if mode == "eager":
+    if mode in {"eager", "float32"}:
         return {**values, "enforce_eager": True, "compilation_config": {"mode": 0, **custom}}
     return {**values, "compilation_config": {**GRAPHS, **custom}}
 
@@ -71,6 +74,12 @@ def judged(folder: Path, asked: list[list[int]], given: list[list[int]]) -> dict
             worst = max(worst, gap)
             exact, ties, wrong = exact + (gap == 0), ties + (0 < gap <= TIE), wrong + (gap > TIE)
     return {"tokens": exact + ties + wrong, "best": exact, "ties": ties, "wrong": wrong, "largest_gap": worst}
+
+
+def allowed_wrong(folder: Path, mode: str, tokens: int) -> int:
+    """Return how many tokens may differ from the reference: none but for experts chosen in bfloat16."""
+    routed = "num_local_experts" in json.loads((folder / "config.json").read_text())
+    return int(tokens * ROUTED) if routed and mode != "float32" else 0
 
 
 def first_logprobs(folder: Path, asked: list[list[int]], given: list[dict[int, float]]) -> float:
@@ -114,7 +123,9 @@ def generate(folder: Path, mode: str, seed: int) -> dict[str, Any]:
         "tokens": tokens,
         "seconds_to_ready": round(ready, 1),
     }
-    sound = not result["judged"]["wrong"] and not result["judged_one_by_one"]["wrong"]
+    allowed = allowed_wrong(folder, mode, result["judged"]["tokens"])
+    result["wrong_allowed"] = allowed
+    sound = max(result["judged"]["wrong"], result["judged_one_by_one"]["wrong"]) <= allowed
     result["ok"] = bool(sound and result["repeatable"] and result["first_logprob_error"] <= LOGPROB_LIMIT)
     return result
 
@@ -202,7 +213,7 @@ def main(arguments: list[str]) -> int:
     """Write the model, run the mode, print the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model", choices=models.NAMES)
-    parser.add_argument("mode", choices=("eager", "graphs", "serve"))
+    parser.add_argument("mode", choices=("eager", "graphs", "float32", "serve"))
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

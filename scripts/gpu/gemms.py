@@ -40,7 +40,9 @@ def cutlass_scaled_mm(probe: Probe) -> None:
             out = poisoned(probe, m, n, dtype=out_dtype)
             torch.ops._C.cutlass_scaled_mm(out, a, b, scale_a, scale_b, bias)
             want = _product(a, b) * scale_a * scale_b + (0.0 if bias is None else bias.double())
-            probe.close(out, want, dtype=f"{dtype_name(a.dtype)} to {dtype_name(out_dtype)}")
+            # Hopper's fp8 units add with about 14 bits: 1.3e-3 was seen for float16, where rounding alone gives 3e-4.
+            limit = 5e-3 if a.dtype == FP8 else None
+            probe.close(out, want, limit=limit, dtype=f"{dtype_name(a.dtype)} to {dtype_name(out_dtype)}")
 
 
 @check("gemm", "_C::cutlass_scaled_mm", arch=_hopper)

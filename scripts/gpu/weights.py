@@ -123,31 +123,53 @@ def marlin_int4_fp8_preprocess(probe: Probe) -> None:
     probe.exact(got, pack_rows(want, 4))
 
 
-@check("marlin", "_moe_C::moe_wna16_marlin_gemm")
-def moe_wna16_marlin_gemm(probe: Probe) -> None:
+def _moe_marlin(probe: Probe, dtype: Any, bits: int, kind: int) -> None:
     """Marlin for experts; weights repacked with the dense operator when it is there."""
     if not hasattr(torch.ops._C, "gptq_marlin_repack"):
         probe.notes.append("needs _C::gptq_marlin_repack, which this wheel does not hold")
         return
     tokens, k_best, experts, n, k = 33, 2, 8, 512, 1024
     empty = torch.empty(0, dtype=torch.int, device=probe.device)
-    for dtype in HALVES:
-        for bits, kind in ((4, UINT4B8), (8, UINT8B128)):
-            pairs = [_weights(probe, k, n, bits, 128, dtype) for _ in range(experts)]
-            repack = torch.ops._C.gptq_marlin_repack
-            weight = torch.stack([repack(pack_rows(c, bits), empty, k, n, bits, False) for c, _ in pairs])
-            scales = torch.stack([marlin_scales(s, single=False) for _, s in pairs])
-            a = randn(probe, tokens, k, dtype=dtype)
-            ids = torch.rand(tokens, experts, device=probe.device).topk(k_best).indices.int()
-            ones = torch.ones(tokens, k_best, device=probe.device)
-            out = torch.ops._moe_C.moe_wna16_marlin_gemm(
-                a, None, weight, None, scales, None, None, None, None, None, _workspace(probe),
-                *aligned(probe, ids, experts, 16), ones, 16, k_best, False, kind, tokens, n, k,
-                True, False, True, False, -1, -1, -1,
-            )  # fmt: skip
-            dense = torch.stack([_dequantised(c, s, 2 ** (bits - 1)) for c, s in pairs])
-            want = torch.einsum("tk,tjkn->tjn", a.double(), dense[ids.long()]).reshape(-1, n)
-            probe.close(out, want, limit=1e-2, dtype=f"{dtype_name(dtype)}, {bits} bit")
+    pairs = [_weights(probe, k, n, bits, 128, dtype) for _ in range(experts)]
+    repack = torch.ops._C.gptq_marlin_repack
+    weight = torch.stack([repack(pack_rows(c, bits), empty, k, n, bits, False) for c, _ in pairs])
+    scales = torch.stack([marlin_scales(s, single=False) for _, s in pairs])
+    a = randn(probe, tokens, k, dtype=dtype)
+    ids = torch.rand(tokens, experts, device=probe.device).topk(k_best).indices.int()
+    ones = torch.ones(tokens, k_best, device=probe.device)
+    out = torch.ops._moe_C.moe_wna16_marlin_gemm(
+        a, None, weight, None, scales, None, None, None, None, None, _workspace(probe),
+        *aligned(probe, ids, experts, 16), ones, 16, k_best, False, kind, tokens, n, k,
+        True, False, True, False, -1, -1, -1,
+    )  # fmt: skip
+    dense = torch.stack([_dequantised(c, s, 2 ** (bits - 1)) for c, s in pairs])
+    want = torch.einsum("tk,tjkn->tjn", a.double(), dense[ids.long()]).reshape(-1, n)
+    probe.close(out, want, limit=1e-2, dtype=f"{dtype_name(dtype)}, {bits} bit")
+
+
+# A check each: a GPU of 9.0 gets these kernels as PTX, which the driver compiles for a minute per type.
+@check("marlin", "_moe_C::moe_wna16_marlin_gemm")
+def moe_marlin_bfloat16_4(probe: Probe) -> None:
+    """bfloat16, 4 bit."""
+    _moe_marlin(probe, torch.bfloat16, 4, UINT4B8)
+
+
+@check("marlin", "_moe_C::moe_wna16_marlin_gemm")
+def moe_marlin_bfloat16_8(probe: Probe) -> None:
+    """bfloat16, 8 bit."""
+    _moe_marlin(probe, torch.bfloat16, 8, UINT8B128)
+
+
+@check("marlin", "_moe_C::moe_wna16_marlin_gemm")
+def moe_marlin_float16_4(probe: Probe) -> None:
+    """float16, 4 bit."""
+    _moe_marlin(probe, torch.float16, 4, UINT4B8)
+
+
+@check("marlin", "_moe_C::moe_wna16_marlin_gemm")
+def moe_marlin_float16_8(probe: Probe) -> None:
+    """float16, 8 bit."""
+    _moe_marlin(probe, torch.float16, 8, UINT8B128)
 
 
 @check("machete", "_C::machete_mm", "_C::machete_prepack_B", "_C::machete_supported_schedules", arch=_hopper)

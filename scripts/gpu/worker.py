@@ -1,7 +1,7 @@
 """Run in a process of its own: `python -m scripts.gpu.worker FOLDER --family F --seed N [--skip NAME]…`.
 
-FOLDER is the wheel's unpacked `vllm/`. Writes one JSON object per line to stdout: `operators` once, then `begin` and
-`check` for every check; a crash therefore loses nothing but the check that began last.
+FOLDER is the wheel's unpacked `vllm/`. Writes one JSON object per line to stdout: `operators` and `planned` once,
+then `begin` and `check` for every check; a crash therefore loses nothing but the check that began last.
 """
 
 from __future__ import annotations
@@ -109,6 +109,8 @@ def main(arguments: list[str]) -> int:
     if options.list:
         return 0
     say(event="machine", **machine())
+    listed_checks = [{"check": c.name, "operators": c.operators, "family": f} for f in options.family for c in TABLE[f]]
+    say(event="planned", checks=listed_checks)
     for family in options.family:
         for check in TABLE[family]:
             if check.name in options.skip or (options.only and check.name not in options.only):
