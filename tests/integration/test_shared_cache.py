@@ -124,11 +124,11 @@ def test_a_second_builder_with_its_own_daemon_and_cache_takes_all_from_the_share
         assert first.opened.shared
         assert first.compile("a.cpp") == "miss"
         counts = first.opened.summary(first.events, 0).shared
-        assert counts == {"hits": 0, "misses": 1, "stored": 1, "errors": 0}
+        assert counts == {"hits": 0, "misses": 1, "stored": 1, "errors": 0, "distributed": 0, "not_distributed": 0}
     with Builder(tmp_path / "two", server.variables, sources=sources).building() as second:
         assert second.compile("a.cpp") == "miss"
         summary = second.opened.summary(second.events, 0)
-    assert summary.shared == {"hits": 1, "misses": 0, "stored": 0, "errors": 0}
+    assert summary.shared == {"hits": 1, "misses": 0, "stored": 0, "errors": 0, "distributed": 0, "not_distributed": 0}
     assert "shared: 1 of 1 steps" in summary.line()
 
 
@@ -310,6 +310,6 @@ def test_nvccs_steps_come_from_the_shared_cache(server: Server, nvcc: str, kerne
     with Builder(tmp_path / "two", server.variables, sources=kernel).building() as second:
         second.compile("k.cu", compiler=nvcc)
         counts = second.opened.summary(second.events, 0).shared
-    assert counts == {"hits": stored, "misses": 0, "stored": 0, "errors": 0}
+    assert counts == {"hits": stored, "misses": 0, "stored": 0, "errors": 0, "distributed": 0, "not_distributed": 0}
     assert stored >= 6
     assert (tmp_path / "one" / "k.cu.o").read_bytes() == (tmp_path / "two" / "k.cu.o").read_bytes()
