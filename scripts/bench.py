@@ -20,7 +20,7 @@ from scripts.indexes import read_indexes
 from scripts.machine import read_machine
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
-from scripts.recipe import DEFAULT_RECIPE, RECIPES
+from scripts.recipe import RECIPES
 from scripts.recipe_files import load_recipe, recipe_names
 from scripts.toolchain import provide_toolchain
 from scripts.wheel import choose_archs, choose_jobs
@@ -32,7 +32,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line. Raises UsageError."""
     parser = Parser("bench", "Measure wheelsmith against upstream's own pip wheel: the same kernels, side by side.")
     known = ", ".join(recipe_names())
-    parser.add_argument("--recipe", default=DEFAULT_RECIPE, metavar="R", help=f"a recipe file, or one of: {known}")
+    parser.add_argument("--recipe", default="quickstart", metavar="R", help=f"a recipe file, or one of: {known}")
     parser.add_argument("--arch", metavar="LIST", help="archs (default: the recipe's)")
     parser.add_argument("--jobs", metavar="N", help="units compiled at once (default: MAX_JOBS, else all cores)")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help=f"run only some of: {', '.join(ALL)}")
