@@ -44,8 +44,6 @@ class Limit:
 LIMITS = (
     Limit("pkgs.dev.azure.com", 500 << 20, "Azure Artifacts"),
     Limit("pkgs.visualstudio.com", 500 << 20, "Azure Artifacts"),
-    Limit("upload.pypi.org", 100 * _MB, "PyPI (default limit)"),
-    Limit("test.pypi.org", 100 * _MB, "TestPyPI (default limit)"),
     Limit("gitlab.com", 5000 * _MB, "GitLab"),
     Limit("amazonaws.com", 5000 * _MB, "CodeArtifact"),
 )
