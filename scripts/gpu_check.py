@@ -25,6 +25,7 @@ from scripts.cli import Parser, run, user_path
 from scripts.console import Console
 from scripts.drivers import parse_target
 from scripts.errors import GpuError, NoGpuError, UsageError, WheelsmithError
+from scripts.gpu_compare import compare_digests, disagreements
 from scripts.gpu_kernels import FAMILIES, QUICK, Kernels, Place, check_families, operator_table, run_lines
 from scripts.process import capture
 from scripts.unpack import unpack_wheel
@@ -326,26 +327,6 @@ def _audit(_place: Place, options: argparse.Namespace, report: Report) -> None:
     )
 
 
-def disagreements(said: dict[str, dict[str, int]], checks: dict[str, dict[str, Any]], *, ok: bool) -> list[str]:
-    """Return where the audit's counts and the images that really ran contradict each other."""
-    problems = []
-    for namespace, stems in (("_moe_C::", ("_moe_C",)), ("_C", ("_C", "_C_stable_libtorch"))):
-        mine = [v for k, v in said.items() if Path(k).name.split(".", 1)[0] in stems]
-        ran = {
-            str(value["image"])
-            for value in checks.values()
-            if "image" in value and any(str(name).startswith(namespace) for name in value["operators"])
-        }
-        if "JIT" in ran and not any(count["jit"] for count in mine):
-            problems.append(f"{stems[0]}: operators were compiled from PTX, audit counts none")
-        if "SASS" in ran and not any(count["native"] + count["compatible"] for count in mine):
-            problems.append(f"{stems[0]}: native code ran, audit counts none")
-    lost = sorted(name for name, value in checks.items() if "no kernel image" in str(value.get("reason", "")))
-    if ok and lost:
-        problems.append(f"audit is content, but there was no kernel image for {', '.join(lost)}")
-    return problems
-
-
 def _slim(place: Place, options: argparse.Namespace, report: Report) -> None:
     arch = report.data["machine"].get("capability")
     if not arch or not report.data.get("checks"):
@@ -375,22 +356,6 @@ def _slim(place: Place, options: argparse.Namespace, report: Report) -> None:
         f"slim       {len(compared['equal'])} checks bit-equal, {len(compared['different'])} not, "
         f"{len(compared['not_comparable'])} not repeatable themselves"
     )
-
-
-def compare_digests(first: dict[str, dict[str, Any]], second: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    """Return which checks gave the same bytes; those that differ from themselves with one wheel are set aside."""
-    result: dict[str, list[str]] = {"equal": [], "different": [], "not_comparable": []}
-    for name, value in first.items():
-        if value["state"] not in {"ok", "wrong"}:
-            continue
-        other = second.get(name, {})
-        if other.get("sha256") == value["sha256"]:
-            result["equal"].append(name)
-        elif value["repeatable"] and other.get("repeatable", True):
-            result["different"].append(name)
-        else:
-            result["not_comparable"].append(name)
-    return result
 
 
 _RUN: dict[str, Callable[[Place, argparse.Namespace, Report], None]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import BinaryIO, Protocol
 
 from filelock import FileLock, Timeout
 
-from scripts.cache import write_atomic
+from scripts.cache import replacing, write_atomic
 from scripts.console import Console
 from scripts.errors import PublishError, from_os_error
 
@@ -135,17 +134,8 @@ class Directory:
         final = self.root / key
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{final.name[:80]}.", suffix=".partial", dir=final.parent)
-            try:
-                with os.fdopen(handle, "wb") as target:
-                    check_unchanged(path, _copy(path, target), sha256)
-                    target.flush()
-                    os.fsync(target.fileno())
-                Path(name).chmod(0o644)
-                Path(name).replace(final)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            with replacing(final) as target:
+                check_unchanged(path, _copy(path, target), sha256)
         except OSError as error:
             raise self._error(error, f"copying {path.name}", final) from error
 

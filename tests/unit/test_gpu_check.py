@@ -12,7 +12,8 @@ import pytest
 from scripts import gpu_check
 from scripts.console import Console
 from scripts.errors import GpuError, NoGpuError, UsageError
-from scripts.gpu_check import compare_digests, disagreements, find_python, gpu_driver
+from scripts.gpu_check import find_python, gpu_driver
+from scripts.gpu_compare import compare_digests, disagreements
 from scripts.gpu_kernels import Kernels, Place, check_families, operator_table, run_lines
 from scripts.recipe import ROOT
 from tests.fake_gpu import install
