@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import platformdirs
 from filelock import FileLock, Timeout
 
+from scripts import interrupt
 from scripts.console import Console
 from scripts.errors import FetchError, UsageError, WheelsmithError, from_os_error
 
@@ -80,7 +81,7 @@ class Cache:
             lock.acquire(timeout=0)
         except Timeout:
             console.note(f"waiting for another run ({_holder(holder)}) that works on {name}")
-            lock.acquire()
+            _wait_for(lock)
         except OSError as error:
             raise from_os_error(FetchError, error, doing="locking", path=path) from error
         try:
@@ -130,6 +131,14 @@ def _refuse_foreign(root: Path) -> None:
         )
 
 
+def _wait_for(lock: FileLock) -> None:
+    """Wait for as long as another run takes, but no longer than until we are told to end."""
+    while not lock.is_locked:
+        interrupt.check()
+        with suppress(Timeout):
+            lock.acquire(timeout=0.2, poll_interval=0.05)
+
+
 def _holder(path: Path) -> str:
     try:
         return path.read_text() or "unknown process"
@@ -167,6 +176,7 @@ def file_sha256(path: Path) -> str:
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
+            interrupt.check()
             sha.update(block)
     return sha.hexdigest()
 
@@ -183,7 +193,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file beside `path` that takes its place, whole and on disk, at the end; nothing stays of a block that fails."""
+    """Yield a file beside `path` that takes its place, whole and on disk, at the end; a failure leaves nothing."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".partial", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

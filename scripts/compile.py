@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from scripts.forecast import Forecast
 from scripts.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
 from scripts.machine import memory_now
 from scripts.patch import SourceTree
-from scripts.process import Command, Finished, capture, run_logged
+from scripts.process import Command, Finished, Look, capture, run_logged
 from scripts.recipe import Recipe
 from scripts.sampling import SAMPLES, Sampler
 from scripts.schedule import Task
@@ -228,16 +228,39 @@ def configure(tree: BuildTree, *, console: Console) -> None:
     cmake = tree.inside(tree.toolchain.environment / "bin" / "cmake")
     begin = tree.log.stat().st_size if tree.log.exists() else 0
     folders: Command = ["-S", tree.inside(tree.sources), "-B", tree.inside(tree.binary)]
-    done = run_logged(
-        [*tree.prefix, cmake, *folders, "-G", "Ninja", *tree.definitions],
-        log=tree.log,
-        cwd=tree.path,
-        environment=tree.environment,
-    )
+    done = run_in(tree, [cmake, *folders, "-G", "Ninja", *tree.definitions])
     if done.code:
         raise _configure_error(tree, begin)
     console.note(f"configured in {human_seconds(done.seconds)}")
     write_json(marker, list(tree.definitions))
+
+
+def run_in(
+    tree: BuildTree,
+    command: Command,
+    *,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    fixed: bool = True,
+    tick: Callable[[], None] = lambda: None,
+    look: Look = lambda _processes, _rss: None,
+) -> Finished:
+    """Run a command of the build: `run_logged` with the tree's log, environment and a folder for temporary files.
+
+    That folder is in the tree and is emptied at the end, also when compilers were killed. `fixed`: under the tree's
+    fixed paths; without, the paths are the real ones.
+    """
+    scratch = tree.path / "tmp"
+    place = tree.inside(scratch) if fixed else scratch
+    return run_logged(
+        [*(tree.prefix if fixed else ()), *command],
+        log=tree.log,
+        cwd=cwd or tree.path,
+        environment={**(tree.environment if environment is None else environment), "TMPDIR": str(place)},
+        tick=tick,
+        look=look,
+        scratch=scratch,
+    )
 
 
 def _put_launcher(tree: BuildTree) -> None:
@@ -301,7 +324,7 @@ def compile_units(
     sampler = Sampler(tree.path / SAMPLES)
     console.stage("compile", f"{len(todo)} of {len(total)} units to do, at most {jobs} at a time; log: {tree.log}")
     admission = Admission(book, jobs=jobs, keep_going=keep_going, say=console.warn)
-    ninja: Command = [*tree.prefix, tree.inside(tree.toolchain.environment / "bin" / "ninja")]
+    ninja: Command = [tree.inside(tree.toolchain.environment / "bin" / "ninja")]
     limits: Command = ["-j", str(jobs + lookahead(memory)), "-k", "0" if keep_going else "1"]
 
     with (
@@ -316,10 +339,9 @@ def compile_units(
             if compiler_cache:
                 compiler_cache.tick()
 
-        done = run_logged(
+        done = run_in(
+            tree,
             [*ninja, "-C", tree.inside(tree.binary), *limits, *targets],
-            log=tree.log,
-            cwd=tree.path,
             environment={**tree.environment, **(compiler_cache.environment if compiler_cache else {})},
             tick=tick,
             look=sampler.look,
@@ -384,7 +406,7 @@ def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[Failure])
     text = "".join(item.output for item in failures)
     why, fix = "the compiler's output is shown above", "nothing compiled is lost: run again after correcting the cause"
     if "No space left" in text:
-        why, fix = "no space left on the filesystem", f"free space at {tree.path} and TMPDIR, then run again"
+        why, fix = "no space left on the filesystem", f"free space at {tree.path}, then run again"
     elif any(item.killed for item in failures):
         why = "the compiler was killed though nothing else was compiled: this machine has too little memory for it"
         fix = "give it more memory or swap; what was compiled is kept"

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from time import sleep
 from typing import Any
 
 import httpx2
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from scripts import interrupt
 from scripts.cache import Cache, digest, file_sha256, write_atomic, write_json
 from scripts.console import Console, human_bytes, lines
 from scripts.download import Client, download
@@ -81,7 +81,7 @@ def provide_redist(
     console: Console,
     client: Client,
     offline: bool = False,
-    pause: Callable[[float], None] = sleep,
+    pause: Callable[[float], None] = interrupt.pause,
 ) -> RedistToolkit:
     """Return the toolkit, downloaded and merged once per set of archives. Raises ToolchainError or FetchError."""
     parts = read_manifest(redist, cache=cache, client=client, offline=offline)

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from unearth.fetchers import PyPIClient
 
+from scripts import interrupt
 from scripts.cache import Cache, file_sha256
 from scripts.console import Console, human_bytes, human_seconds
 from scripts.errors import FetchError, from_os_error
@@ -84,7 +85,7 @@ def download(
     cache: Cache,
     console: Console,
     size: int = 0,
-    pause: Callable[[float], None] = time.sleep,
+    pause: Callable[[float], None] = interrupt.pause,
 ) -> Path:
     """Return the file with digest `sha256`, from the cache or from `url`.
 
@@ -167,6 +168,7 @@ def _stream(client: Client, url: str, partial: Path, transfer: _Transfer, tick: 
             for block in response.iter_raw(BLOCK):
                 file.write(block)
                 transfer.done += len(block)
+                interrupt.check()
                 tick()
     if expected > have and transfer.done < expected:
         raise httpx2.ReadError(f"connection closed after {transfer.done} of {expected} bytes")

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,9 +18,10 @@ from typing import Any
 
 from rich.text import Text
 
+from scripts import interrupt
 from scripts.console import Console, human_seconds
 from scripts.errors import ImageError, UsageError
-from scripts.process import capture, run_logged
+from scripts.process import TOO_LATE, call, capture, run_logged
 
 NAMES = ("docker", "podman", "buildah")
 USER_DIRS = ("/tmp", "/cache")  # noqa: S108 - the image's only writable places
@@ -116,7 +116,8 @@ class Engine:
             try:
                 self._run(words, f"building target {plan.target}", TMPDIR=spare)
             except BaseException:
-                self._remove_containers(self._containers() - before)
+                with interrupt.tidying():
+                    self._remove_containers(self._containers() - before)
                 raise
 
     def _containers(self) -> set[str]:
@@ -259,7 +260,8 @@ class Engine:
                 root = self._ask("mount", container, doing=doing).strip().splitlines()[-1]
                 yield Path(root + path)
             finally:
-                self._remove_containers({container})
+                with interrupt.tidying():
+                    self._remove_containers({container})
             return
         container = self._ask("create", image, doing=doing).strip().splitlines()[-1]
         try:
@@ -267,7 +269,8 @@ class Engine:
                 self._ask("cp", f"{container}:{path}", name, doing=doing)
                 yield Path(name) / Path(path).name
         finally:
-            capture([self.name, "rm", container], environment=os.environ)
+            with interrupt.tidying():
+                capture([self.name, "rm", container], environment=os.environ)
 
     def storage(self) -> Path:
         """Return the folder that layers are stored in."""
@@ -292,13 +295,8 @@ exec chroot --userspec="$user" "$root" /usr/bin/env -i "$@"
 
 def _fed(words: Sequence[str], script: Path, timeout: float) -> tuple[int, str]:
     with script.open("rb") as stdin:
-        try:
-            done = subprocess.run(
-                list(words), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return 124, f"no answer within {timeout:.0f} s"
-    return done.returncode, done.stdout.decode("utf-8", "replace")
+        done = call(words, environment=os.environ, stdin=stdin, limit=timeout, merged=True)
+    return done.code, done.text if done.code != TOO_LATE else f"no answer within {timeout:.0f} s"
 
 
 def find_engine(wanted: str, *, log: Path, console: Console) -> Engine:

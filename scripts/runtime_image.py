@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from scripts.image_context import (
 from scripts.image_engine import Engine, Plan, find_engine, layers_folder
 from scripts.image_report import ImageReport, as_json, file_stem, sbom, show
 from scripts.indexes import read_indexes
+from scripts.process import call
 from scripts.recipe import ROOT
 
 DEFAULT_BASE = "python:3.12-slim-bookworm"
@@ -241,8 +241,8 @@ def _timestamp() -> int:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
+    done = call(["git", *arguments], environment=os.environ, cwd=ROOT)
+    return "" if done.code else done.text.strip()
 
 
 if __name__ == "__main__":
