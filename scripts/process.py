@@ -168,6 +168,14 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             child.wait(1)
 
 
+def _ask_to_end(child: subprocess.Popen[bytes]) -> None:
+    """Give a short command's process group the time to remove its temporary files, as compilers do."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(0.3)
+
+
 def _family(pid: int) -> list[psutil.Process]:
     try:
         parent = psutil.Process(pid)
@@ -214,8 +222,8 @@ def call(
     try:
         late = not _listen(child, sinks, limit)
     finally:
-        if guarded and child.poll() is None:
-            _end(child)
+        if child.poll() is None:
+            _end(child) if guarded else _ask_to_end(child)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
