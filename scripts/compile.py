@@ -10,8 +10,10 @@ import shutil
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
+from scripts import manifest
 from scripts.admission import Admission, lookahead
 from scripts.archs import Arch, arch_list
 from scripts.cache import Cache, digest, remove_tree, write_json
@@ -24,6 +26,7 @@ from scripts.fixed_paths import ROOT as FIXED_ROOT
 from scripts.forecast import Forecast
 from scripts.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
 from scripts.machine import memory_now
+from scripts.manifest import Damage
 from scripts.patch import SourceTree
 from scripts.process import Command, Finished, Look, capture, run_logged
 from scripts.recipe import Recipe
@@ -35,6 +38,8 @@ from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_un
 
 # Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
 FORMAT = 4
+SOURCES = "sources.manifest"  # in the build tree: what its copy of the sources held
+WRITTEN_BY_BUILD = ("vllm/_version.py", "*.egg-info/*")  # upstream's setup.py writes these into its sources
 _LINKING = re.compile(r"\bld(\.\w+)?: |undefined reference|ld returned \d")
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -218,6 +223,7 @@ def configure(tree: BuildTree, *, console: Console) -> None:
     """Run CMake unless the tree is configured already. Raises CompileError."""
     marker = tree.path / "configured.json"
     if marker.exists():
+        _mend_sources(tree, console)
         return
     _copy_sources(tree)
     tree.binary.mkdir(exist_ok=True)
@@ -277,10 +283,28 @@ def _copy_sources(tree: BuildTree) -> None:
         remove_tree(tree.sources)
         shutil.copytree(tree.source.path, partial, symlinks=True)
         partial.rename(tree.sources)
+        manifest.record(tree.sources, tree.path / SOURCES)
     except OSError as error:
         raise from_os_error(CompileError, error, doing="copying the sources", path=tree.sources) from error
     except shutil.Error as error:
         raise CompileError(f"copying the sources failed: {tree.sources}", why=str(error.args[0][:1])) from error
+
+
+def _mend_sources(tree: BuildTree, console: Console) -> None:
+    """Put back files of the tree's copy of the sources that were changed since it was made; ninja sees them as new."""
+    found = [
+        change
+        for change in manifest.changes(tree.sources, tree.path / SOURCES)
+        if change.damage is not Damage.ADDED and not any(fnmatch(change.path, name) for name in WRITTEN_BY_BUILD)
+    ]
+    for change in found:
+        target = tree.sources / change.path
+        target.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tree.source.path / change.path, target, follow_symlinks=False)
+    if found:
+        console.warn(f"sources in {tree.sources} were damaged and are put back: {manifest.summary(found)}")
+        manifest.record(tree.sources, tree.path / SOURCES)
 
 
 def _configure_error(tree: BuildTree, begin: int) -> CompileError:

@@ -96,8 +96,7 @@ def provide_redist(
 
     if offline and not cache.place("redist", key).is_dir():
         raise _not_cached(redist)
-    with cache.lock(f"redist-{key}", console):
-        home = cache.build_once("redist", key, make)
+    home = cache.once("redist", key, make, console=console, kind=ToolchainError)
     return RedistToolkit(home, redist.release, {part.name: part.version for part in parts}, size)
 
 

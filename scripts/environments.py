@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import os
 import re
 import sys
 import time
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rich.text import Text
@@ -40,6 +45,40 @@ def make_environment(
     install: list[str | Path] = ["pip", "install", "--python", python, "--require-hashes", "--no-deps", "-r", lock]
     run_uv(install, cache, console, indexes, offline=offline)
     return time.monotonic() - started
+
+
+def recorded_digests(site: Path) -> dict[tuple[int, int], str]:
+    """Return sha256 of installed files by device and inode, as the RECORDs of their distributions say."""
+    found = {}
+    for path, sha256, _ in _records(site):
+        with suppress(OSError):
+            about = path.lstat()
+            found[about.st_dev, about.st_ino] = sha256
+    return found
+
+
+def owners(site: Path, paths: Collection[Path]) -> list[str]:
+    """Return the distributions that installed some of these files."""
+    return sorted({name for path, _, name in _records(site) if path in paths})
+
+
+def _records(site: Path) -> Iterator[tuple[Path, str, str]]:
+    """Yield (file, sha256 in hex, name of its distribution) of all that is installed in a site-packages folder."""
+    for file in site.glob("*.dist-info/RECORD"):
+        name = file.parent.name.partition("-")[0]
+        for row in csv.reader(io.StringIO(file.read_text(errors="surrogateescape"))):
+            if len(row) == 3 and row[1].startswith("sha256="):
+                sha256 = base64.urlsafe_b64decode(row[1].removeprefix("sha256=") + "=").hex()
+                yield Path(os.path.normpath(site / row[0])), sha256, name
+
+
+def forget_damaged(
+    site: Path, damaged: Collection[Path], *, cache: Cache, console: Console, indexes: Indexes, offline: bool
+) -> None:
+    """Remove distributions from uv's cache whose files there are the damaged ones: the same files under two names."""
+    shared = {path for path in damaged if path.exists() and path.stat().st_nlink > 1}
+    if names := owners(site, shared) if shared else []:
+        run_uv(["cache", "clean", *names], cache, console, indexes, offline=offline)
 
 
 def run_uv(arguments: list[str | Path], cache: Cache, console: Console, indexes: Indexes, *, offline: bool) -> None:

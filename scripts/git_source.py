@@ -66,8 +66,7 @@ def fetch_git(
         record = {"repository": source.repository, "commit": source.commit, "tag": source.tag, "received": received}
         write_json(folder / RECORD, record | {"digest": tree_digest(tree), "files": count, "submodules": submodules})
 
-    with cache.lock(f"git-tree-{key}", console):
-        cache.build_once("git-trees", key, make)
+    cache.once("git-trees", key, make, console=console)
     record = json.loads((final / RECORD).read_text(encoding="utf-8"))
     return GitTree(
         path=final / "tree" / source.path,

@@ -1,8 +1,8 @@
 """Interrupt the real main job, through nox, at random moments, and see what is left.
 
-`python -m tests.interruptions --count 200 [--seed N]` tries it on the miniature; `--recipe quickstart --cache DIR` on a
-real recipe. Each run gets SIGTERM, SIGINT or SIGHUP, or nox alone is killed with SIGKILL. It must be gone within 5 s, with
-the right exit code, its locks free and its temporary files removed; every few runs one is let through to its end.
+`python -m tests.interruptions --count 200 --folder EMPTY [--seed N]`: each run gets SIGTERM, SIGINT or SIGHUP, or nox
+alone is killed with SIGKILL. It must be gone within 5 s, with the right exit code, its locks free and its temporary
+files removed; every few runs one is let through to its end, and its wheel must be the same.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Seen:
 
 
 def nox_environment(folder: Path, session: str = "wheel") -> Path:
-    """Make nox's environment for a session out of the one that runs this: a new one takes a minute. Returns --envdir."""
+    """Make nox's environment for a session out of the one that runs this: a new one takes a minute."""
     venv = folder / session
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     site = next((venv / "lib").glob("python*/site-packages"))
@@ -127,7 +127,10 @@ def interrupt(
         run.send_signal(number)
     while (left := processes(mark, cache)) and time.monotonic() - started < 2 * LIMIT:
         time.sleep(0.05)
-    seen = Seen(number, after, stage, run.poll() or 0, time.monotonic() - started)
+    gone = time.monotonic() - started
+    with suppress(subprocess.TimeoutExpired):
+        run.wait(1)  # its environment cannot be read while it ends
+    seen = Seen(number, after, stage, run.poll() or 0, gone)
     if left:
         seen.wrong.append(f"still there: {[' '.join(p.cmdline())[:120] for p in left if p.is_running()]}")
         for process in left:
@@ -155,8 +158,13 @@ def _stage(text: str) -> str:
     return next((word for word in reversed(words) if word in known), "start")
 
 
+def told(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)  # noqa: T201
+
+
 def experiment(folder: Path, *, count: int, seed: int, through: int = 20) -> list[Seen]:
-    """Interrupt the main job on the miniature `count` times; let each `through`-th run finish. Raises on a bad wheel."""
+    """Interrupt the main job on the miniature `count` times; let each `through`-th finish. Raises on a bad wheel."""
     source = random.Random(seed)
     miniature = make_miniature(folder / "miniature")
     environment = {**os.environ, **miniature.environment(folder / "cache"), "CI": "1"}
@@ -169,10 +177,9 @@ def experiment(folder: Path, *, count: int, seed: int, through: int = 20) -> lis
         number = SIGNALS[index % len(SIGNALS)]
         seen = interrupt(command, environment, number, source.uniform(0, 0.9 * whole), folder)
         found.append(seen)
-        print(
-            f"{index:4} {number.name:8} {seen.after:5.1f} s {seen.stage:10} {seen.code:4} {seen.gone:4.1f} s {seen.wrong}",
-            flush=True,
-        )  # noqa: E501, T201
+        told(
+            f"{index:4} {number.name:8} {seen.after:5.1f} s {seen.stage:9} {seen.code:4} {seen.gone:4.1f} {seen.wrong}"
+        )
         if index % through == through - 1:
             miniature.slow(0)
             if _let_through(command, environment, folder)[0] != first:
@@ -209,9 +216,9 @@ def main() -> int:
     options = parser.parse_args()
     found = experiment(options.folder.absolute(), count=options.count, seed=options.seed)
     wrong = [seen for seen in found if seen.wrong]
-    print(dict(Counter(f"{seen.number.name} {seen.code}" for seen in found)))  # noqa: T201
-    print(dict(Counter(seen.stage for seen in found)))  # noqa: T201
-    print(f"{len(found)} interruptions, {len(wrong)} wrong, slowest {max(seen.gone for seen in found):.1f} s")  # noqa: T201
+    told(str(Counter(f"{seen.number.name} {seen.code}" for seen in found)))
+    told(str(Counter(seen.stage for seen in found)))
+    told(f"{len(found)} interruptions, {len(wrong)} wrong, slowest {max(seen.gone for seen in found):.1f} s")
     return 1 if wrong else 0
 
 
