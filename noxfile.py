@@ -19,7 +19,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 ROOT = Path(__file__).parent
 GUARD = ROOT / "scripts" / "guard.py"
-GRACE = 4.0  # seconds that a command has to end after it was told to
+GRACE = 3.5  # seconds that a command has to end after it was told to
 _told: list[int] = []  # the signals that told us to end
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 

@@ -342,10 +342,11 @@ def compile_units(
     total, todo = list_units(tree, targets)
     memory = memory_now()
     tasks = [task_of(unit, book) for unit in todo]
-    watch = UnitWatch(tree.events, len(total), len(todo), Forecast(tasks, jobs=jobs, memory=memory))
+    sampler = Sampler(tree.path / SAMPLES)
+    forecast = Forecast(tasks, jobs=jobs, memory=memory)
+    watch = UnitWatch(tree.events, len(total), len(todo), forecast, share=lambda: sampler.share(admission.running))
     watch.begin()
     begin = watch.events.stat().st_size if watch.events.exists() else 0
-    sampler = Sampler(tree.path / SAMPLES)
     console.stage("compile", f"{len(todo)} of {len(total)} units to do, at most {jobs} at a time; log: {tree.log}")
     admission = Admission(book, jobs=jobs, keep_going=keep_going, say=console.warn)
     ninja: Command = [tree.inside(tree.toolchain.environment / "bin" / "ninja")]
