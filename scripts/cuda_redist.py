@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from scripts import interrupt
 from scripts.cache import Cache, digest, file_sha256, write_atomic, write_json
-from scripts.console import Console, human_bytes, lines
-from scripts.download import Client, download
+from scripts.console import Console, human_bytes
+from scripts.download import Client, Transfer, download
 from scripts.errors import FetchError, ToolchainError
 from scripts.recipe import Redist, Sha256
 from scripts.unpack import unpack_sdist
@@ -197,11 +198,10 @@ def _download_all(
             raise _wrong(url, f"{name} is {path.stat().st_size} bytes, the manifest says {size}")
         return path
 
-    def text() -> str:
-        done = sum(_present(cache, part) for part in parts)
-        return f"CUDA {redist.release}: {human_bytes(done)} of {human_bytes(total)}"
+    transfer = Transfer(f"CUDA {redist.release}", total, started=time.monotonic())
+    transfer.resumed_at = transfer.done = sum(_present(cache, part) for part in parts)
 
-    with ThreadPoolExecutor(PARALLEL) as pool, console.progress(lambda: lines(" " * 10 + text()), text) as progress:
+    with ThreadPoolExecutor(PARALLEL) as pool, console.progress(transfer.render, transfer.text) as progress:
         pending: set[Future[Path]] = set()
         futures = [pool.submit(one, part) for part in parts]
         try:
@@ -210,6 +210,7 @@ def _download_all(
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
+                transfer.done = sum(_present(cache, part) for part in parts)
                 progress.tick()
         except FetchError as error:
             raise _explained(error, redist) from error

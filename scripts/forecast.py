@@ -15,7 +15,7 @@ from dataclasses import replace
 from scripts.schedule import Task, makespan
 
 SPREAD = 0.35  # standard deviation of log(unit's pace / common pace); 0.2 to 0.4 in the builds of docs/scheduling.md
-DOUBT = 0.7  # standard deviation of log(common pace / 1): another machine is twice as fast or slow
+DOUBT = 1.0  # standard deviation of log(common pace): another machine may well be three times as slow
 OVERDUE = 0.2  # a unit that runs longer than expected is taken to need this share of its time still
 YOUNG = 5.0  # seconds: a unit that has run no longer may still come out of the compiler cache
 _GRID = [step / 20 for step in range(-80, 121)]  # of log(pace): 0.02 to 400

@@ -6,12 +6,16 @@ What may take long runs under guard.py, which ends it whole, also when this proc
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import selectors
 import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +33,7 @@ GRACE = 1.5  # seconds that a command has to end after it was told to
 SHORT = 60.0  # seconds: what may take longer is guarded
 SAMPLE = 0.5  # seconds
 TOO_LATE = 124  # exit code for a command that took longer than it may, as `timeout` has it
+Sink = Callable[[bytes], object]
 Look = Callable[[Sequence[psutil.Process], int], None]
 
 
@@ -193,34 +198,44 @@ def call(
     stdin: IO[bytes] | None = None,
     stdout: IO[bytes] | None = None,
     merged: bool = False,
-    on_error: Callable[[bytes], None] | None = None,
+    terminal: bool = False,
+    on_output: Sink | None = None,
+    on_error: Sink | None = None,
+    tick: Callable[[], None] = lambda: None,
     scratch: Path | None = None,
 ) -> Output:
     """Run a command for at most `limit` seconds (None: as long as it takes) and return what it wrote.
 
-    `stdout` takes its output instead of us; `merged` has its stderr there too; `on_error` hears its stderr as it comes.
+    `stdout` takes its output instead of us; `merged` has its stderr there too, and with `terminal` both are a terminal,
+    for programs that tell their progress only there. `on_output` and `on_error` hear it as it comes, and it is not
+    returned. `tick` is called ten times a second.
     With a limit of more than a minute it runs under the guard, which empties the folder `scratch` afterwards. Whatever
     it leaves running in its session is killed.
     Raises Interrupted when we are told to end; the command is ended first.
     """
     words = [str(word) for word in command]
     guarded = limit is None or limit > SHORT
+    ours, theirs = _open_terminal() if terminal else (None, None)
     try:
         child = subprocess.Popen(
             _guarded(words, scratch) if guarded else words,
             cwd=cwd,
             env=dict(environment),
             stdin=stdin or subprocess.DEVNULL,
-            stdout=stdout or subprocess.PIPE,
-            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+            stdout=theirs or stdout or subprocess.PIPE,
+            stderr=subprocess.STDOUT if merged or terminal else subprocess.PIPE,
             start_new_session=True,
         )
     except OSError as error:
         return Output(127, str(error).encode() if merged else b"", str(error).encode())
-    heard: dict[str, list[bytes]] = {"out": [], "err": []}
-    sinks = {"out": heard["out"].append, "err": on_error or heard["err"].append}
+    finally:
+        if theirs:
+            theirs.close()
+    out: list[bytes] = []
+    err: list[bytes] = []
+    pipes = [(ours or child.stdout, on_output or out.append), (child.stderr, on_error or err.append)]
     try:
-        late = not _listen(child, sinks, limit)
+        late = not _listen(child, pipes, limit, tick)
     finally:
         if child.poll() is None:
             _end(child) if guarded else _ask_to_end(child)
@@ -228,30 +243,43 @@ def call(
             os.killpg(child.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             child.wait(1)
-        for pipe in (child.stdout, child.stderr):
+        for pipe, _ in pipes:
             if pipe:
                 pipe.close()
     code = TOO_LATE if late else _shell_code(child.returncode or 0)
-    return Output(code, b"".join(heard["out"]), b"".join(heard["err"]))
+    return Output(code, b"".join(out), b"".join(err))
+
+
+def _open_terminal() -> tuple[IO[bytes], IO[bytes]]:
+    """Return both ends of a terminal of 200 columns: ours, theirs."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 50, 200, 0, 0))
+    return os.fdopen(ours, "rb", buffering=0), os.fdopen(theirs, "wb", buffering=0)
 
 
 def _listen(
-    child: subprocess.Popen[bytes], sinks: Mapping[str, Callable[[bytes], object]], limit: float | None
+    child: subprocess.Popen[bytes],
+    pipes: Sequence[tuple[IO[bytes] | None, Sink]],
+    limit: float | None,
+    tick: Callable[[], None],
 ) -> bool:
     """Read what a command writes until it has ended; return False when the limit comes first."""
     deadline = time.monotonic() + limit if limit is not None else float("inf")
     with selectors.DefaultSelector() as selector:
-        for name, pipe in (("out", child.stdout), ("err", child.stderr)):
+        for pipe, sink in pipes:
             if pipe:
-                selector.register(pipe, selectors.EVENT_READ, sinks[name])
+                selector.register(pipe, selectors.EVENT_READ, sink)
         while selector.get_map():
             for key, _ in selector.select(interrupt.POLL):
-                block = os.read(key.fd, 1 << 16)
+                block = b""
+                with suppress(OSError):  # a terminal that nobody has open any more
+                    block = os.read(key.fd, 1 << 16)
                 if block:
                     key.data(block)
                 else:
                     selector.unregister(key.fileobj)
             interrupt.check()
+            tick()
             if time.monotonic() > deadline:
                 return False
     while _poll(child) is None:
