@@ -10,10 +10,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scripts import interrupt
 from scripts.archs import arch_list
 from scripts.cache import file_sha256, install_file, write_atomic, write_json
 from scripts.compile import BuildTree, Compiled
-from scripts.errors import PackageError, from_os_error
+from scripts.errors import (
+    AuditError,
+    CompileError,
+    FetchError,
+    PackageError,
+    PatchError,
+    ToolchainError,
+    WheelsmithError,
+    from_os_error,
+)
 from scripts.fetch import Fetched
 from scripts.package import Wheel
 from scripts.prove import Proof
@@ -25,6 +35,16 @@ from scripts.trace import trace
 from scripts.unit_names import DeviceFacts, device_facts
 
 SCHEMA = 1
+STAGE_ERRORS: Mapping[str, type[WheelsmithError]] = {
+    "fetch": FetchError,
+    "patch": PatchError,
+    "toolchain": ToolchainError,
+    "configure": CompileError,
+    "compile": CompileError,
+    "package": PackageError,
+    "prove": AuditError,
+    "audit": AuditError,
+}
 
 
 @dataclass
@@ -38,10 +58,21 @@ class Stages:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Add the time of the block to the stage `name`, also when it fails."""
+        """Add the time of the block to the stage `name`, also when it fails.
+
+        An OSError that nobody in it has explained, a full disk say, becomes an error of the stage's own kind. Raises
+        Interrupted when we were told to end.
+        """
+        interrupt.check()
         started = time.monotonic()
         try:
             yield
+            interrupt.check()
+        except BrokenPipeError:  # whoever reads our messages has gone
+            raise
+        except OSError as error:
+            where = Path(error.filename or Path.cwd())
+            raise from_os_error(STAGE_ERRORS[name], error, doing=f"writing in stage {name}", path=where) from error
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
