@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePosixPath
 
+from scripts.archs import TEGRA
 from scripts.audit_models import Coverage, JitUnit, KernelCounts, TargetVerdict
 from scripts.drivers import CudaRelease, Target, floor, newest, numbers, release_for_ptx
 from scripts.fatbin import Container, DeviceCode, Entry, Kind
-
-TEGRA = {(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)}
-"""Systems on a chip: their SASS and that of desktop GPUs are not interchangeable, whatever the numbers say."""
 
 NAMES = {
     "_vllm_fa2_C": "FlashAttention 2",

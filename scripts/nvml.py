@@ -1,0 +1,64 @@
+"""The GPUs of this machine, as the driver's own library (NVML) names them: for `--arch native` and `--target native`.
+
+Bindings: nvidia-ml-py, NVIDIA's own; the library itself (libnvidia-ml.so.1) comes with the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pynvml
+
+from scripts.errors import UsageError
+
+
+@dataclass(frozen=True)
+class LocalGpu:
+    """A GPU of this machine."""
+
+    name: str
+    """As nvidia-smi shows it: `NVIDIA H100 80GB HBM3`."""
+    number: str
+    """Compute capability: `9.0`."""
+    driver: str
+    """Version of the driver: `580.159.04`."""
+
+
+def local_gpus() -> tuple[LocalGpu, ...]:
+    """Return the GPUs of this machine. Raises UsageError when there is no driver or no GPU."""
+    with _driver():
+        version = str(pynvml.nvmlSystemGetDriverVersion())
+        found = tuple(_gpu(index, version) for index in range(pynvml.nvmlDeviceGetCount()))
+    if not found:
+        raise _none("its driver sees no GPU")
+    return found
+
+
+@contextmanager
+def _driver() -> Iterator[None]:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise _none(f"NVIDIA's driver says: {error}") from error
+    try:
+        yield
+    except pynvml.NVMLError as error:
+        raise _none(f"NVIDIA's driver says: {error}") from error
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(index: int, driver: str) -> LocalGpu:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return LocalGpu(str(pynvml.nvmlDeviceGetName(handle)), f"{major}.{minor}", driver)
+
+
+def _none(why: str) -> UsageError:
+    return UsageError(
+        "'native' is the GPU of this machine, and none was found",
+        why=why,
+        fix="name the GPU it is for: --arch 9.0, or --arch H100",
+    )
