@@ -116,7 +116,9 @@ _NAMES = {key(gpu): gpu for key in (product_key, plain) for row in TABLE for gpu
 
 def _known(text: str) -> str:
     """Return the key under which a GPU's name is in the table, "" when it is not."""
-    return next((key for key in (plain(text), product_key(text)) if key in _BY_GPU), "")
+    keys = [plain(text), product_key(text)]
+    keys += [series + key for key in keys if key[:4].isdigit() for series in ("rtx", "gtx")]  # people say 4090
+    return next((key for key in keys if key in _BY_GPU), "")
 
 
 def gpu_name(text: str) -> str:

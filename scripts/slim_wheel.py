@@ -18,7 +18,7 @@ from packaging.utils import parse_wheel_filename
 from packaging.version import Version
 
 from scripts.archs import Arch, arch_list, architecture, normalised
-from scripts.audit_targets import NAMES, Library, usable
+from scripts.audit_coverage import NAMES, Library, usable
 from scripts.drivers import newest, release_for_ptx
 from scripts.dynamic import read_dynamic
 from scripts.elf import open_elf

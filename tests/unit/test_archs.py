@@ -184,6 +184,8 @@ SMI_NAMES = [
     *((name, "12.0") for name in ("RTX 5060", "RTX 5060 Ti", "RTX 5070 Ti")),
     *((name, "7.5") for name in ("RTX 2060", "RTX 2070", "Titan RTX", "turing")),
     *((name, "6.1") for name in ("GTX 1080", "P40")),
+    *((name, "8.9") for name in ("4090", "4070 Ti", "4060Ti")),
+    ("1080", "6.1"),
     ("P100", "6.0"),
     ("hopper", "9.0"),
 ]

@@ -21,7 +21,10 @@ def test_every_arch_of_the_table_has_a_release_for_its_first_cuda() -> None:
     assert all(release(row.first_cuda).driver for row in TABLE)
 
 
-@pytest.mark.parametrize(("ptx", "cuda"), [((9, 4), "13.4"), ((9, 5), "13.5"), ((8, 8), "12.9"), ((8, 7), "12.8"), ((9, 0), "13.0"), ((8, 5), "12.5")])
+@pytest.mark.parametrize(
+    ("ptx", "cuda"),
+    [((9, 4), "13.4"), ((9, 5), "13.5"), ((8, 8), "12.9"), ((8, 7), "12.8"), ((9, 0), "13.0"), ((8, 5), "12.5")],
+)
 def test_a_ptx_version_names_the_first_cuda_whose_driver_compiles_it(ptx: tuple[int, int], cuda: str) -> None:
     assert release_for_ptx(ptx).cuda == cuda
 
