@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from scripts.audit_coverage import Library
@@ -40,6 +40,12 @@ def choose_libraries(target: Target, libraries: Sequence[Library], works: Callab
         if len(group) > 1:
             chosen.notes.append(f"{best.member.rsplit('/', 1)[-1] if _is_cuda(best) else best.member} of {len(group)}")
     return chosen
+
+
+def has_cuda_alternatives(members: Iterable[str]) -> bool:
+    """Whether some of these libraries differ in a CUDA version in their paths only."""
+    keys = [_CUDA.sub("cuda#", member) for member in members if _CUDA.search(member)]
+    return len(set(keys)) < len(keys)
 
 
 def _is_cuda(library: Library) -> bool:

@@ -95,7 +95,7 @@ def _matrix(report: AuditReport, mark: dict[str, str], width: int) -> Iterator[t
         if not component.containers or component.kind in {"archive", "object"}:
             continue
         cells = [_judged_cell(verdict, member, mark["dash"]) for verdict in report.targets]
-        column = [PurePosixPath(_short(member, report)).name.split(".")[0] or member, *cells]
+        column = [_stem(member), *cells]
         wide = max(map(len, column)) + 2
         if columns and used + wide > width:
             yield _table(labels, columns)
@@ -104,6 +104,11 @@ def _matrix(report: AuditReport, mark: dict[str, str], width: int) -> Iterator[t
         used += wide
     if columns:
         yield _table(labels, columns)
+
+
+def _stem(member: str) -> str:
+    name = PurePosixPath(member).name
+    return name if name.startswith("*") else name.split(".")[0]
 
 
 def _table(labels: Sequence[str], columns: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:

@@ -87,7 +87,7 @@ def judge(target: Target, libraries: Sequence[Library]) -> TargetVerdict:
     alarming = [item for item in view.jit() if item.kernels]
     base = view.base
     lowest = newest([base, *(item.release for item in alarming)]) if base else None
-    lacking = bool(_lacking(view))
+    lacking = bool(_missing_reasons(view))
     counted = [coverage[item.member] for item in view.libraries if item.member in coverage]
     totals = {how.value: sum(getattr(item, how.value) for item in counted) for how in How}
     return TargetVerdict(

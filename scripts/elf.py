@@ -43,7 +43,7 @@ STT_FILE = 4
 SHN_XINDEX = 0xFFFF
 
 BLOCK = 1 << 20
-RELEASE = 16  # blocks after which the pages read are released
+RELEASE = 6  # blocks after which the pages read are released
 MAX_SECTIONS = 100_000  # libtorch_cuda.so has 40; relocatable objects with -ffunction-sections some 10,000
 MAX_SEGMENTS = 1_000
 MAX_NAME = 65_536  # bytes; CUTLASS kernels have mangled names of several thousand

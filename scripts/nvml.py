@@ -5,11 +5,8 @@ Bindings: nvidia-ml-py, NVIDIA's own; the library itself (libnvidia-ml.so.1) com
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-
-import pynvml
+from typing import Any
 
 from scripts.errors import UsageError
 
@@ -28,32 +25,26 @@ class LocalGpu:
 
 def local_gpus() -> tuple[LocalGpu, ...]:
     """Return the GPUs of this machine. Raises UsageError when there is no driver or no GPU."""
-    with _driver():
-        version = str(pynvml.nvmlSystemGetDriverVersion())
-        found = tuple(_gpu(index, version) for index in range(pynvml.nvmlDeviceGetCount()))
+    import pynvml  # noqa: PLC0415  (18 MB of memory that only `native` needs)
+
+    try:
+        pynvml.nvmlInit()
+        try:
+            driver = str(pynvml.nvmlSystemGetDriverVersion())
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+            found = tuple(_gpu(pynvml, handle, driver) for handle in handles)
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise _none(f"NVIDIA's driver says: {error}") from error
     if not found:
         raise _none("its driver sees no GPU")
     return found
 
 
-@contextmanager
-def _driver() -> Iterator[None]:
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        raise _none(f"NVIDIA's driver says: {error}") from error
-    try:
-        yield
-    except pynvml.NVMLError as error:
-        raise _none(f"NVIDIA's driver says: {error}") from error
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _gpu(index: int, driver: str) -> LocalGpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-    return LocalGpu(str(pynvml.nvmlDeviceGetName(handle)), f"{major}.{minor}", driver)
+def _gpu(nvml: Any, handle: Any, driver: str) -> LocalGpu:
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return LocalGpu(str(nvml.nvmlDeviceGetName(handle)), f"{major}.{minor}", driver)
 
 
 def _none(why: str) -> UsageError:

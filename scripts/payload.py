@@ -22,6 +22,7 @@ from scripts.fatbin_types import Compression, Entry, Kind
 MAX_PTX = 65_536  # bytes of PTX text that is decompressed to count its kernels: more is taken to have some
 MAX_PEEK = 32 << 20  # bytes of LZ4 that are decompressed to find a kernel's name: LZ4 blocks have no middle
 _ENTRY = re.compile(rb"^\s*(?:\.visible\s+|\.weak\s+)?\.entry\s+([\w$]+)", re.MULTILINE)
+_STUB = re.compile(rb"\.entry\s+[\w$]+\s*\([^(){}]*\)[^{}]*\{\s*(?:ret;\s*)?\}")
 _NEW_ABI = 8
 
 
@@ -88,11 +89,16 @@ def cubin_entry(blob: Blob) -> Entry | None:
 
 
 def ptx_kernels(blob: Blob, entry: Entry) -> int | None:
-    """Return how many kernels a small PTX has; None when it is too large to look at or cannot be decompressed."""
+    """Return how many kernels a small PTX has; None when it is too large to look at or cannot be decompressed.
+
+    A kernel that only returns is none: cuBLAS has one, for `sm_52`, that asks whether the hardware answers.
+    """
     if entry.kind is not Kind.PTX or entry.size > MAX_PTX or entry.compression is Compression.OLD:
         return None
     text = _start(blob, entry, MAX_PTX)
-    return None if text is None else sum(1 for _ in _ENTRY.finditer(text))
+    if text is None:
+        return None
+    return sum(1 for _ in _ENTRY.finditer(text)) - sum(1 for _ in _STUB.finditer(text))
 
 
 def first_kernel(blob: Blob, entry: Entry) -> str:

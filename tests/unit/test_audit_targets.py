@@ -174,8 +174,8 @@ def test_of_drivers_and_ptx_beyond_the_table_nothing_is_claimed(tmp_path: Path) 
 
 @pytest.mark.parametrize("compression", [Compression.NONE, Compression.ZSTD, Compression.LZ4])
 def test_small_ptx_is_looked_into_for_kernels(tmp_path: Path, compression: Compression) -> None:
-    def packed(*kernels: str) -> bytes:
-        text = ptx("52", *kernels)
+    def packed(*kernels: str, body: str = "add.s32 %r, %r, 1;") -> bytes:
+        text = ptx("52", *kernels, body=body)
         pack = {Compression.ZSTD: zstandard.compress, Compression.LZ4: partial(lz4.block.compress, store_size=False)}
         data = pack[compression](text) if compression in pack else text
         return entry(
@@ -189,8 +189,11 @@ def test_small_ptx_is_looked_into_for_kernels(tmp_path: Path, compression: Compr
         )
 
     stub = read(tmp_path, "stub.so", a=container(sass("80", "k"), packed()), b=container(sass("70", "k")))
+    nop = read(tmp_path, "nop.so", a=container(sass("80", "k"), packed("k", body="ret;")), b=container(sass("70", "k")))
     real = read(tmp_path, "real.so", a=container(sass("80", "k"), packed("k")), b=container(sass("70", "k")))
-    assert judge(parse_target("V100@12.8"), [stub]).summary.endswith("OK: 1 native, 0 compatible, 0 JIT, 1 missing")
+    for library in (stub, nop):
+        verdict = judge(parse_target("V100@12.8"), [library])
+        assert verdict.summary.endswith("OK: 1 native, 0 compatible, 0 JIT, 1 missing")
     assert "1 of 2 kernel containers need a CUDA 12.9 driver" in judge(parse_target("V100@12.8"), [real]).summary
 
 
