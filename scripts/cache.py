@@ -183,7 +183,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file beside `path` that takes its place, whole and on disk, at the end; nothing stays of a block that fails."""
+    """Yield a file beside `path` that takes its place at the end, whole and on disk; a failed block leaves nothing."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".partial", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
