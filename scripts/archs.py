@@ -3,8 +3,12 @@
 An arch is written as in TORCH_CUDA_ARCH_LIST: `9.0`, `9.0a` (arch-specific), `12.0f` (family-specific, CUDA 12.9+),
 `8.0+PTX` (cubin and PTX). Also understood: `sm_90`, `sm90a`, `compute_90`, and the GPU names of the table.
 
+GPU names are those of `scripts.gpus`, in any of nvidia-smi's decorations (`NVIDIA A100-SXM4-80GB`); `native` is
+the GPU of this machine, which its driver is asked for.
+
 Sources: NVIDIA's CUDA release notes (first toolkit that compiles for an arch, first Linux driver per toolkit) and
 CUDA C++ Programming Guide (compute capabilities); RTX 50 is 12.0, B200 is 10.0, and neither runs the other's code.
+The last driver branch of Maxwell, Pascal and Volta is 580: release notes of CUDA 13.0, "Deprecated Architectures".
 """
 
 from __future__ import annotations
@@ -14,7 +18,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scripts.errors import UsageError, nearest
+from scripts.errors import UsageError, nearest_of
+from scripts.gpus import PRODUCTS, plain, product_key
+from scripts.nvml import local_gpus
 
 
 @dataclass(frozen=True, order=True)
@@ -57,80 +63,119 @@ class Architecture:
 
     number: str
     family: str
-    gpus: tuple[str, ...]
     first_cuda: str
     """First toolkit whose nvcc compiles for it."""
     last_cuda: str = ""
     """Last toolkit line that compiles for it, empty while supported."""
+    last_branch: int = 0
+    """Last driver branch that knows it (580), 0 while drivers go on to."""
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """Products of this arch; the first stands for it in messages."""
+        return PRODUCTS.get(self.number) or (f"GPU {self.number}",)
 
 
 TABLE = (
-    Architecture("7.0", "Volta", ("V100",), "9.0", "12.9"),
-    Architecture("7.2", "Volta", ("Xavier",), "9.2", "12.9"),
-    Architecture("7.5", "Turing", ("T4", "RTX 2080", "RTX 2080 Ti", "Quadro RTX 8000"), "10.0"),
-    Architecture("8.0", "Ampere", ("A100", "A30", "A800"), "11.0"),
-    Architecture(
-        "8.6", "Ampere", ("A40", "A10", "A10G", "A16", "A2", "RTX A6000", "RTX A5000", "RTX 3080", "RTX 3090"), "11.1"
-    ),
-    Architecture("8.7", "Ampere", ("Orin",), "11.4"),
-    Architecture("8.9", "Ada", ("L4", "L40", "L40S", "RTX 4080", "RTX 4090", "RTX 6000 Ada"), "11.8"),
-    Architecture("9.0", "Hopper", ("H100", "H200", "H20", "H800", "GH200"), "11.8"),
-    Architecture("10.0", "Blackwell", ("B200", "B100", "GB200"), "12.8"),
-    Architecture("10.1", "Blackwell", ("Thor (CUDA 12)",), "12.8", "12.9"),
-    Architecture("10.3", "Blackwell", ("B300", "GB300"), "12.9"),
-    Architecture("11.0", "Blackwell", ("Thor",), "13.0"),
-    Architecture(
-        "12.0", "Blackwell", ("RTX 5090", "RTX 5080", "RTX 5070", "RTX PRO 6000", "RTX PRO 6000 Blackwell"), "12.8"
-    ),
-    Architecture("12.1", "Blackwell", ("GB10", "DGX Spark"), "12.9"),
+    Architecture("5.0", "Maxwell", "6.5", "12.9", 580),
+    Architecture("5.2", "Maxwell", "6.5", "12.9", 580),
+    Architecture("5.3", "Maxwell", "7.0", "12.9"),
+    Architecture("6.0", "Pascal", "8.0", "12.9", 580),
+    Architecture("6.1", "Pascal", "8.0", "12.9", 580),
+    Architecture("6.2", "Pascal", "8.0", "12.9"),
+    Architecture("7.0", "Volta", "9.0", "12.9", 580),
+    Architecture("7.2", "Volta", "9.2", "12.9"),
+    Architecture("7.5", "Turing", "10.0"),
+    Architecture("8.0", "Ampere", "11.0"),
+    Architecture("8.6", "Ampere", "11.1"),
+    Architecture("8.7", "Ampere", "11.4"),
+    Architecture("8.9", "Ada", "11.8"),
+    Architecture("9.0", "Hopper", "11.8"),
+    Architecture("10.0", "Blackwell", "12.8"),
+    Architecture("10.1", "Blackwell", "12.8", "12.9"),
+    Architecture("10.3", "Blackwell", "12.9"),
+    Architecture("10.7", "Rubin", "13.4"),
+    Architecture("11.0", "Blackwell", "13.0"),
+    Architecture("12.0", "Blackwell", "12.8"),
+    Architecture("12.1", "Blackwell", "12.9"),
 )
 
+TEGRA = {(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)}
+"""Systems on a chip: their SASS and that of desktop GPUs are not interchangeable, whatever the numbers say."""
+
+NATIVE = "native"
 _BY_NUMBER = {row.number: row for row in TABLE}
 _NUMBER = re.compile(r"(\d{1,2})\.(\d)([af]?)(\+PTX)?", re.IGNORECASE | re.ASCII)
 _SM = re.compile(r"(?:sm|compute)_?(\d{1,2})(\d)([af]?)(\+PTX)?", re.IGNORECASE | re.ASCII)
-# A blank separates only before an arch: GPU names have blanks of their own (RTX 5090).
-_BETWEEN = re.compile(r"[;,]|\s+(?=\d{1,2}\.\d|sm|compute)", re.IGNORECASE)
+# A blank separates only before an arch: GPU names have blanks of their own (RTX 5090, H100 SXM).
+_BETWEEN = re.compile(r"[;,]|\s+(?=\d{1,2}\.\d|(?:sm|compute)_?\d)", re.IGNORECASE)
+
+_BY_GPU = {key(gpu): row for key in (product_key, plain) for row in TABLE for gpu in row.gpus}
+_NAMES = {key(gpu): gpu for key in (product_key, plain) for row in TABLE for gpu in reversed(row.gpus)}
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower().replace("geforce", "").replace("nvidia", ""))
-
-
-_BY_GPU = {_plain(gpu): row for row in TABLE for gpu in row.gpus}
-_NAMES = {_plain(gpu): gpu for row in TABLE for gpu in row.gpus}
+def _known(text: str) -> str:
+    """Return the key under which a GPU's name is in the table, "" when it is not."""
+    keys = [plain(text), product_key(text)]
+    keys += [series + key for key in keys if key[:4].isdigit() for series in ("rtx", "gtx")]  # people say 4090
+    return next((key for key in keys if key in _BY_GPU), "")
 
 
 def gpu_name(text: str) -> str:
     """Return a GPU's name as NVIDIA writes it (`RTX 5090` for `rtx5090`), "" when the table does not have it."""
-    return _NAMES.get(_plain(text), "")
+    return _NAMES.get(_known(text), "")
 
 
 def architecture(arch: Arch) -> Architecture:
-    """Return the table row of an arch."""
-    return _BY_NUMBER[arch.number]
+    """Return the table row of an arch; one without facts for an arch that is newer than the table."""
+    return _BY_NUMBER.get(arch.number) or Architecture(arch.number, "unknown family", "")
 
 
 def parse_arch(text: str) -> Arch:
-    """Read one arch: `9.0`, `9.0a`, `8.0+PTX`, `sm_90`, `H100`, `rtx5090`.
+    """Read one arch: `9.0`, `9.0a`, `8.0+PTX`, `sm_90`, `H100`, `rtx5090`, `hopper`.
 
-    Raises UsageError naming what is allowed and the nearest known name.
+    Raises UsageError naming what is allowed, the nearest known GPU with its arch, or the archs of a family.
     """
     word = text.strip()
-    ptx_name = re.fullmatch(r"(.*?)(\+PTX)?", word, re.IGNORECASE)
     match = _NUMBER.fullmatch(word) or _SM.fullmatch(word)
     if match:
         arch = Arch(int(match[1]), int(match[2]), match[3].lower(), bool(match[4]))
         if arch.number in _BY_NUMBER:
             return _checked_suffix(arch, word)
-    elif ptx_name and (row := _BY_GPU.get(_plain(ptx_name[1]))):
+    bare = re.sub(r"\+PTX$", "", word, flags=re.IGNORECASE)
+    row = _BY_GPU.get(_known(bare)) or _family(bare)
+    if row and not match:
         major, minor = row.number.split(".")
-        return Arch(int(major), int(minor), "", bool(ptx_name[2]))
-    names = [*_BY_NUMBER, *(gpu for row in TABLE for gpu in row.gpus)]
+        return Arch(int(major), int(minor), "", bare != word)
     raise UsageError(
-        f"unknown arch {word!r}.{nearest(word, names)}",
+        f"unknown arch {word!r}.{_suggestion(word)}",
         why="an arch is a compute capability or a GPU's name",
-        fix=f"use one of {', '.join(_BY_NUMBER)} (with a, f or +PTX), sm_90, or a GPU such as H100, L40S, rtx5090",
+        fix=f"use one of {', '.join(_BY_NUMBER)} (with a, f or +PTX), sm_90, native, or a GPU: H100, L40S, rtx5090",
     )
+
+
+def _suggestion(word: str) -> str:
+    """Return " Perhaps you meant ...?" with the arch of what is suggested: a near name may be another generation."""
+    found = nearest_of(word, [*_BY_NUMBER, *(gpu for row in TABLE for gpu in row.gpus)])
+    if not found:
+        return ""
+    row = _BY_NUMBER.get(found) or _BY_GPU[_known(found)]
+    about = row.gpus[0] if found == row.number else row.number
+    return f" Perhaps you meant {found!r} ({about}); another GPU may need another arch?"
+
+
+def _family(text: str) -> Architecture | None:
+    """Return the one arch of a family (`hopper`). Raises UsageError with the archs of a family that has several."""
+    rows = [row for row in TABLE if row.family.lower() == text.strip().lower()]
+    graphics = [row for row in rows if tuple(map(int, row.number.split("."))) not in TEGRA]
+    if len(graphics) > 1:
+        archs = "; ".join(f"{row.number} ({', '.join(row.gpus[:3])})" for row in rows)
+        raise UsageError(
+            f"{text.strip()} is a family of {len(rows)} archs, which do not all run each other's code",
+            why=archs,
+            fix=f"name the ones you have, or all for graphics cards: '{';'.join(row.number for row in graphics)}'",
+        )
+    return graphics[0] if graphics else None
 
 
 def _checked_suffix(arch: Arch, word: str) -> Arch:
@@ -144,9 +189,11 @@ def _checked_suffix(arch: Arch, word: str) -> Arch:
 def parse_arch_list(text: str) -> tuple[Arch, ...]:
     """Read a TORCH_CUDA_ARCH_LIST (`;`, `,` or blanks between): ascending, without repeats.
 
-    Raises UsageError for an empty list or an unknown member.
+    `native` stands for the GPUs of this machine. Raises UsageError for an empty list or an unknown member.
     """
-    parts = [part for part in _BETWEEN.split(text) if part.strip()]
+    parts = [part.strip() for part in _BETWEEN.split(text) if part.strip()]
+    if NATIVE in map(str.lower, parts):
+        parts = [part for part in parts if part.lower() != NATIVE] + [gpu.number for gpu in local_gpus()]
     if not parts:
         raise UsageError("the arch list is empty", fix='give one such as "9.0" or "8.0;9.0;12.0"')
     return normalised(parse_arch(part) for part in parts)

@@ -10,10 +10,11 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 from scripts.archs import Arch, parse_arch
-from scripts.audit_collect import Subject, audit_path
+from scripts.audit_collect import audit_path, environment_site
 from scripts.audit_elf import read_site
-from scripts.audit_models import AuditReport
+from scripts.audit_models import AuditReport, Level
 from scripts.audit_show import failures, html, show
+from scripts.audit_subject import Subject
 from scripts.cache import write_atomic, write_json
 from scripts.cli import Parser, run, user_path
 from scripts.console import Console
@@ -52,38 +53,54 @@ def parser() -> Parser:
 def main(arguments: Sequence[str], console: Console) -> int:
     """Run the command; return its exit code."""
     options = parser().parse_args(arguments)
-    if len(options.subjects) > 1 and (options.json or options.html):
+    paths = [path for given in options.subjects for path in subjects(given)]
+    if len(paths) > 1 and (options.json or options.html):
         raise UsageError("--json and --html take one wheel", fix="audit the wheels one by one")
     targets = [parse_target(text) for text in options.target]
-    reports = [_audit(path, options, targets) for path in options.subjects]
+    reports = [_audit(path, options, targets) for path in paths]
     for report in reports:
         show(report, console)
     if options.json:
         write_json(options.json, reports[0].model_dump(mode="json"))
     if options.html:
         write_atomic(options.html, html(reports[0]).encode())
-    failed = [report for report in reports if not report.ok]
+    failed = [(path, report) for path, report in zip(paths, reports, strict=True) if not report.ok]
     if failed:
+        path, report = failed[0]
         raise AuditError(
-            f"{failed[0].subject} does not do what is asked of it",
-            why=failures(failed[0])[0],
-            fix=_remedies(failed[0]),
+            f"{report.subject} does not do what is asked of it",
+            why=failures(report)[0],
+            fix=_remedies(report, compiled=matching_recipe(path) is not None),
             docs="docs/audit.md",
         )
     return 0
 
 
-def _remedies(report: AuditReport) -> list[str]:
-    unmet = [item for item in report.targets if not item.ok]
-    fixes = [
-        f"a driver of CUDA {item.lowest_cuda} ({item.lowest_driver or 'newer than known'}) or later on the {item.gpu}"
-        for item in unmet
-        if item.lowest_cuda
-    ]
-    if unmet:
-        archs = ";".join(dict.fromkeys(f"{item.arch[3:-1]}.{item.arch[-1]}" for item in unmet))
+def subjects(path: Path) -> list[Path]:
+    """Return what to audit: of a directory the wheels in it. Raises UsageError when there is no such file."""
+    if not path.exists():
+        raise UsageError(f"there is no {path}", fix="give a wheel, a .so file, a directory or an environment")
+    if path.is_dir() and environment_site(path) is None:
+        return sorted(path.glob("*.whl")) or [path]
+    return [path]
+
+
+def _remedies(report: AuditReport, *, compiled: bool) -> list[str]:
+    """Return what to do, each thing once; to compile is offered for wheels that a recipe makes."""
+    unmet = [item for item in report.targets if not item.ok and item.judged]
+    hazards = [hazard.remedy for item in unmet for hazard in item.hazards if hazard.level is Level.ERROR]
+    drivers = {
+        f"a driver of CUDA {item.lowest_cuda} ({item.lowest_driver or 'its number is not known'}) or later": item.gpu
+        for item in reversed(unmet)
+        if item.lowest_cuda and not item.hazards
+    }
+    fixes = [*hazards, *(f"{text} on the {gpu}" for text, gpu in reversed(drivers.items()))]
+    lacking = [item for item in unmet if not item.lowest_cuda or item.hazards]
+    if lacking and compiled:
+        archs = ";".join(dict.fromkeys(f"{item.arch[3:-1]}.{item.arch[-1]}" for item in lacking))
         fixes.append(f"compile for it: nox -s wheel -- --arch '{archs}'")
-    return fixes[:3] or ["nox -s audit -- --help; every finding's code is explained in docs/audit.md"]
+    unique = list(dict.fromkeys(fixes))
+    return unique[:3] or ["nox -s audit -- --help; every finding's code is explained in docs/audit.md"]
 
 
 def _audit(path: Path, options: argparse.Namespace, targets: Sequence[Target]) -> AuditReport:
@@ -137,12 +154,15 @@ def label_archs(path: Path) -> tuple[Arch, ...]:
 
 
 def targets_for(recipe: Recipe | None, archs: Sequence[Arch]) -> Sequence[Target] | Callable[[Subject], list[Target]]:
-    """Return the targets when none are given: the recipe's, else those of the default recipe, else what is inside."""
+    """Return the targets when none are given: the recipe's, else the default recipe's archs, else what is inside.
+
+    The driver is that of the CUDA the wheel was compiled with: the recipe's toolchain, else what its code tells.
+    """
     if recipe is not None:
         return default_targets(archs or recipe.archs, recipe.toolchain.cuda)
     if DEFAULT_RECIPE in recipe_names() and not archs:
         default = load_recipe(DEFAULT_RECIPE)
-        return default_targets(default.archs, default.toolchain.cuda)
+        return lambda subject: list(default_targets(default.archs, subject.cuda() or default.toolchain.cuda))
     return lambda subject: [parse_target(arch.number) for arch in (archs or subject.archs())]
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Literal
 
 from scripts.archs import Arch
-from scripts.audit_elf import Site, inspect, read_site
-from scripts.audit_models import AuditReport, ComponentReport, Finding, Host, Level
-from scripts.audit_targets import Library, judge
+from scripts.audit_elf import Site, read_site
+from scripts.audit_models import AuditReport, Finding, Level
+from scripts.audit_subject import Subject
 from scripts.audit_wheel import (
     TRITON_KERNELS,
     component_findings,
@@ -27,123 +26,16 @@ from scripts.audit_wheel import (
     triton_findings,
 )
 from scripts.cache import file_sha256
-from scripts.drivers import Target, release_for_ptx
-from scripts.elf import Elf, is_elf, open_elf
+from scripts.drivers import Target
+from scripts.elf import Elf, open_blob, open_elf
 from scripts.errors import AuditError, UsageError, from_os_error
-from scripts.fatbin import DeviceCode, Kind, device_code
+from scripts.gpu_files import START, Form, form
 from scripts.recipe import Recipe
-from scripts.unit_names import read_units_of, with_units
-from scripts.wheel_file import SHARED_OBJECT, Hash, WheelFile, open_wheel, wheel_name
+from scripts.unit_names import read_units_of
+from scripts.wheel_file import SHARED_OBJECT, Hash, WheelFile, open_wheel, record_digest, wheel_name
 
-TargetChoice = Callable[["Subject"], Sequence[Target]]
-
-_NONE: Mapping[str, Sequence[str]] = MappingProxyType({})
-
-
-@dataclass
-class Subject:
-    """What is being audited, as it fills up."""
-
-    subject: str
-    kind: Literal["wheel", "file", "directory", "environment"]
-    size: int = 0
-    name: str | None = None
-    version: str | None = None
-    tags: list[str] = field(default_factory=list)
-    sha256: str | None = None
-    torch: str | None = None
-    libraries: list[Library] = field(default_factory=list)
-    components: dict[str, ComponentReport] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-
-    def add(
-        self, elf: Elf, member: str, own: Iterable[str], site: Site | None, units: Mapping[str, Sequence[str]] = _NONE
-    ) -> None:
-        """Inspect one shared object; `units` are the names that were recorded before it was stripped."""
-        code = with_units(device_code(elf), units.get(member, ()))
-        inspection = inspect(elf, member, own=own, site=site)
-        library = Library(member, code, cuda_major(code, inspection.host.needed))
-        self.libraries.append(library)
-        self.components[member] = component_report(elf.size, library, inspection.host)
-        self.findings += [*inspection.findings, *_flagless_findings(member, code)]
-
-    def archs(self) -> list[Arch]:
-        """Return the GPU generations its SASS is for, leaving out arch-specific code."""
-        found = {entry.cc for library in self.libraries for entry in library.code.entries if entry.kind is Kind.ELF}
-        return [Arch(*cc) for cc in sorted(found)]
-
-    def report(self, targets: Sequence[Target], started: float) -> AuditReport:
-        """Judge the targets and close the report."""
-        verdicts = [judge(target, self.libraries) for target in targets]
-        order = {Level.ERROR: 0, Level.WARNING: 1, Level.NOTE: 2}
-        return AuditReport(
-            subject=self.subject,
-            kind=self.kind,
-            size=self.size,
-            sha256=self.sha256,
-            name=self.name,
-            version=self.version,
-            tags=self.tags,
-            torch=self.torch,
-            ok=all(item.ok for item in verdicts) and not any(item.level is Level.ERROR for item in self.findings),
-            targets=verdicts,
-            components=self.components,
-            findings=sorted(self.findings, key=lambda item: order[item.level]),
-            seconds=round(time.monotonic() - started, 3),
-        )
-
-
-def cuda_major(code: DeviceCode, needed: Iterable[str]) -> int:
-    """Return the major CUDA version code was compiled with: from libcudart, else PTX, else the cubins' version."""
-    for soname in needed:
-        if soname.startswith("libcudart.so."):
-            return int(soname.split(".")[2])
-    ptx = [entry.version for entry in code.entries if entry.kind is Kind.PTX]
-    if ptx:
-        return int(release_for_ptx(max(ptx)).cuda.split(".")[0])
-    # CUDA 12 writes code version 1.8 for sm_100 and later only, CUDA 13 for all archs.
-    thirteen = any(e.version >= (1, 8) and e.arch < 100 for e in code.entries if e.kind is Kind.ELF)
-    return 13 if thirteen else 12
-
-
-def component_report(size: int, library: Library, host: Host) -> ComponentReport:
-    """Return the facts about one shared object of `size` bytes."""
-    code = library.code
-    entries = list(code.entries)
-    ptx = Counter(f"{e.version[0]}.{e.version[1]}" for e in entries if e.kind is Kind.PTX)
-    return ComponentReport(
-        size=size,
-        device_size=sum(container.end - container.offset for container in code.containers),
-        containers=len(code.containers),
-        relocatable_containers=sum(container.relocatable for container in code.containers),
-        empty_containers=sum(container.empty for container in code.containers),
-        elf=code.count(Kind.ELF),
-        ptx=code.count(Kind.PTX),
-        lto=code.count(Kind.LTO_IR),
-        ptx_versions=dict(sorted(ptx.items())),
-        compression=dict(sorted(Counter(entry.compression.value for entry in entries).items())),
-        cuda_major=library.cuda_major,
-        host=host,
-    )
-
-
-def _flagless_findings(member: str, code: DeviceCode) -> list[Finding]:
-    """Find units compiled without any arch flag: they hold nvcc's default arch, as SASS and as PTX, and no other."""
-    units = [
-        container
-        for container in code.containers
-        if {(e.kind, e.label) for e in container.entries} in _DEFAULTS and len(container.entries) == 2
-    ]
-    if not units or len(units) == len(code.containers):
-        return []
-    names = ", ".join(container.unit or f"container at {container.offset:#x}" for container in units[:5])
-    harmless = all(container.empty for container in units)
-    count = f"{len(units)} units were" if len(units) > 1 else "1 unit was"
-    text = f"{count} compiled without arch flags: {names}" + (" (no kernels inside)" if harmless else "")
-    return [Finding(level=Level.NOTE if harmless else Level.WARNING, code="no-arch-flags", where=member, text=text)]
-
-
-_DEFAULTS = [{(Kind.ELF, arch), (Kind.PTX, arch)} for arch in ("52", "75")]  # nvcc 11 and 12, nvcc 13
+TargetChoice = Callable[[Subject], Sequence[Target]]
+SMALL = 4 << 20  # bytes of an ELF member that is read in memory, not by way of a file: cubins come in thousands
 
 
 def audit_wheel(
@@ -157,8 +49,9 @@ def audit_wheel(
     """Audit a wheel. Raises AuditError when it cannot be read; what is wrong with it is in the report.
 
     `recipe` and `archs` say which components to expect; `torch` is a site-packages folder or an environment with the
-    torch the wheel names (without one, or when there is no torch in it, symbols are not resolved). Shared objects
-    are unpacked one at a time to a temporary file.
+    torch the wheel names (without one, or when there is no torch in it, symbols are not resolved). Every member that
+    is an ELF file, a fat binary or an archive by its first bytes is read, whatever its name; large ones are unpacked
+    one at a time to a temporary file.
     """
     started = time.monotonic()
     site = read_site(torch) if torch else None
@@ -167,7 +60,7 @@ def audit_wheel(
     subject.tags = name.tags.split("-")[-3:]
     with open_wheel(path) as wheel:
         subject.torch = torch_pin(wheel)
-        digests = _wheel_members(wheel, subject, site)
+        digests = _Reader(wheel, subject, site).read()
         subject.findings += [
             *record_findings(wheel, digests),
             *metadata_findings(wheel, name),
@@ -182,24 +75,88 @@ def audit_wheel(
     return subject.report(targets(subject) if callable(targets) else targets, started)
 
 
-def _wheel_members(wheel: WheelFile, subject: Subject, site: Site | None) -> dict[str, Hash]:
-    digests: dict[str, Hash] = {}
-    units = read_units_of(wheel)
-    shared = {member.filename for member in wheel.shared_objects}
-    own = {name.rsplit("/", 1)[-1] for name in shared}
-    for member in wheel.members:
-        if member.filename not in shared:
-            digests[member.filename] = wheel.digest(member)
-            continue
-        with wheel.unpacked(member) as (path, digest):
-            digests[member.filename] = digest
-            if is_elf(path):
-                with open_elf(path, member.filename) as elf:
-                    subject.add(elf, member.filename, own, site, units)
-            else:
-                text = "it is called a shared object and is none"
-                subject.findings.append(Finding(level=Level.ERROR, code="not-elf", where=member.filename, text=text))
-    return digests
+@dataclass
+class _Reader:
+    """Reads each member of a wheel once: its digest, and what it holds."""
+
+    wheel: WheelFile
+    subject: Subject
+    site: Site | None
+
+    def read(self) -> dict[str, Hash]:
+        """Return the digests of all members; what they hold goes to the subject."""
+        units = read_units_of(self.wheel)
+        own = {member.filename.rsplit("/", 1)[-1] for member in self.wheel.shared_objects}
+        digests: dict[str, Hash] = {}
+        with tempfile.TemporaryDirectory(prefix="wheelsmith-") as folder:
+            for member in self.wheel.members:
+                blocks = self.wheel.blocks(member)
+                first = next(blocks, b"")
+                kind = form(first[:START])
+                if kind is None:
+                    digests[member.filename] = _digest(first, blocks, member.file_size)
+                    self._expect_elf(member.filename, first)
+                elif kind is Form.ELF and member.file_size <= SMALL:
+                    data = first + b"".join(blocks)
+                    digests[member.filename] = _digest(data, iter(()), len(data))
+                    with self._tolerant(member.filename):
+                        self.subject.add(Elf(data, member.filename), member.filename, own, self.site, units)
+                else:
+                    path, digest = self.wheel.spill(member, first, blocks, Path(folder))
+                    digests[member.filename] = digest
+                    with self._tolerant(member.filename):
+                        self._add(path, kind, member.filename, own, units)
+                    path.unlink()
+        self.subject.close()
+        return digests
+
+    def _add(self, path: Path, kind: Form, member: str, own: set[str], units: Mapping[str, Sequence[str]]) -> None:
+        if kind is Form.ELF:
+            with open_elf(path, member) as elf:
+                self.subject.add(elf, member, own, self.site, units)
+        else:
+            with open_blob(path, member) as blob:
+                self.subject.add_file(blob, kind, member)
+
+    def _tolerant(self, member: str) -> _Tolerant:
+        return _Tolerant(self.subject, member)
+
+    def _expect_elf(self, member: str, first: bytes) -> None:
+        if SHARED_OBJECT.search(member) and not is_linker_script(first):
+            text = "it is called a shared object and is none"
+            self.subject.findings.append(Finding(level=Level.ERROR, code="not-elf", where=member, text=text))
+
+
+@dataclass
+class _Tolerant:
+    """What cannot be read ends the audit when it is called a shared object; else it is noted."""
+
+    subject: Subject
+    member: str
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, AuditError) or SHARED_OBJECT.search(self.member) or self.member not in error.what:
+            return False
+        self.subject.unreadable(self.member, error)
+        return True
+
+
+_STANDS_FOR = re.compile(rb"\s*(/\*.*?\*/\s*)*(INPUT|GROUP|OUTPUT_FORMAT)\s*\(|[\w./+-]+\.so[\w.]*\s*$", re.DOTALL)
+
+
+def is_linker_script(start: bytes) -> bool:
+    """Whether a text stands for a library: `INPUT(libx.so.1)`, `GROUP(...)`, or the name that a link pointed to."""
+    return len(start) < 65_536 and _STANDS_FOR.match(start[:4096]) is not None
+
+
+def _digest(first: bytes, blocks: Iterator[bytes], size: int) -> Hash:
+    sha = hashlib.sha256(first)
+    for block in blocks:
+        sha.update(block)
+    return Hash(record_digest(sha.digest()), size)
 
 
 def _hex_digests(digests: Mapping[str, Hash]) -> dict[str, str]:
@@ -226,38 +183,70 @@ def audit_path(
         started = time.monotonic()
         subject, files, torch = _files(path, package, torch)
         site = read_site(torch) if torch else None
-        own = {file.name for _, file in files}
+        own = {file.name for _, file in files if SHARED_OBJECT.search(file.name)}
         for member, file in files:
-            with ExitStack() as stack:
-                subject.add(stack.enter_context(open_elf(file, member)), member, own, site)
-            subject.size += file.stat().st_size
+            with _Tolerant(subject, member if path.is_dir() else ""):
+                _read_file(subject, member, file, own, site)
+        subject.close()
     except OSError as error:
         raise from_os_error(AuditError, error, doing="reading", path=path, variable="TMPDIR") from error
     return subject.report(targets(subject) if callable(targets) else targets, started)
 
 
+def _read_file(subject: Subject, member: str, file: Path, own: set[str], site: Site | None) -> None:
+    with file.open("rb") as stream:
+        kind = form(stream.read(START))
+    if kind is Form.ELF:
+        with open_elf(file, member) as elf:
+            subject.add(elf, member, own, site)
+    elif kind is not None:
+        with open_blob(file, member) as blob:
+            subject.add_file(blob, kind, member)
+    elif subject.kind == "file":
+        with open_elf(file, member):  # says why it is not one
+            pass
+    subject.size += file.stat().st_size if kind else 0
+
+
 def _files(path: Path, package: str, torch: Path | None) -> tuple[Subject, list[tuple[str, Path]], Path | None]:
-    """Return the subject, its shared objects by member name, and where torch is."""
+    """Return the subject, the files to look at by member name, and where torch is."""
     if path.is_file():
         return Subject(path.name, "file"), [(path.name, path)], torch
     if not path.is_dir():
         raise UsageError(f"{path} does not exist", fix="give a wheel, a .so file, a directory or an environment")
-    site = next((item for item in (path, *sorted(path.glob("lib/python3*/site-packages"))) if _is_site(item)), None)
+    site = environment_site(path)
     if site is None:
-        return Subject(str(path), "directory"), _shared_objects(path, path), torch
+        files = _regular_files(path, path)
+        if not any(_holds(file) for _, file in files):
+            raise UsageError(
+                f"{path} holds nothing to audit",
+                why=f"none of its {len(files):,} files is a wheel, an ELF file, a fat binary or an archive",
+                fix="give a wheel, a .so file, a directory with some, or an environment",
+            )
+        return Subject(str(path), "directory"), files, torch
     info = next(iter(sorted(site.glob(f"{package}-*.dist-info"))), None)
     if info is None:
         raise UsageError(f"{package} is not installed in {site}", fix="name what to audit: --package NAME")
     subject = Subject(
         str(path), "environment", name=package, version=info.name.removesuffix(".dist-info").split("-")[1]
     )
-    return subject, _shared_objects(site / package, site), torch or site
+    return subject, _regular_files(site / package, site), torch or site
+
+
+def _holds(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return form(stream.read(START)) is not None
+
+
+def environment_site(path: Path) -> Path | None:
+    """Return the site-packages folder that a directory is or has, None for other directories."""
+    return next((item for item in (path, *sorted(path.glob("lib/python3*/site-packages"))) if _is_site(item)), None)
 
 
 def _is_site(path: Path) -> bool:
     return path.name == "site-packages" and any(path.glob("*.dist-info"))
 
 
-def _shared_objects(folder: Path, root: Path) -> list[tuple[str, Path]]:
-    found = (item for item in folder.rglob("*.so*") if SHARED_OBJECT.search(item.name) and not item.is_symlink())
-    return [(str(item.relative_to(root)), item) for item in sorted(found) if item.is_file() and is_elf(item)]
+def _regular_files(folder: Path, root: Path) -> list[tuple[str, Path]]:
+    found = (item for item in sorted(folder.rglob("*")) if not item.is_symlink() and item.is_file())
+    return [(str(item.relative_to(root)), item) for item in found]

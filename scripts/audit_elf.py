@@ -13,6 +13,7 @@ from scripts.drivers import numbers
 from scripts.dynamic import Dynamic, Exports, read_dynamic, undefined_symbols
 from scripts.elf import Elf, is_elf, open_elf
 from scripts.errors import AuditError
+from scripts.torch_abi import TorchAbi, torch_abi
 
 BASE_IMAGES = (
     ("RHEL/UBI 8, Rocky 8", "2.28", "3.4.25"),
@@ -88,6 +89,23 @@ class Inspection:
 
     host: Host
     findings: list[Finding] = field(default_factory=list)
+    torch: TorchAbi = field(default_factory=TorchAbi.none)
+
+
+NO_HOST = Host(
+    machine="",
+    needed=[],
+    soname="",
+    rpath=[],
+    glibc="",
+    libstdcxx="",
+    base_images=[],
+    executable_stack=False,
+    stripped=True,
+    undefined=0,
+    unresolved=None,
+)
+"""The CPU side of a file that has none: cubins, fat binaries, archives."""
 
 
 def inspect(elf: Elf, name: str, *, own: Iterable[str], site: Site | None) -> Inspection:
@@ -109,11 +127,16 @@ def inspect(elf: Elf, name: str, *, own: Iterable[str], site: Site | None) -> In
         undefined=len(undefined),
         unresolved=unresolved[:MAX_LISTED] if unresolved is not None else None,
     )
-    return Inspection(host, [*_host_findings(name, host), *_soname_findings(name, host, set(own), site)])
+    findings = [*_host_findings(name, host), *_soname_findings(name, host, set(own), site)]
+    return Inspection(host, findings, torch_abi(undefined))
 
 
 def _highest(dynamic: Dynamic, prefix: str) -> str:
-    found = [text.removeprefix(prefix) for text in dynamic.versions if re.fullmatch(prefix + r"\d+(\.\d+)*", text)]
+    found = [
+        text.removeprefix(prefix)
+        for text in dynamic.versions
+        if re.fullmatch(prefix + r"\d{1,4}(\.\d{1,4}){0,3}", text)
+    ]
     return max(found, key=numbers, default="")
 
 

@@ -56,6 +56,32 @@ class Coverage(Model):
     ptx: dict[str, int]
     """PTX entries per arch in the file."""
     jit_units: list[JitUnit]
+    """The first 200."""
+
+
+class Level(str, Enum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+class HazardFound(Model):
+    """GPU code that is known to misbehave on the target (audit_rules.toml)."""
+
+    id: str
+    level: Level
+    component: str
+    """Shared object."""
+    containers: int
+    units: list[str]
+    """Their source files or kernels (first 50)."""
+    text: str
+    remedy: str
+    versions: str
+    """Where it was seen."""
+    source: str
 
 
 class TargetVerdict(Model):
@@ -69,6 +95,8 @@ class TargetVerdict(Model):
     driver_cuda: str | None
     """CUDA version of that driver."""
     ok: bool
+    judged: bool = True
+    """Whether there is GPU code that could be judged; without, it is not ok."""
     native: int
     compatible: int
     jit: int
@@ -82,18 +110,15 @@ class TargetVerdict(Model):
     """First Linux driver that runs the SASS: enough when nothing that needs JIT is used."""
     reasons: list[str]
     """Why it is not ok."""
+    warnings: list[str] = []
+    """What is lost or reported to go wrong though it is ok."""
+    hazards: list[HazardFound] = []
+    alternatives: list[str] = []
+    """Shared objects that this target does not load, because it loads another of their group."""
     summary: str
     """The verdict in one line."""
     components: dict[str, Coverage]
     """By shared object: its path in the wheel."""
-
-
-class Level(str, Enum):
-    """How bad a finding is."""
-
-    ERROR = "error"
-    WARNING = "warning"
-    NOTE = "note"
 
 
 class Finding(Model):
@@ -133,7 +158,11 @@ class Host(Model):
 
 
 class ComponentReport(Model):
-    """One shared object of the wheel."""
+    """One file of the wheel with GPU code, or one shared object."""
+
+    kind: Literal["library", "object", "archive", "fatbin", "cubins"] = "library"
+    """What it is: a shared object or executable; an object file or archive (linked, not loaded); a fat binary; loose
+    cubins, all of a wheel together."""
 
     size: int
     """Bytes of the file."""
@@ -156,6 +185,8 @@ class ComponentReport(Model):
     """Entries per compression: none, lz4, zstd, lz."""
     cuda_major: int
     """Major CUDA version it was compiled with."""
+    torch: str = ""
+    """Which torch it fits: `any`, `>= 2.11 (stable ABI)`, `one release (68 C++ symbols)`."""
     host: Host
 
 

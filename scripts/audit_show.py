@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import PurePosixPath
 
@@ -11,6 +12,8 @@ from scripts.audit_models import AuditReport, Coverage, Level, TargetVerdict
 from scripts.console import Console, human_bytes, human_seconds
 from scripts.page import page
 
+MAX_SHOWN = 3  # findings of one kind on the terminal
+_HEADER = "native/compatible/JIT/missing"
 _UNICODE = {"ok": "✓", "no": "✗", "dash": "\u2013"}
 _ASCII = {"ok": "ok", "no": "NO", "dash": "-"}
 
@@ -38,16 +41,30 @@ def show(report: AuditReport, console: Console) -> None:
     )
     contents = list(_contents(report, mark["dash"]))
     if contents:
-        console.grid(["shared object", "containers", "SASS", "PTX", "PTX version", "GPU code"], contents)
+        console.grid(["file", "containers", "SASS", "PTX", "PTX version", "GPU code", "torch"], contents)
     if report.targets and contents:
-        console.grid(
-            ["native/compatible/JIT/missing", *(_label(item) for item in report.targets)], _matrix(report, mark)
-        )
-    for finding in report.findings:
-        where = f"{finding.where}: " if finding.where else ""
-        console.result(f"{finding.level.value}: {where}{finding.text} [{finding.code}]")
+        for columns, rows in _matrix(report, mark, console.width):
+            console.grid(columns, rows)
+    for text in _findings(report):
+        console.result(text)
     for verdict in report.targets:
         console.result(f"{mark['ok'] if verdict.ok else mark['no']} {verdict.summary}")
+        for warning in verdict.warnings:
+            console.result(f"  warning: {verdict.gpu}: {warning}")
+
+
+def _findings(report: AuditReport) -> Iterator[str]:
+    """Yield the findings as lines; of many with the same code the first few."""
+    counts = Counter(item.code for item in report.findings)
+    shown: Counter[str] = Counter()
+    for item in report.findings:
+        shown[item.code] += 1
+        if shown[item.code] > MAX_SHOWN and counts[item.code] > MAX_SHOWN + 1:
+            if shown[item.code] == MAX_SHOWN + 1:
+                yield f"{item.level.value}: {counts[item.code] - MAX_SHOWN} more of this kind (--json) [{item.code}]"
+            continue
+        where = f"{item.where}: " if item.where else ""
+        yield f"{item.level.value}: {where}{item.text} [{item.code}]"
 
 
 def _label(verdict: TargetVerdict) -> str:
@@ -64,20 +81,51 @@ def _contents(report: AuditReport, dash: str) -> Iterator[list[str]]:
                 " ".join(f"{arch}:{count}" for arch, count in item.ptx.items()) or dash,
                 " ".join(item.ptx_versions) or dash,
                 human_bytes(item.device_size),
+                item.torch.replace(" (stable ABI)", " stable").split(" (")[0] if item.kind == "library" else item.kind,
             ]
 
 
-def _matrix(report: AuditReport, mark: dict[str, str]) -> Iterator[list[str]]:
-    for member, item in report.components.items():
-        if item.containers:
-            cells = (verdict.components[member] for verdict in report.targets)
-            yield [_short(member, report), *(_cell(cell, mark["dash"]) for cell in cells)]
+def _matrix(report: AuditReport, mark: dict[str, str], width: int) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Yield tables with a row per target; libraries go on in a further table where the terminal is too narrow."""
+    labels = [_label(item) for item in report.targets]
+    first = max(len(_HEADER), *map(len, labels))
+    columns: list[list[str]] = []
+    used = first
+    for member, component in report.components.items():
+        if not component.containers or component.kind in {"archive", "object"}:
+            continue
+        cells = [_judged_cell(verdict, member, mark["dash"]) for verdict in report.targets]
+        column = [_stem(member), *cells]
+        wide = max(map(len, column)) + 2
+        if columns and used + wide > width:
+            yield _table(labels, columns)
+            columns, used = [], first
+        columns.append(column)
+        used += wide
+    if columns:
+        yield _table(labels, columns)
+
+
+def _stem(member: str) -> str:
+    name = PurePosixPath(member).name
+    return name if name.startswith("*") else name.split(".")[0]
+
+
+def _table(labels: Sequence[str], columns: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    header = [_HEADER, *(column[0] for column in columns)]
+    return header, [[label, *(column[index + 1] for column in columns)] for index, label in enumerate(labels)]
 
 
 def _short(member: str, report: AuditReport) -> str:
     """Return the file name, or the whole path where two files are called the same."""
     name = PurePosixPath(member).name
     return member if sum(PurePosixPath(other).name == name for other in report.components) > 1 else name
+
+
+def _judged_cell(verdict: TargetVerdict, member: str, dash: str) -> str:
+    """Return a cell of the table, in parentheses where the target loads another library instead."""
+    text = _cell(verdict.components[member], dash)
+    return f"({text})" if member in verdict.alternatives else text
 
 
 def _cell(item: Coverage, dash: str) -> str:
@@ -99,7 +147,7 @@ def sections(report: AuditReport) -> str:
     """Return the verdicts, findings and contents of a report as parts of an HTML page."""
     passed, failed = ("ok", "&#10003;"), ("error", "&#10007;")
     verdicts = "".join(
-        f'<li class="{kind}">{sign} {escape(item.summary)}</li>'
+        f'<li class="{kind}">{sign} {escape(item.summary)}{_html_warnings(item)}</li>'
         for item in report.targets
         for kind, sign in [passed if item.ok else failed]
     )
@@ -114,6 +162,11 @@ def sections(report: AuditReport) -> str:
         "<p>native: SASS of this arch. compatible: SASS of an earlier minor version. JIT: the driver compiles PTX. "
         "missing: nothing this GPU can run. Counted in containers, one per translation unit.</p>"
     )
+
+
+def _html_warnings(item: TargetVerdict) -> str:
+    rows = "".join(f"<li>{escape(text)}</li>" for text in item.warnings)
+    return f'<ul class="warning">{rows}</ul>' if rows else ""
 
 
 def _html_matrix(report: AuditReport) -> str:
@@ -139,10 +192,10 @@ def _html_contents(report: AuditReport) -> str:
         f"<tr><th>{escape(member)}</th><td class=n>{human_bytes(item.size)}</td><td class=n>{item.containers}</td>"
         f"<td>{_counts(item.elf)}</td><td>{_counts(item.ptx)}</td><td>{_counts(item.ptx_versions)}</td>"
         f"<td>{_counts(item.compression)}</td><td>{escape(item.host.glibc or '-')}</td>"
-        f"<td>{escape(', '.join(item.host.base_images) or '-')}</td></tr>"
+        f"<td>{escape(', '.join(item.host.base_images) or '-')}</td><td>{escape(item.torch or '-')}</td></tr>"
         for member, item in report.components.items()
     )
-    names = ("shared object", "size", "containers", "SASS", "PTX", "PTX ISA", "stored as", "glibc", "loads on")
+    names = ("shared object", "size", "containers", "SASS", "PTX", "PTX ISA", "stored as", "glibc", "loads on", "torch")
     head = "".join(f"<th>{name}</th>" for name in names)
     return f"<h2>Contents</h2><table><tr>{head}</tr>{rows}</table>"
 

@@ -1,8 +1,9 @@
-"""What a driver does with a library's GPU code: the choice in each container, and the verdict for a target.
+"""The verdict for a target: a GPU and its driver, over all libraries of a wheel.
 
-In each container the CUDA driver takes the best entry for its GPU: SASS of the same arch (native), else SASS of an
-earlier minor version of the same major one (compatible), else the newest PTX, which it compiles itself (JIT), else
-nothing (missing: calling such a kernel fails, loading the library does not). Checked on an H100: docs/fatbin.md.
+Not ok is a target whose driver is too old (for the GPU, for the code's CUDA, for PTX) or too new for its GPU, for which
+a library has nothing that it needs, which would run code that is known to misbehave, or for which nothing could be
+judged. Of libraries that are alternatives only the one that would be loaded counts (`audit_alternatives`); a library
+that may be missing (`audit_rules.toml`) is a warning.
 """
 
 from __future__ import annotations
@@ -11,26 +12,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from pathlib import PurePosixPath
 
-from scripts.audit_models import Coverage, JitUnit, KernelCounts, TargetVerdict
+from scripts.archs import architecture
+from scripts.audit_alternatives import Chosen, choose_libraries
+from scripts.audit_coverage import How, Library, cover, is_useless, taken, unit_name, usable
+from scripts.audit_models import Coverage, HazardFound, KernelCounts, Level, TargetVerdict
+from scripts.audit_rules import found_hazards, optional_for
 from scripts.drivers import CudaRelease, Target, floor, newest, numbers, release_for_ptx
-from scripts.fatbin import Container, DeviceCode, Entry, Kind
 
-TEGRA = {(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)}
-"""Systems on a chip: their SASS and that of desktop GPUs are not interchangeable, whatever the numbers say."""
-
-NAMES = {
-    "_vllm_fa2_C": "FlashAttention 2",
-    "_vllm_fa3_C": "FlashAttention 3",
-    "_flashmla_C": "FlashMLA",
-    "_flashmla_extension_C": "FlashMLA extension",
-    "_moe_C": "MoE kernels",
-    "_C": "core kernels",
-    "_C_stable_libtorch": "core kernels (stable ABI)",
-    "cumem_allocator": "sleep-mode allocator",
-}
+NOTHING = "there is no GPU code inside that the audit can judge"
 _FAMILIES = (
     (re.compile(r"marlin|sm\d+_kernel_"), "Marlin"),
     (re.compile(r"machete"), "Machete"),
@@ -39,147 +29,86 @@ _FAMILIES = (
 )
 
 
-class How(str, Enum):
-    """How a GPU gets at a container's kernels."""
+@dataclass(frozen=True)
+class _Jit:
+    """A container that the driver compiles, of a library."""
 
-    NATIVE = "native"
-    COMPATIBLE = "compatible"
-    JIT = "jit"
-    MISSING = "missing"
+    library: Library
+    unit: str
+    ptx: tuple[int, int]
+    kernels: bool
+    """Whether it may have some."""
+
+    @property
+    def release(self) -> CudaRelease:
+        return release_for_ptx(self.ptx)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What the driver takes from a container."""
+class _View:
+    """The libraries that a target loads, as it sees them."""
 
-    how: How
-    entry: Entry | None
-
-
-def choose(container: Container, cc: tuple[int, int]) -> Choice:
-    """Return what the driver of a GPU with compute capability `cc` takes from a container."""
-    sass = [entry for entry in container.entries if entry.kind is Kind.ELF and _runs(entry, cc)]
-    if sass:
-        best = max(sass, key=lambda entry: (entry.arch, _RANK[entry.suffix]))
-        return Choice(How.NATIVE if best.cc == cc else How.COMPATIBLE, best)
-    ptx = [entry for entry in container.entries if entry.kind is Kind.PTX and _compiles(entry, cc)]
-    if ptx:
-        return Choice(How.JIT, max(ptx, key=lambda entry: (entry.arch, _RANK[entry.suffix])))
-    return Choice(How.MISSING, None)
-
-
-_RANK = {"": 0, "f": 1, "a": 2}  # the most specific of one arch
-
-
-def _runs(entry: Entry, cc: tuple[int, int]) -> bool:
-    major, minor = entry.cc
-    if entry.suffix == "a" or cc in TEGRA or entry.cc in TEGRA:
-        return entry.cc == cc
-    return major == cc[0] and minor <= cc[1]
-
-
-def _compiles(entry: Entry, cc: tuple[int, int]) -> bool:
-    major, minor = entry.cc
-    if entry.suffix == "a":
-        return entry.cc == cc
-    if entry.suffix == "f":
-        return major == cc[0] and minor <= cc[1]
-    return entry.cc <= cc
-
-
-@dataclass(frozen=True)
-class Library:
-    """One shared object as the verdict sees it."""
-
-    member: str
-    code: DeviceCode
-    cuda_major: int
-    """Major CUDA version it was compiled with."""
+    target: Target
+    libraries: Sequence[Library]
+    coverage: Mapping[str, Coverage]
 
     @property
-    def title(self) -> str:
-        """Name in words: `FlashAttention 2`; the file's stem for libraries that are not vLLM's."""
-        stem = PurePosixPath(self.member).name.split(".")[0]
-        return NAMES.get(stem, stem) if "vllm" in self.member else stem
+    def cc(self) -> tuple[int, int]:
+        return self.target.arch.major, self.target.arch.minor
 
     @property
-    def judged(self) -> list[Container]:
-        """Containers that the driver loads as they are."""
-        return [container for container in self.code.containers if not container.relocatable]
+    def with_code(self) -> list[Library]:
+        return [library for library in self.libraries if library.judged]
 
     @property
-    def specialised(self) -> bool:
-        """Whether all its SASS is for single archs or families (`90a`, `100f`) and it brings no PTX."""
-        entries = list(self.code.entries)
-        return bool(entries) and all(entry.kind is Kind.ELF and entry.suffix for entry in entries)
+    def base(self) -> CudaRelease | None:
+        """The first release whose driver runs the SASS."""
+        floors = [floor(self.target.arch, library.cuda_major) for library in self.with_code]
+        return newest(floors) if floors else None
 
-
-def cover(library: Library, cc: tuple[int, int]) -> Coverage:
-    """Return how a GPU gets at each container of a library."""
-    containers, kernels, unknown = Counter[How](), Counter[How](), 0
-    jit: list[JitUnit] = []
-    for container in library.judged:
-        choice = choose(container, cc)
-        containers[choice.how] += 1
-        count = None if choice.entry is None else choice.entry.kernels
-        count = container.kernels if count is None else count
-        kernels[choice.how] += count or 0
-        unknown += count is None and not container.empty
-        if choice.how is How.JIT and choice.entry is not None:
-            jit.append(_jit_unit(container, choice.entry))
-    return Coverage(
-        native=containers[How.NATIVE],
-        compatible=containers[How.COMPATIBLE],
-        jit=containers[How.JIT],
-        missing=containers[How.MISSING],
-        kernels=KernelCounts(**{how.value: kernels[how] for how in How}, uncounted_containers=unknown),
-        elf=library.code.count(Kind.ELF),
-        ptx=library.code.count(Kind.PTX),
-        jit_units=jit,
-    )
-
-
-def _jit_unit(container: Container, entry: Entry) -> JitUnit:
-    return JitUnit(
-        unit=container.unit or f"container at {container.offset:#x}",
-        arch=entry.target,
-        ptx=f"{entry.version[0]}.{entry.version[1]}",
-        cuda=release_for_ptx(entry.version).cuda,
-        kernels=0 if container.empty else container.kernels,
-    )
+    def jit(self) -> list[_Jit]:
+        """Return the containers that the driver compiles."""
+        return [
+            _Jit(library, unit_name(item.container), item.entry.version, not item.container.empty and item.kernels != 0)
+            for library in self.with_code
+            for item in taken(library, self.cc)
+            if item.how is How.JIT and item.entry is not None
+        ]
 
 
 def judge(target: Target, libraries: Sequence[Library]) -> TargetVerdict:
     """Return the verdict for a target over all libraries of a wheel."""
     cc = (target.arch.major, target.arch.minor)
-    coverage = {library.member: cover(library, cc) for library in libraries}
-    with_code = [library for library in libraries if library.judged]
-    alarming = [unit for item in coverage.values() for unit in item.jit_units if unit.kernels != 0]
-    base = newest([floor(target.arch, library.cuda_major) for library in with_code]) if with_code else None
-    lowest = newest([base, *(release_for_ptx(_pair(unit.ptx)) for unit in alarming)]) if base else None
-    useless = [library for library in with_code if _is_useless(library, cc)]
-    reasons = [*_missing_reasons(useless, with_code, cc), *_driver_reasons(target, base, coverage, libraries)]
-    totals = {how.value: sum(getattr(item, how.value) for item in coverage.values()) for how in How}
+    coverage = {library.member: cover(library, cc) for library in libraries if library.code.containers}
+    chosen = choose_libraries(target, libraries, lambda item: not _reasons(_View(target, [item], coverage)))
+    view = _View(target, chosen.libraries, coverage)
+    hazards = list(found_hazards(target, chosen.libraries))
+    reasons = [*_reasons(view), *(_hazard_reason(item) for item in hazards if item.level is Level.ERROR)]
+    alarming = [item for item in view.jit() if item.kernels]
+    base = view.base
+    lowest = newest([base, *(item.release for item in alarming)]) if base else None
+    lacking = bool(_missing_reasons(view))
+    counted = [coverage[item.member] for item in view.libraries if item.member in coverage]
+    totals = {how.value: sum(getattr(item, how.value) for item in counted) for how in How}
     return TargetVerdict(
         gpu=target.gpu,
         arch=target.arch.sm,
         driver=target.driver or None,
         driver_cuda=target.cuda or None,
         ok=not reasons,
+        judged=bool(view.with_code),
         **totals,
-        kernels=_sum(item.kernels for item in coverage.values()),
-        lowest_cuda=lowest.cuda if lowest and not useless else None,
-        lowest_driver=(lowest.driver or None) if lowest and not useless else None,
-        lowest_driver_without_jit=(base.driver or None) if base and not useless else None,
+        kernels=_sum(item.kernels for item in counted),
+        lowest_cuda=lowest.cuda if lowest and not lacking else None,
+        lowest_driver=(lowest.driver or None) if lowest and not lacking else None,
+        lowest_driver_without_jit=(base.driver or None) if base and not lacking else None,
         reasons=reasons,
-        summary=_summary(target, reasons, lowest, totals, alarming),
+        warnings=[*_lost(view), *(_hazard_reason(item) for item in hazards if item.level is not Level.ERROR)],
+        hazards=hazards,
+        alternatives=[library.member for library in chosen.left_out],
+        summary=_summary(view, reasons, lowest, totals, len(alarming), chosen),
         components=coverage,
     )
-
-
-def _pair(version: str) -> tuple[int, int]:
-    major, minor = numbers(version)
-    return major, minor
 
 
 def _sum(counts: Iterable[KernelCounts]) -> KernelCounts:
@@ -189,44 +118,72 @@ def _sum(counts: Iterable[KernelCounts]) -> KernelCounts:
     return KernelCounts.model_validate({name: total[name] for name in KernelCounts.model_fields})
 
 
-def usable(library: Library, cc: tuple[int, int]) -> int:
-    """Return how many containers have kernels that a GPU can run, natively or after JIT."""
-    return sum(not item.empty and choose(item, cc).how is not How.MISSING for item in library.judged)
+def _reasons(view: _View) -> list[str]:
+    return [*_missing_reasons(view), *_dropped_reasons(view.target), *_driver_reasons(view)]
 
 
-def _is_useless(library: Library, cc: tuple[int, int]) -> bool:
-    """Whether a library for GPUs in general has nothing for this one. Libraries for single archs may."""
-    has_kernels = any(not container.empty for container in library.judged)
-    return has_kernels and not library.specialised and not usable(library, cc)
+def _lacking(view: _View) -> list[Library]:
+    """Return the libraries that have nothing for the GPU and should."""
+    useless = [item for item in view.with_code if is_useless(item, view.cc)]
+    return [item for item in useless if optional_for(item, view.cc) is None]
 
 
-def _missing_reasons(useless: Sequence[Library], with_code: Sequence[Library], cc: tuple[int, int]) -> list[str]:
-    if useless:
-        return [f"{', '.join(library.title for library in useless)}: no code for it"]
-    has_kernels = any(not container.empty for library in with_code for container in library.judged)
-    if has_kernels and not any(usable(library, cc) for library in with_code):
+def _lost(view: _View) -> list[str]:
+    found = {
+        rule.id: rule for item in view.with_code if is_useless(item, view.cc) if (rule := optional_for(item, view.cc))
+    }
+    return [f"it goes without {rule.lost} [{rule.id}]" for rule in found.values()]
+
+
+def _missing_reasons(view: _View) -> list[str]:
+    if not view.with_code:
+        return [NOTHING]
+    if lacking := _lacking(view):
+        names = list(dict.fromkeys(library.title for library in lacking))
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        return [f"{', '.join(names[:8])}{more}: no code for it"]
+    has_kernels = any(not container.empty for library in view.with_code for container in library.judged)
+    if not has_kernels:
+        return ["no kernel is inside"]
+    if not any(usable(library, view.cc) for library in view.with_code):
         return ["nothing in it has code for this GPU"]
     return []
 
 
-def _driver_reasons(
-    target: Target, base: CudaRelease | None, coverage: Mapping[str, Coverage], libraries: Sequence[Library]
-) -> list[str]:
-    if not target.cuda or base is None:
+def _dropped_reasons(target: Target) -> list[str]:
+    row = architecture(target.arch)
+    if not row.last_branch or target.branch <= row.last_branch:
         return []
-    driver = numbers(target.cuda)
-    if driver < numbers(base.cuda):
-        return [f"it needs at least a CUDA {base.cuda} driver ({base.driver}): {_floor_cause(target, base)}"]
-    late = {
-        member: [unit for unit in item.jit_units if numbers(unit.cuda) > driver] for member, item in coverage.items()
-    }
-    if not any(unit.kernels != 0 for units in late.values() for unit in units):
+    return [f"drivers after {row.last_branch}.x no longer support {row.family}"]
+
+
+def _driver_reasons(view: _View) -> list[str]:
+    target, base = view.target, view.base
+    if not target.driver or base is None:
         return []
-    count = sum(len(units) for units in late.values())
-    usable = sum(item.native + item.compatible + item.jit for item in coverage.values())
-    needed = newest([release_for_ptx(_pair(unit.ptx)) for units in late.values() for unit in units])
-    names = _in_words(late, coverage, libraries)
-    return [f"{count} of {usable} kernel containers need a CUDA {needed.cuda} driver: {names}"]
+    if target.cuda and numbers(target.cuda) < numbers(base.cuda):
+        return [f"it needs at least {base}: {_floor_cause(target, base)}"]
+    jit = view.jit()
+    late = [item for item in jit if _too_new(item, target)]
+    if not any(item.kernels for item in late):
+        return []
+    count = sum(item.native + item.compatible + item.jit for item in map(view.coverage.get, _members(view)) if item)
+    needed = newest([item.release for item in late])
+    said = f"{len(late)} of {count} kernel containers need"
+    if target.newer:
+        return [f"unknown: {said} {needed} and this driver is newer than the table too: {_in_words(late, view)}"]
+    words = f"a CUDA {needed.cuda} driver" if needed.known else str(needed)
+    return [f"{said} {words}: {_in_words(late, view)}"]
+
+
+def _members(view: _View) -> list[str]:
+    return [library.member for library in view.libraries]
+
+
+def _too_new(item: _Jit, target: Target) -> bool:
+    if target.newer:  # runs all code of the table; of newer code nothing is known
+        return not item.release.known
+    return numbers(item.release.cuda) > numbers(target.cuda)
 
 
 def _floor_cause(target: Target, base: CudaRelease) -> str:
@@ -235,18 +192,17 @@ def _floor_cause(target: Target, base: CudaRelease) -> str:
     return f"older ones do not run code of CUDA {base.cuda.split('.')[0]}"
 
 
-def _in_words(late: Mapping[str, list[JitUnit]], coverage: Mapping[str, Coverage], libraries: Sequence[Library]) -> str:
+def _in_words(late: Sequence[_Jit], view: _View) -> str:
     """Return who needs JIT, most first: `FlashAttention 2 (all 60), Marlin (31 in _C and _moe_C), ...`."""
-    titles = {library.member: library.title for library in libraries}
     groups: Counter[str] = Counter()
     whole: set[str] = set()
-    for member, units in late.items():
-        item = coverage[member]
+    for library in view.with_code:
+        item, units = view.coverage[library.member], [entry for entry in late if entry.library is library]
         if units and len(units) == item.jit and not item.native + item.compatible:
-            groups[titles[member]] += len(units)
-            whole.add(titles[member])
+            groups[library.title] += len(units)
+            whole.add(library.title)
             continue
-        groups.update(_family(unit.unit) for unit in units)
+        groups.update(_family(entry.unit) for entry in units)
     shown = [f"{name} ({'all ' if name in whole else ''}{count})" for name, count in groups.most_common(4)]
     others = sum(groups.values()) - sum(count for _, count in groups.most_common(4))
     return ", ".join(shown) + (f", {others} more" if others else "")
@@ -259,21 +215,27 @@ def _family(unit: str) -> str:
     return unit.rsplit(".", 1)[0]
 
 
+def _hazard_reason(item: HazardFound) -> str:
+    return f"{item.text} ({item.containers} containers; {item.source}) [{item.id}]"
+
+
 def _summary(
-    target: Target,
+    view: _View,
     reasons: Sequence[str],
     lowest: CudaRelease | None,
     totals: Mapping[str, int],
-    alarming: Sequence[JitUnit],
+    alarming: int,
+    chosen: Chosen,
 ) -> str:
+    target = view.target
+    which = f" ({', '.join(chosen.notes)})" if chosen.notes else ""
+    if not view.with_code:
+        return f"{target}: NOT JUDGED: {NOTHING}"
     if reasons:
-        return f"{target}: NOT OK: {'; '.join(reasons)}"
-    if lowest is None:
-        return f"{target}: OK: there is no GPU code inside"
+        return f"{target}: NOT OK: {'; '.join(reasons)}{which}"
     counts = f"{totals['native']} native, {totals['compatible']} compatible, {totals['jit']} JIT"
+    counts += f", {totals['missing']} missing" if totals["missing"] else ""
     if target.driver:
-        return f"{target}: OK: {counts}"
-    why = f"; {len(alarming)} containers are compiled by the driver" if alarming else ""
-    return (
-        f"{target}: needs a CUDA {lowest.cuda} driver ({lowest.driver or 'newer than known'}) or later: {counts}{why}"
-    )
+        return f"{target}: OK: {counts}{which}"
+    why = f"; {alarming} containers are compiled by the driver" if alarming else ""
+    return f"{target}: needs {lowest} or later: {counts}{which}{why}"

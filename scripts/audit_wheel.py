@@ -15,8 +15,9 @@ from scripts.audit_elf import Site
 from scripts.audit_models import ComponentReport, Finding, Level
 from scripts.drivers import numbers
 from scripts.recipe import RECIPES, Component, GitSource, Recipe
-from scripts.wheel_file import Hash, WheelFile, WheelName, read_record
+from scripts.wheel_file import MAX_TAGS, Hash, WheelFile, WheelName, read_record, tag_count
 
+MAX_REQUIREMENT = 1_000  # characters
 TRITON_KERNELS = "vllm/third_party/triton_kernels/"
 ONLY_FOR: Mapping[Component, frozenset[str]] = {
     Component.FLASH_ATTENTION_3: frozenset({"9.0"}),
@@ -58,18 +59,30 @@ def record_findings(wheel: WheelFile, digests: Mapping[str, Hash]) -> Iterator[F
 def metadata_findings(wheel: WheelFile, name: WheelName) -> Iterator[Finding]:
     """Compare METADATA and WHEEL with the file name."""
     metadata = wheel.message("METADATA")
-    own, version = str(metadata.get("Name", "")), str(metadata.get("Version", ""))
+    own, version = str(metadata.get("Name", ""))[:200], str(metadata.get("Version", ""))[:200]
     if canonicalize_name(own) != canonicalize_name(name.name) or not _same_version(version, name.version):
         yield _error(
             "metadata-mismatch", "METADATA", f"it says {own} {version}, the file name {name.name} {name.version}"
         )
     if wheel.dist_info != f"{name.name}-{name.version}.dist-info":
         yield _warning("metadata-mismatch", wheel.dist_info, "the folder is not named as the wheel is")
-    tags = {str(tag) for line in wheel.message("WHEEL").get_all("Tag", []) for tag in parse_tag(str(line))}
+    tags, odd = _stated_tags(wheel.message("WHEEL").get_all("Tag", []))
+    if odd:
+        yield _error("bad-tag", "WHEEL", f"{odd[:100]!r} is not a tag: installers refuse the wheel")
     stated = {str(tag) for tag in parse_tag(name.tags)}
     if tags != stated:
         text = f"it says {', '.join(sorted(tags)) or 'no tags'}, the file name {', '.join(sorted(stated))}"
         yield _warning("tags-differ", "WHEEL", text)
+
+
+def _stated_tags(lines: Iterable[object]) -> tuple[set[str], str]:
+    """Return the tags of the file WHEEL, and the first line that is none or stands for too many."""
+    tags: set[str] = set()
+    for line in map(str, lines):
+        if line.count("-") != 2 or tag_count(line) + len(tags) > MAX_TAGS:
+            return tags, line
+        tags |= {str(tag) for tag in parse_tag(line)}
+    return tags, ""
 
 
 def _same_version(one: str, two: str) -> bool:
@@ -83,7 +96,7 @@ def torch_pin(wheel: WheelFile) -> str | None:
     """Return what METADATA requires of torch (`==2.9.1`), None when it does not require it."""
     for line in wheel.message("METADATA").get_all("Requires-Dist", []):
         try:
-            requirement = Requirement(str(line))
+            requirement = Requirement(str(line)[:MAX_REQUIREMENT])
         except InvalidRequirement:
             continue
         if canonicalize_name(requirement.name) == "torch" and requirement.marker is None:
@@ -122,6 +135,8 @@ def platform_findings(name: WheelName, components: Mapping[str, ComponentReport]
     else:
         return
     for member, item in components.items():
+        if not item.host.machine:
+            continue
         if item.host.glibc and numbers(item.host.glibc) > limit:
             text = f"it needs glibc {item.host.glibc}, the platform tag promises {limit[0]}.{limit[1]}"
             yield _error("platform-tag", member, text)

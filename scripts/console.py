@@ -63,6 +63,11 @@ class Console:
             table.add_row(name, escape(value))
         self._out.print(table)
 
+    @property
+    def width(self) -> int:
+        """Characters that a line of results may have."""
+        return self._out.width
+
     def grid(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table with a header row to stdout."""
         table = Table(box=None, pad_edge=False, header_style="bold")

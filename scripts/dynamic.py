@@ -13,7 +13,8 @@ from elftools.elf.enums import ENUM_D_TAG, ENUM_P_TYPE_BASE, ENUM_SH_TYPE_BASE
 
 from scripts.elf import EM_AARCH64, EM_X86_64, SYM, Elf, Section
 
-MAX_NEEDED = 10_000
+MAX_NEEDED = 1_000
+MAX_CHAIN = 100_000  # symbols in one bucket of a hash table
 _DYN = struct.Struct("<QQ")
 _VERNEED = struct.Struct("<HHIII")
 _VERNAUX = struct.Struct("<IHHII")
@@ -70,10 +71,14 @@ def _versions(elf: Elf) -> Iterator[str]:
     if section is None:
         return
     strings, at = elf.linked(section), section.offset
-    for _ in range(MAX_NEEDED):
+    limit = section.size // _VERNAUX.size + 1  # more rows than fit into the section repeat or overlap
+    while at < section.end:
         _, count, _, auxiliary, following = elf.unpack(_VERNEED, at, "a version table")
         where = at + auxiliary
         for _ in range(count):
+            limit -= 1
+            if limit < 0:
+                raise elf.error(f"{section.name} lists more versions than it has bytes for")
             _, _, _, name, step = elf.unpack(_VERNAUX, where, "a version table")
             yield elf.string(strings.offset + name, strings.end)
             if not step:
@@ -126,8 +131,10 @@ class Exports:
         if not self._usable or not self._buckets:
             return False
         wanted = gnu_hash(name)
-        index = self._word(self._bucket_at + wanted % self._buckets * 4)
-        while index >= self._first:
+        first = self._word(self._bucket_at + wanted % self._buckets * 4)
+        for index in range(first, first + MAX_CHAIN):
+            if index < self._first:
+                return False
             at = self._chain_at + (index - self._first) * 4
             if at + 4 > self._chain_end:
                 return False
@@ -136,7 +143,6 @@ class Exports:
                 return True
             if value & 1:
                 return False
-            index += 1
         return False
 
     def _word(self, at: int) -> int:

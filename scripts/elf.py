@@ -10,6 +10,7 @@ Layouts: System V ABI, Edition 4.1 and the ELF-64 Object File Format; GNU hash: 
 
 from __future__ import annotations
 
+import bisect
 import mmap
 import struct
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ PHDR = struct.Struct("<IIQQQQQQ")
 SYM = struct.Struct("<IBBHQQ")
 RELA = struct.Struct("<QQq")
 
-ET_DYN, EM_X86_64, EM_AARCH64 = 3, 62, 183
+ET_REL, ET_DYN, EM_X86_64, EM_AARCH64, EM_CUDA = 1, 3, 62, 183, 190
 SHT_NOBITS: int = ENUM_SH_TYPE_BASE["SHT_NOBITS"]
 SHT_SYMTAB: int = ENUM_SH_TYPE_BASE["SHT_SYMTAB"]
 SHT_DYNSYM: int = ENUM_SH_TYPE_BASE["SHT_DYNSYM"]
@@ -42,10 +43,12 @@ STT_FILE = 4
 SHN_XINDEX = 0xFFFF
 
 BLOCK = 1 << 20
-RELEASE = 16  # blocks after which the pages read are released
+RELEASE = 6  # blocks after which the pages read are released
 MAX_SECTIONS = 100_000  # libtorch_cuda.so has 40; relocatable objects with -ffunction-sections some 10,000
 MAX_SEGMENTS = 1_000
 MAX_NAME = 65_536  # bytes; CUTLASS kernels have mangled names of several thousand
+MAX_TABLES = 160 << 20  # bytes of table rows read from one file: 7 million symbols
+MAX_STRINGS = 64 << 20  # bytes of names decoded from one file, 64 more for each
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,70 @@ class Symbol:
         return self.info >> 4
 
 
-class Elf:
-    """An ELF file in `data`. Raises AuditError when it is not one that can be understood."""
+class Blob:
+    """Bytes of a file under a name, read with checks and within a budget.
+
+    Tables that overlap and strings that share their tails make reading cost more than the file is long. So whatever
+    reads rows or names counts them (`spend_rows`, `string`), and a file that wants more than it can hold is refused.
+    """
 
     def __init__(self, data: Data, name: str) -> None:
         self.data, self.name, self.size = data, name, len(data)
+        self._rows_left = min(4 * self.size + BLOCK, MAX_TABLES)
+        self._strings_left = min(4 * self.size + BLOCK, MAX_STRINGS)
+
+    def error(self, why: str) -> AuditError:
+        """Return the error for something in this file that cannot be right."""
+        return AuditError(
+            f"{self.name}: cannot be read as a shared object",
+            why=why,
+            fix="the file is damaged or not what its name says: download or build it again",
+        )
+
+    def spend_rows(self, size: int) -> None:
+        """Count `size` bytes of tables. Raises AuditError when the budget is used up."""
+        self._rows_left -= size
+        if self._rows_left < 0:
+            raise self.error("its tables are larger than the file, or than any that was met: they overlap or repeat")
+
+    def unpack(self, layout: struct.Struct, offset: int, what: str) -> tuple[int, ...]:
+        """Unpack a structure at a file offset. Raises AuditError when it lies beyond the file's end."""
+        self.check_range(offset, layout.size, what)
+        return layout.unpack_from(self.data, offset)
+
+    def check_range(self, offset: int, size: int, what: str) -> None:
+        """Raise AuditError unless `size` bytes at `offset` are inside the file."""
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise self.error(f"{what} ({size:,} bytes at {offset:#x}) lies beyond the end of the file ({self.size:,})")
+
+    def string(self, offset: int, end: int) -> str:
+        """Return the NUL-terminated string at a file offset that ends before `end`; "" when there is none."""
+        if not 0 <= offset < min(end, self.size):
+            return ""
+        stop = self.data.find(b"\0", offset, min(end, offset + MAX_NAME))
+        self._strings_left -= max(stop - offset, 0) + 64
+        if self._strings_left < 0:
+            raise self.error("its names are longer than the file, or than any that were met: they share their bytes")
+        return self.data[offset:stop].decode("utf-8", "replace") if stop > offset else ""
+
+    def release(self) -> None:
+        """Give the pages read so far back to the system: they stay in its cache, not in this process."""
+        if isinstance(self.data, mmap.mmap):
+            self.data.madvise(mmap.MADV_DONTNEED)
+
+    def blocks(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes from `start` to `end` in blocks of 1 MiB, in bounded memory."""
+        for number, at in enumerate(range(start, end, BLOCK)):
+            yield self.data[at : min(at + BLOCK, end)]
+            if number % RELEASE == RELEASE - 1:
+                self.release()
+
+
+class Elf(Blob):
+    """An ELF file in `data`. Raises AuditError when it is not one that can be understood."""
+
+    def __init__(self, data: Data, name: str) -> None:
+        super().__init__(data, name)
         self.check_range(0, EHDR.size, "the ELF header")
         header = EHDR.unpack_from(data)
         ident = header[0]
@@ -123,24 +185,8 @@ class Elf:
         self.segments = self._read_segments(entry_size=header[9], count=header[10])
         self.sections = self._read_sections(entry_size=header[11], count=header[12], names=header[13])
         self._by_name = {section.name: section for section in reversed(self.sections)}
-
-    def error(self, why: str) -> AuditError:
-        """Return the error for something in this file that cannot be right."""
-        return AuditError(
-            f"{self.name}: cannot be read as a shared object",
-            why=why,
-            fix="the file is damaged or not what its name says: download or build it again",
-        )
-
-    def unpack(self, layout: struct.Struct, offset: int, what: str) -> tuple[int, ...]:
-        """Unpack a structure at a file offset. Raises AuditError when it lies beyond the file's end."""
-        self.check_range(offset, layout.size, what)
-        return layout.unpack_from(self.data, offset)
-
-    def check_range(self, offset: int, size: int, what: str) -> None:
-        """Raise AuditError unless `size` bytes at `offset` are inside the file."""
-        if offset < 0 or size < 0 or offset + size > self.size:
-            raise self.error(f"{what} ({size:,} bytes at {offset:#x}) lies beyond the end of the file ({self.size:,})")
+        self._loads = sorted((s for s in self.segments if s.type == PT_LOAD), key=lambda s: s.address)
+        self._load_starts = [segment.address for segment in self._loads]
 
     def _read_segments(self, *, entry_size: int, count: int) -> tuple[Segment, ...]:
         if not count:
@@ -180,13 +226,6 @@ class Elf:
                 self.check_range(section.offset, section.size, f"section {section.name}")
         return sections
 
-    def string(self, offset: int, end: int) -> str:
-        """Return the NUL-terminated string at a file offset that ends before `end`; "" when there is none."""
-        if not 0 <= offset < min(end, self.size):
-            return ""
-        stop = self.data.find(b"\0", offset, min(end, offset + MAX_NAME))
-        return self.data[offset:stop].decode("utf-8", "replace") if stop > offset else ""
-
     def section(self, name: str) -> Section | None:
         """Return the first section of that name."""
         return self._by_name.get(name)
@@ -197,23 +236,12 @@ class Elf:
             raise self.error(f"section {section.name} names a string table that does not exist")
         return self.sections[section.link]
 
-    def release(self) -> None:
-        """Give the pages read so far back to the system: they stay in its cache, not in this process."""
-        if isinstance(self.data, mmap.mmap):
-            self.data.madvise(mmap.MADV_DONTNEED)
-
-    def blocks(self, start: int, end: int) -> Iterator[bytes]:
-        """Yield the bytes from `start` to `end` in blocks of 1 MiB, in bounded memory."""
-        for number, at in enumerate(range(start, end, BLOCK)):
-            yield self.data[at : min(at + BLOCK, end)]
-            if number % RELEASE == RELEASE - 1:
-                self.release()
-
     def rows(self, section: Section, layout: struct.Struct) -> Iterator[tuple[int, ...]]:
         """Yield the rows of a table section, reading it in blocks of 1 MiB."""
         if section.entry_size not in {0, layout.size}:
             raise self.error(f"section {section.name} has rows of {section.entry_size} bytes, not {layout.size}")
         whole = section.end - (section.end - section.offset) % layout.size
+        self.spend_rows(whole - section.offset)
         step = BLOCK // layout.size * layout.size
         for number, start in enumerate(range(section.offset, whole, step)):
             yield from layout.iter_unpack(self.data[start : min(start + step, whole)])
@@ -222,24 +250,34 @@ class Elf:
 
     def file_offset(self, address: int, size: int = 1) -> int:
         """Return where the byte loaded at `address` is in the file. Raises AuditError when it is not there."""
-        for segment in self.segments:
-            if (
-                segment.type == PT_LOAD
-                and segment.address <= address
-                and address + size <= segment.address + segment.file_size
-            ):
-                offset = segment.offset + address - segment.address
-                self.check_range(offset, size, f"address {address:#x}")
-                return offset
+        index = bisect.bisect_right(self._load_starts, address) - 1
+        segment = self._loads[index] if index >= 0 else None
+        if segment is not None and address + size <= segment.address + segment.file_size:
+            offset = segment.offset + address - segment.address
+            self.check_range(offset, size, f"address {address:#x}")
+            return offset
         raise self.error(f"no segment of the file holds address {address:#x}")
+
+
+@contextmanager
+def open_blob(path: Path, name: str = "") -> Iterator[Blob]:
+    """Map a file; the map is closed at the end. Raises AuditError."""
+    with _mapped(path, name) as data:
+        yield Blob(data, name or path.name)
 
 
 @contextmanager
 def open_elf(path: Path, name: str = "") -> Iterator[Elf]:
     """Map a file and read its ELF headers; the map is closed at the end. Raises AuditError."""
+    with _mapped(path, name) as data:
+        yield Elf(data, name or path.name)
+
+
+@contextmanager
+def _mapped(path: Path, name: str) -> Iterator[mmap.mmap]:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield Elf(data, name or path.name)
+            yield data
     except ValueError as error:  # an empty file cannot be mapped
         raise AuditError(f"{name or path}: cannot be read as a shared object", why=str(error)) from error
     except OSError as error:

@@ -137,8 +137,14 @@ class BenchError(WheelsmithError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return " Perhaps you meant 'x'?" for the known word nearest to `word`, or "" when none is near."""
+    found = nearest_of(word, known)
+    return f" Perhaps you meant {found!r}?" if found else ""
+
+
+def nearest_of(word: str, known: Iterable[str]) -> str:
+    """Return the known word nearest to `word`, "" when none is near."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Perhaps you meant {matches[0]!r}?" if matches else ""
+    return matches[0] if matches else ""
 
 
 _OS_CAUSES = {

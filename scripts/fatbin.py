@@ -9,8 +9,9 @@
 
 nvcc puts one *container* per translation unit into the section `.nv_fatbin` (`__nv_relfatbin` for relocatable device
 code), and a 24-byte *wrapper* that points at it into `.nvFatBinSegment`. A container is a row of *entries*: an ELF
-cubin (SASS, machine code of one arch), PTX text or LTO-IR. All that is needed to judge them is in their headers, so
-nothing is decompressed. NVIDIA does not document the format: docs/fatbin.md tells how it was found out and checked.
+cubin (SASS, machine code of one arch), PTX text or LTO-IR. All that is needed to judge them is in their headers;
+nothing is decompressed but small PTX, to see whether it has a kernel. NVIDIA does not document the format:
+docs/fatbin.md tells how it was found out and checked.
 
 Sizes are bytes, offsets count from the start of the file, addresses are virtual ones of the ELF file.
 All functions raise AuditError for input that is damaged or of an unknown version, after bounded time and memory.
@@ -21,10 +22,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
-from scripts.elf import BLOCK, EHDR, RELA, RELEASE, SHDR, SHF_EXECINSTR, SHT_RELA, STT_FILE, SYM, Elf, Section, open_elf
-from scripts.errors import AuditError
+from scripts.elf import BLOCK, ET_REL, PT_LOAD, RELA, RELEASE, SHT_RELA, STT_FILE, SYM, Blob, Elf, Section, open_elf
 from scripts.fatbin_types import (
     CONTAINER,
     CONTAINER_MAGIC,
@@ -42,6 +43,7 @@ from scripts.fatbin_types import (
     Kind,
     Wrapper,
 )
+from scripts.payload import cubin_entry, kernel_headers, kernel_names, ptx_kernels
 
 __all__ = [
     "CONTAINER",
@@ -60,13 +62,16 @@ __all__ = [
     "Kind",
     "Wrapper",
     "device_code",
+    "fatbin_code",
     "kernel_names",
     "read_device_code",
     "relative_addends",
 ]
 
-MAX_CONTAINERS = 100_000  # libtorch_cuda.so has about 700
-MAX_ENTRIES = 400_000
+MAX_CONTAINERS = 50_000  # libtorch_cuda.so has about 700
+MAX_ENTRIES = 100_000  # cuBLASLt has 5,449, onnxruntime's CUDA provider some 10,000
+MAX_SMALL_PTX = 2_000  # of one file are looked into for kernels
+_MAGIC = CONTAINER.pack(CONTAINER_MAGIC, 1, CONTAINER.size, 0)[:8]
 _NOT_ZERO = re.compile(rb"[^\0]")
 _UNIT = re.compile(r"tmpxft_[0-9a-f]+_[0-9a-f]+-\d+_(.+?)(?:\.compute_\w+)?\.cudafe1\.(?:cpp|c|gpu|stub\.c)$")
 
@@ -78,27 +83,67 @@ def read_device_code(path: Path, name: str = "") -> DeviceCode:
 
 
 def device_code(elf: Elf) -> DeviceCode:
-    """Read all GPU code of an ELF file that is open."""
-    containers = [
-        container for section in elf.sections if section.name in SECTIONS for container in _containers(elf, section)
-    ]
-    if len(containers) > MAX_CONTAINERS:
-        raise elf.error(f"{len(containers):,} containers; the limit is {MAX_CONTAINERS:,}")
+    """Read all GPU code of an ELF file that is open: a host file's containers, or a cubin as it is."""
+    if cubin := cubin_entry(elf):
+        return DeviceCode(elf.name, (Container("cubin", 0, 0, elf.size, (cubin,)),), ())
+    containers = _checked(elf, [item for section in _sections(elf) for item in _containers(elf, section)])
     wrappers = _wrappers(elf, {container.address for container in containers})
     versions = {wrapper.container: wrapper.version for wrapper in wrappers}
     units = _units(elf)
     named = tuple(
         replace(
             container,
-            unit=units.get(container.address, ""),
+            unit=units.get(container.address, "") if container.address else "",
             wrapper=versions.get(container.address, 0),
         )
         for container in containers
     )
-    return DeviceCode(elf.name, named, wrappers)
+    return DeviceCode(elf.name, named, wrappers, loadable=elf.type != ET_REL)
 
 
-def _containers(elf: Elf, section: Section) -> Iterator[Container]:
+def fatbin_code(blob: Blob) -> DeviceCode:
+    """Read a file that is a fat binary itself, as `nvcc --fatbin` writes it."""
+    section = Section(0, SECTIONS[0], 1, 0, 0, 0, blob.size, 0, 0, 0)
+    return DeviceCode(blob.name, tuple(_checked(blob, list(_containers(blob, section)))), ())
+
+
+def _checked(blob: Blob, containers: list[Container]) -> list[Container]:
+    entries = sum(len(container.entries) for container in containers)
+    if len(containers) > MAX_CONTAINERS or entries > MAX_ENTRIES:
+        raise blob.error(f"{len(containers):,} containers with {entries:,} entries: more than any that was met")
+    return containers
+
+
+def _sections(elf: Elf) -> list[Section]:
+    """Return the sections with containers; of a file without section headers, where its segments hold containers."""
+    found = sorted((item for item in elf.sections if item.name in SECTIONS), key=lambda item: item.offset)
+    for one, two in pairwise(found):
+        if one.end > two.offset:
+            raise elf.error(f"two sections {one.name} overlap")
+    return found or ([] if elf.sections else list(_scanned(elf)))
+
+
+def _scanned(elf: Elf) -> Iterator[Section]:
+    """Yield a section for each container that the segments of a file without section headers hold."""
+    at = 0
+    for segment in sorted((item for item in elf.segments if item.type == PT_LOAD), key=lambda item: item.offset):
+        end = min(segment.offset + segment.file_size, elf.size)
+        at = max(at, segment.offset)
+        while (at := elf.data.find(_MAGIC, at, end)) >= 0:
+            if at % 8 or at + CONTAINER.size > end:
+                at += 1
+                continue
+            size = CONTAINER.unpack_from(elf.data, at)[3]
+            stop = at + CONTAINER.size + size
+            if stop > end:
+                raise elf.error(f"the container at {at:#x} reaches beyond its segment")
+            address = segment.address + at - segment.offset
+            yield Section(0, SECTIONS[0], 1, 0, address, at, stop - at, 0, 0, 0)
+            at = stop
+        at = end
+
+
+def _containers(elf: Blob, section: Section) -> Iterator[Container]:
     """Yield the containers of a section: back to back, 8-aligned, zeros between."""
     offset, count, entries, released = section.offset, 0, 0, section.offset
     while found := _NOT_ZERO.search(elf.data, offset, section.end):
@@ -114,7 +159,7 @@ def _containers(elf: Elf, section: Section) -> Iterator[Container]:
             released = offset
 
 
-def _container(elf: Elf, section: Section, offset: int) -> Container:
+def _container(elf: Blob, section: Section, offset: int) -> Container:
     where = f"the container at {offset:#x}"
     if offset + CONTAINER.size > section.end:
         raise elf.error(f"{where} is cut off by the end of {section.name}")
@@ -138,7 +183,7 @@ def _container(elf: Elf, section: Section, offset: int) -> Container:
     return Container(section.name, offset, address, size, tuple(entries))
 
 
-def _entry(elf: Elf, at: int, end: int) -> Entry:
+def _entry(elf: Blob, at: int, end: int) -> Entry:
     where = f"the entry at {at:#x}"
     if at + ENTRY.size > end:
         raise elf.error(f"{where} is cut off by the end of its container")
@@ -152,8 +197,7 @@ def _entry(elf: Elf, at: int, end: int) -> Entry:
         raise elf.error(f"{where} claims {stored_size:,} compressed bytes and arch {arch}")
     compression = _compression(flags)
     known = Kind(kind) if kind in {Kind.PTX, Kind.ELF, Kind.LTO_IR} else Kind.OTHER
-    countable = known is Kind.ELF and compression is Compression.NONE
-    return Entry(
+    entry = Entry(
         offset=at,
         header_size=header_size,
         payload_size=payload_size,
@@ -165,8 +209,15 @@ def _entry(elf: Elf, at: int, end: int) -> Entry:
         stored_size=stored_size or payload_size,
         size=size or payload_size,
         flags=flags,
-        kernels=sum(1 for _ in _kernel_headers(elf, at + header_size, payload_size)) if countable else None,
+        kernels=None,
     )
+    return replace(entry, kernels=_kernels(elf, entry))
+
+
+def _kernels(elf: Blob, entry: Entry) -> int | None:
+    if entry.kind is Kind.ELF and entry.compression is Compression.NONE:
+        return sum(1 for _ in kernel_headers(elf, entry.offset + entry.header_size, entry.payload_size))
+    return ptx_kernels(elf, entry)
 
 
 def _compression(flags: int) -> Compression:
@@ -175,39 +226,6 @@ def _compression(flags: int) -> Compression:
     if flags & Flag.LZ4:
         return Compression.LZ4
     return Compression.OLD if flags & Flag.OLD_LZ else Compression.NONE
-
-
-def _kernel_headers(elf: Elf, start: int, size: int) -> Iterator[int]:
-    """Yield, for each `.text.NAME` section of the cubin at `start`, the file offset of its name."""
-    if size < EHDR.size or elf.data[start : start + 6] != b"\x7fELF\x02\x01":
-        raise elf.error(f"the payload at {start:#x} is not a cubin, though its header says so")
-    header = EHDR.unpack_from(elf.data, start)
-    table, row, count, names = header[6], header[11], header[12], header[13]
-    if not table:
-        return
-    if row != SHDR.size or table + SHDR.size > size:
-        raise elf.error(f"the cubin at {start:#x} has no readable section table")
-    first = SHDR.unpack_from(elf.data, start + table)
-    count, names = count or first[5], first[6] if names == 0xFFFF else names
-    if table + count * SHDR.size > size or names >= count:
-        raise elf.error(f"the cubin at {start:#x} claims {count:,} sections, which it does not hold")
-    text = start + SHDR.unpack_from(elf.data, start + table + names * SHDR.size)[4]
-    rows = elf.data[start + table : start + table + count * SHDR.size]
-    for name, _, flags, *_ in SHDR.iter_unpack(rows):
-        at = text + name
-        if flags & SHF_EXECINSTR and at + 6 <= start + size and elf.data[at : at + 6] == b".text.":
-            yield at
-
-
-def kernel_names(elf: Elf, entry: Entry) -> list[str]:
-    """Return the mangled names of a cubin's kernels. Raises AuditError unless it is stored uncompressed."""
-    if entry.kind is not Kind.ELF or entry.compression is not Compression.NONE:
-        raise AuditError(
-            f"{elf.name}: the kernels of {entry.target} at {entry.offset:#x} cannot be listed without "
-            f"decompressing it ({entry.kind.name}, {entry.compression.value})"
-        )
-    start = entry.offset + entry.header_size
-    return [elf.string(at + 6, entry.end) for at in _kernel_headers(elf, start, entry.payload_size)]
 
 
 def _wrappers(elf: Elf, containers: set[int]) -> tuple[Wrapper, ...]:

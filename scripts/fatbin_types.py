@@ -53,7 +53,7 @@ class Flag(IntEnum):
     FAMILY_SPECIFIC = 0x200000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One image in a container."""
 
@@ -76,7 +76,7 @@ class Entry:
     """Bytes of payload when decompressed."""
     flags: int
     kernels: int | None
-    """Kernels inside, counted for cubins that are stored uncompressed; None when that is not known."""
+    """Kernels inside, counted for cubins that are stored uncompressed and for small PTX; None when not known."""
 
     @property
     def end(self) -> int:
@@ -100,7 +100,7 @@ class Entry:
         return divmod(self.arch, 10)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Container:
     """The GPU code of one translation unit."""
 
@@ -124,19 +124,20 @@ class Container:
     @property
     def relocatable(self) -> bool:
         """Whether it holds code before device linking, which the driver does not load as it is."""
-        return self.section != SECTIONS[0]
+        return self.section == SECTIONS[1]
 
     @property
     def kernels(self) -> int | None:
-        """Kernels of the unit: the largest count of its cubins, None when none could be counted."""
+        """Kernels of the unit: the largest count of its entries, None when none could be counted."""
         counts = [entry.kernels for entry in self.entries if entry.kernels is not None]
         return max(counts) if counts else None
 
     @property
     def empty(self) -> bool:
         """Whether it is certain that no kernel is inside."""
-        known = self.kernels == 0 and all(entry.kernels in {0, None} for entry in self.entries)
-        return not self.entries or known
+        cubins = any(entry.kind is Kind.ELF and entry.kernels == 0 for entry in self.entries)
+        known = cubins or all(entry.kernels == 0 for entry in self.entries)  # PTX alone may be a stub for old archs
+        return not self.entries or (known and self.kernels == 0)
 
     def archs(self, kind: Kind) -> list[str]:
         """Return its archs of one kind, in file order: `["80", "90a"]`."""
@@ -161,6 +162,8 @@ class DeviceCode:
     name: str
     containers: tuple[Container, ...]
     wrappers: tuple[Wrapper, ...]
+    loadable: bool = True
+    """False for object files and archives: they are linked, not loaded."""
 
     @property
     def entries(self) -> Iterator[Entry]:

@@ -26,6 +26,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:wheelsmith:build:v1"
+SLIM_TYPE = "urn:wheelsmith:slim:v1"
 BUILDER = "urn:wheelsmith:builder:local"
 MAX_SIZE = 16 << 20  # bytes of an envelope that is read into memory
 _DIGEST = "payloadSha256"  # our addition: tells a changed statement from a changed signature; proves nothing
@@ -65,7 +66,12 @@ def load_key(path: Path) -> SSlibKey:
 
 
 def statement(name: str, sha256: str, report: Mapping[str, Any], *, report_sha256: str) -> dict[str, Any]:
-    """Return what is claimed of a wheel, from its build report. Raises PublishError when that is not one."""
+    """Return what is claimed of a wheel, from its build report. Raises PublishError when that is not one.
+
+    Of a wheel that was cut out of somebody else's, that wheel is the only source.
+    """
+    if "sources" not in report and isinstance(report.get("slimmed_from"), Mapping):
+        return _slim_statement(name, sha256, report, report_sha256=report_sha256)
     try:
         return {
             "_type": STATEMENT,
@@ -96,6 +102,26 @@ def statement(name: str, sha256: str, report: Mapping[str, Any], *, report_sha25
             why=f"{error} is missing: it is not a report of `nox -s wheel`",
             fix="publish it without --sign-key",
         ) from error
+
+
+def _slim_statement(name: str, sha256: str, report: Mapping[str, Any], *, report_sha256: str) -> dict[str, Any]:
+    source = report["slimmed_from"]
+    return {
+        "_type": STATEMENT,
+        "subject": [{"name": name, "digest": {"sha256": sha256}}],
+        "predicateType": PREDICATE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": SLIM_TYPE,
+                "externalParameters": {"archs": report["archs"], "drop_empty": bool(report.get("drop_empty"))},
+                "resolvedDependencies": [{"name": source["name"], "digest": {"sha256": source["sha256"]}}],
+            },
+            "runDetails": {
+                "builder": {"id": BUILDER},
+                "byproducts": [{"name": f"{name}.report.json", "digest": {"sha256": report_sha256}}],
+            },
+        },
+    }
 
 
 def _material(row: Mapping[str, Any]) -> dict[str, Any]:

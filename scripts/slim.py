@@ -5,19 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from scripts.archs import arch_list, parse_arch_list
+from scripts.archs import Arch, arch_list, parse_arch_list
+from scripts.audit_collect import audit_wheel
+from scripts.audit_models import AuditReport
 from scripts.cache import file_sha256, write_json
 from scripts.cli import Parser, run, user_path
 from scripts.console import Console, human_bytes, human_seconds
+from scripts.drivers import default_targets
 from scripts.recipe import ROOT
+from scripts.report import SCHEMA, read_report, report_path
 from scripts.slim_wheel import SlimmedMember, SlimResult, slim
+from scripts.wheel_file import wheel_name
 
 DESCRIPTION = """\
 Make a wheel for some GPUs out of a wheel for many, without compiling.
 
 In each container of GPU code the entries stay that the driver would choose for --arch; the rest leaves the file.
-The wheel gets a new version label (0.15.1+cu129.sm86), RECORD and tags; nothing else in it changes.
+The wheel gets a new version label (0.15.1+cu129.sm86), RECORD, tags and an SBOM; nothing else in it changes.
+Beside it NAME.whl.report.json says what it was cut out of and what its audit found: it can be published and signed.
 Example: nox -s slim -- vllm-0.15.1-cp38-abi3-manylinux_2_31_x86_64.whl --arch 8.6
 """
 
@@ -46,6 +53,10 @@ def main(arguments: Sequence[str], console: Console) -> int:
     )
     seconds = time.monotonic() - started
     sha256 = file_sha256(result.wheel)
+    audit = audit_wheel(result.wheel, default_targets(archs, result.cuda or "12.0"))
+    write_json(report_path(result.wheel), build_report(options.wheel, archs, result, audit, drop=options.drop_empty))
+    for note in result.notes:
+        console.warn(note)
     if options.json:
         write_json(options.json, _report(result, sha256, seconds))
     console.table(
@@ -61,6 +72,36 @@ def main(arguments: Sequence[str], console: Console) -> int:
         ],
     )
     return 0
+
+
+def build_report(
+    source: Path, archs: Sequence[Arch], result: SlimResult, audit: AuditReport, *, drop: bool
+) -> dict[str, Any]:
+    """Return what is put beside a slim wheel, so that it can be published and signed: its audit and where it is from.
+
+    Of a wheel that wheelsmith built, the build's facts (recipe, sources, patches, toolchain) go along.
+    """
+    built = read_report(source) or {}
+    kept: dict[str, Any] = {
+        key: built[key] for key in ("recipe", "sources", "patches", "toolchain", "torch") if key in built
+    }
+    return {
+        "schema": SCHEMA,
+        "wheel": {
+            "name": result.wheel.name,
+            "sha256": audit.sha256,
+            "size": audit.size,
+            "version": wheel_name(result.wheel).version,
+            "platform": audit.tags[-1],
+        },
+        "build": "",
+        "recipe": {"name": "", "digest": ""},
+        **kept,
+        "archs": arch_list(archs),
+        "drop_empty": drop,
+        "slimmed_from": {"name": source.name, "sha256": result.source_sha256, "size": result.before},
+        "audit": audit.model_dump(mode="json"),
+    }
 
 
 def _tell(console: Console, item: SlimmedMember) -> None:

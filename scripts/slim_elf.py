@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from scripts.audit_targets import choose
+from scripts.audit_coverage import choose
 from scripts.elf import PHDR, PT_LOAD, RELA, SHDR, SHT_RELA, SYM, Elf, Section, open_elf
 from scripts.fatbin import CONTAINER, CONTAINER_MAGIC, Container, DeviceCode, device_code
 from scripts.slim_layout import Layout, Placed, plan, refusal
@@ -44,6 +44,8 @@ class Slimmed:
     entries_after: int
     empty: bool
     """Whether it had GPU code and nothing of it is for the archs."""
+    whole: int = 0
+    """Containers that are kept as they are: device-linked, or not registered by host code."""
 
 
 def slim_shared_object(source: Path, target: Path, archs: Sequence[tuple[int, int]], *, name: str = "") -> Slimmed:
@@ -57,7 +59,7 @@ def slim_shared_object(source: Path, target: Path, archs: Sequence[tuple[int, in
         if layout is None:
             _copy(elf, target)
             count = sum(1 for _ in code.entries)
-            return Slimmed(elf.size, elf.size, count, count, empty=False)
+            return Slimmed(elf.size, elf.size, count, count, empty=False, whole=len(code.containers))
         try:
             _write(elf, layout, target, _patches(elf, code, layout))
             _verify(elf, layout, target, archs)
@@ -66,7 +68,8 @@ def slim_shared_object(source: Path, target: Path, archs: Sequence[tuple[int, in
             raise
         kept = sum(len(item.kept) for item in layout.placed)
         total = sum(len(item.container.entries) for item in layout.placed)
-        return Slimmed(elf.size, target.stat().st_size, total, kept, empty=total > 0 and kept == 0)
+        whole = sum(item.container.wrapper != 1 for item in layout.placed)
+        return Slimmed(elf.size, target.stat().st_size, total, kept, empty=total > 0 and kept == 0, whole=whole)
 
 
 def _patches(elf: Elf, code: DeviceCode, layout: Layout) -> dict[int, bytes]:
@@ -97,7 +100,9 @@ def _pointer_patches(elf: Elf, section: Section, moves: Mapping[int, int]) -> It
                     at = elf.file_offset(where, 8)
                     yield at, target if elf.unpack(_U64, at, "a pointer")[0] == addend else bytes(8)
         elif table.type == SHT_RELR:
-            for where in relr_addresses(row[0] for row in elf.rows(table, _U64)):
+            for count, where in enumerate(relr_addresses(row[0] for row in elf.rows(table, _U64))):
+                if count > elf.size // 8:
+                    raise refusal(elf, "it has more relocations than it has words")
                 at = elf.file_offset(where, 8)
                 value = elf.unpack(_U64, at, "a pointer")[0]
                 if value in inside:

@@ -9,25 +9,27 @@ from __future__ import annotations
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from packaging.tags import parse_tag
-from packaging.utils import parse_wheel_filename
+from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from scripts.archs import Arch, arch_list, architecture, normalised
-from scripts.audit_targets import NAMES, Library, usable
-from scripts.drivers import newest, release_for_ptx
+from scripts.audit_alternatives import has_cuda_alternatives
+from scripts.audit_coverage import NAMES, Library, usable
+from scripts.cache import file_sha256
+from scripts.drivers import release_for_ptx
 from scripts.dynamic import read_dynamic
-from scripts.elf import open_elf
+from scripts.elf import is_elf, open_elf
 from scripts.errors import AuditError, UsageError, from_os_error
 from scripts.fatbin import Kind, device_code
 from scripts.labels import cuda_label
 from scripts.sbom import FOLDER as SBOM_FOLDER
 from scripts.sbom import NAME as SBOM_NAME
-from scripts.sbom import renamed
+from scripts.sbom import cut_out_sbom, renamed
 from scripts.slim_elf import Slimmed, slim_shared_object
 from scripts.wheel_file import (
     WheelFile,
@@ -66,13 +68,19 @@ class SlimResult:
     before: int
     after: int
     members: tuple[SlimmedMember, ...]
+    notes: tuple[str, ...] = ()
+    """What people should know about it."""
+    cuda: str = ""
+    """CUDA version it was compiled with; "" when its libraries differ."""
+    source_sha256: str = ""
 
 
 def slim_wheel(wheel: Path, archs: Sequence[Arch], out: Path, *, drop_empty: bool = False) -> Path:
     """Write a wheel with GPU code for `archs` only into the folder `out`; return its path.
 
     `drop_empty` leaves out shared objects that hold nothing for the archs; else they stay, without GPU code.
-    Raises UsageError for archs that are no GPUs, AuditError for a wheel that is damaged or not understood.
+    Raises UsageError for archs that are no GPUs and for what is no wheel, AuditError for a wheel that is damaged or not
+    understood, or from which nothing can be removed.
     """
     return slim(wheel, archs, out, drop_empty=drop_empty).wheel
 
@@ -87,6 +95,9 @@ def slim(
 ) -> SlimResult:
     """Do what `slim_wheel` does; return what happened to each shared object, and tell `on_member` as it happens."""
     gpus = _gpus(archs)
+    if wheel.suffix != ".whl" or not wheel.is_file():
+        what = f"there is no {wheel}" if not wheel.exists() else f"{wheel} is not a wheel"
+        raise UsageError(what, why="only a wheel can be cut down to some archs", fix="give the path of a .whl file")
     old = wheel_name(wheel)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -94,8 +105,16 @@ def slim(
             job = _Job(source, old, gpus, Path(work), drop_empty=drop_empty, on_member=on_member)
             prepared = job.prepare()
             new = replace(old, version=slim_version(old.version, job.cuda, gpus))
-            path = job.write(out / str(new), new, prepared)
-            return SlimResult(path, wheel.stat().st_size, path.stat().st_size, tuple(job.done))
+            target = out / str(new)
+            if target.exists() and target.samefile(wheel):
+                raise UsageError(
+                    f"the slim wheel would have the name of the wheel it is cut out of: {target.name}",
+                    why="its version already names these archs, and --out is its own folder",
+                    fix="take the wheel that it was cut out of, or another folder: --out DIR",
+                )
+            path = job.write(target, new, prepared)
+            sizes = wheel.stat().st_size, path.stat().st_size
+            return SlimResult(path, *sizes, tuple(job.done), tuple(job.notes), job.cuda, job.source_sha256)
     except OSError as error:
         raise from_os_error(AuditError, error, doing="slimming", path=wheel, variable="--out") from error
 
@@ -112,10 +131,13 @@ def _gpus(archs: Sequence[Arch]) -> tuple[Arch, ...]:
 
 
 def slim_version(version: str, cuda: str, archs: Sequence[Arch]) -> str:
-    """Return the version of a slim wheel: `0.15.1+cu129.sm86` from `0.15.1`, notes like `.quickstart` kept."""
+    """Return the version of a slim wheel: `0.15.1+cu129.sm86` from `0.15.1`, notes like `.quickstart` kept.
+
+    Without a `cuda` the label names none: the libraries were compiled with several.
+    """
     parsed = Version(version)
     parts = [part for part in (parsed.local or "").split(".") if part and not re.fullmatch(r"sm\d+[af]?(ptx)?", part)]
-    labels = [part for part in parts if re.fullmatch(r"cu\d+", part)] or [cuda_label(cuda)]
+    labels = [part for part in parts if re.fullmatch(r"cu\d+", part)] or ([cuda_label(cuda)] if cuda else [])
     notes = [part for part in parts if part not in labels]
     return f"{parsed.public}+{'.'.join([*labels, *(arch.label for arch in archs), *notes])}"
 
@@ -136,45 +158,80 @@ class _Job:
         self._source, self._name, self._archs, self._work = source, name, archs, work
         self._drop, self._tell = drop_empty, on_member or (lambda _: None)
         self._record = read_record(source)
-        self._ptx: set[tuple[int, int]] = set()
-        self._cudart = ""
+        self._cudas: dict[str, str] = {}
         self.done: list[SlimmedMember] = []
+        self.notes: list[str] = []
+        self._source_sha256 = ""
 
     @property
     def cuda(self) -> str:
-        """CUDA version the wheel was compiled with, as far as its PTX or else its libcudart tells."""
-        if self._ptx:
-            return newest([release_for_ptx(version) for version in self._ptx]).cuda
-        return self._cudart
+        """CUDA version the wheel was compiled with, as far as its code tells; "" when its libraries differ in it."""
+        known = [cuda for cuda in self._cudas.values() if cuda]
+        if is_ambiguous(self._cudas):
+            return ""
+        return max(known, key=lambda text: [int(part) for part in text.split(".")], default="")
+
+    @property
+    def source_sha256(self) -> str:
+        """Digest of the wheel that is cut."""
+        self._source_sha256 = self._source_sha256 or file_sha256(self._source.path)
+        return self._source_sha256
 
     def prepare(self) -> dict[str, Path | None]:
-        """Slim every shared object into a file; None for those to drop."""
+        """Slim every shared object into a file; None for those to drop. What is called one and is none stays."""
         prepared: dict[str, Path | None] = {}
         found = dict.fromkeys(self._archs, 0)
         for index, member in enumerate(self._source.shared_objects):
             target = self._work / f"{index}.so"
             with self._source.unpacked(member) as (path, digest):
                 self._check(member, digest.sha256)
+                if not is_elf(path):
+                    continue  # a linker script, or the target of a symbolic link
                 result = slim_shared_object(path, target, self._ccs, name=member.filename)
-                self._learn(path, found)
+                self._learn(member.filename, path, found)
             done = SlimmedMember(member.filename, result, dropped=self._drop and result.empty)
             prepared[member.filename] = None if done.dropped else target
             self.done.append(done)
             self._tell(done)
         self._refuse_useless(found)
+        self._refuse_unchanged()
+        if is_ambiguous(self._cudas):
+            versions = ", ".join(sorted(set(filter(None, self._cudas.values()))))
+            self.notes.append(
+                f"its libraries were compiled with different CUDA versions ({versions}): none in its label"
+            )
         return prepared
+
+    def _refuse_unchanged(self) -> None:
+        """Refuse a wheel of which nothing goes: a copy under a new label would claim what is not so."""
+        if any(item.dropped or item.result.entries_after < item.result.entries_before for item in self.done):
+            return
+        whole = [item for item in self.done if item.result.whole]
+        if whole:
+            names = ", ".join(PurePosixPath(item.name).name for item in whole[:3])
+            why = f"the GPU code of {names} is device-linked (-rdc) or not registered by host code, and kept whole"
+        elif any(item.result.entries_before for item in self.done):
+            why = f"all of its GPU code is what {arch_list(self._archs)} takes"
+        else:
+            why = "its shared objects hold no GPU code"
+        raise AuditError(
+            f"nothing can be removed from {self._source.path.name} for {arch_list(self._archs)}",
+            why=why,
+            fix="use the wheel as it is; no slim wheel was written",
+        )
 
     @property
     def _ccs(self) -> list[tuple[int, int]]:
         return [(arch.major, arch.minor) for arch in self._archs]
 
-    def _learn(self, path: Path, found: dict[Arch, int]) -> None:
+    def _learn(self, member: str, path: Path, found: dict[Arch, int]) -> None:
         """Note the CUDA version of a shared object, and which archs it has code for."""
         with open_elf(path) as elf:
             code = device_code(elf)
-            cudart = [soname for soname in read_dynamic(elf).needed if soname.startswith("libcudart.so.")]
-        self._ptx |= {entry.version for entry in code.entries if entry.kind is Kind.PTX}
-        self._cudart = self._cudart or (cudart[0].removeprefix("libcudart.so.").split(".")[0] if cudart else "")
+            cudart = [soname for soname in read_dynamic(elf).needed if re.fullmatch(r"libcudart\.so\.\d{1,3}", soname)]
+        ptx = [entry.version for entry in code.entries if entry.kind is Kind.PTX]
+        if ptx or cudart:
+            self._cudas[member] = release_for_ptx(max(ptx)).cuda if ptx else cudart[0].removeprefix("libcudart.so.")
         for arch in found:
             found[arch] += usable(Library("", code, 0), (arch.major, arch.minor))
 
@@ -204,10 +261,23 @@ class _Job:
                 elif file := prepared[member.filename]:
                     writer.add(member, member.filename, file_blocks(file), file.stat().st_size)
                     file.unlink()
+            self._add_sbom(writer, dist_info, new)
             return writer.finish()
         except BaseException:
             writer.abandon()
             raise
+
+    def _add_sbom(self, writer: WheelWriter, dist_info: str, new: WheelName) -> None:
+        """Give a wheel that has no SBOM of ours one that names the wheel it was cut out of."""
+        place = f"{self._source.dist_info}/{SBOM_FOLDER}/{SBOM_NAME}"
+        if any(member.filename == place for member in self._source.members):
+            return
+        like = next(item for item in self._source.members if item.filename == f"{self._source.dist_info}/METADATA")
+        old, project = self._name, str(canonicalize_name(new.name))
+        sbom = cut_out_sbom(
+            project, new.version, source=str(old), source_version=old.version, sha256=self.source_sha256
+        )
+        writer.add(like, f"{dist_info}/{SBOM_FOLDER}/{SBOM_NAME}", one_block(sbom), len(sbom))
 
     def _is_metadata(self, name: str) -> bool:
         return name.startswith(f"{self._source.dist_info}/")
@@ -220,7 +290,12 @@ class _Job:
         name = member.filename.removeprefix(f"{self._source.dist_info}/")
         if name in _SIGNATURES:
             return
-        data = b"".join(self._source.blocks(member))
+        changed = {"METADATA", "WHEEL", f"{SBOM_FOLDER}/{SBOM_NAME}"}
+        if name not in changed:
+            digest = writer.add(member, f"{dist_info}/{name}", self._source.blocks(member), member.file_size)
+            self._check(member, digest.sha256)
+            return
+        data = self._source.read(member.filename) or b""
         if name == "METADATA":
             data = re.sub(rb"(?m)^Version:[^\r\n]*", f"Version: {new.version}".encode(), data, count=1)
         if name == "WHEEL":
@@ -233,6 +308,16 @@ class _Job:
         known = self._record.get(member.filename)
         if known is None or (known.sha256 and known.sha256 != digest):
             raise self._source.error(f"{member.filename} is not what RECORD says", "the wheel is damaged or edited")
+
+
+def is_ambiguous(cudas: Mapping[str, str]) -> bool:
+    """Whether libraries (CUDA version by member) were compiled with CUDA versions that no one label can name.
+
+    Minor versions within a library's or a wheel's parts are common (cuBLAS): only different major versions, and
+    libraries that are there once per CUDA version, make a label untrue.
+    """
+    majors = {cuda.split(".")[0] for cuda in cudas.values() if cuda}
+    return len(majors) > 1 or has_cuda_alternatives(cudas)
 
 
 def _with_tags(data: bytes, new: WheelName) -> bytes:

@@ -24,8 +24,7 @@ from variantlib.models.variant_info import ProviderInfo, VariantInfo
 from variantlib.variant_dist_info import VariantDistInfo
 from variantlib.variants_json import VariantsJson
 
-from scripts.archs import TABLE
-from scripts.audit_targets import TEGRA
+from scripts.archs import TABLE, TEGRA
 from scripts.cache import file_sha256
 from scripts.console import Console
 from scripts.errors import PublishError

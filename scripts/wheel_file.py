@@ -10,6 +10,7 @@ import base64
 import csv
 import hashlib
 import io
+import math
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import BytesParser
+from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
@@ -30,9 +32,14 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from scripts.errors import AuditError
 
 BLOCK = 1 << 20
-MAX_MEMBERS = 200_000
+MAX_MEMBERS = 100_000  # flashinfer-cubin has 16,000
+MAX_DIRECTORY = 16 << 20  # bytes of the zip's table of contents: 100,000 names of 120 bytes
 MAX_MEMBER = 64 << 30  # bytes; the largest shared object met was 1 GB
-MAX_TEXT = 64 << 20  # bytes of a metadata file that is read into memory
+MAX_TEXT = 4 << 20  # bytes of a metadata file that is read into memory
+MAX_HEADERS = 1 << 20  # bytes of the headers of METADATA and WHEEL; the description behind them is not read
+MAX_HEADER_LINES = 10_000
+MAX_LINE = 16_384  # bytes of a row of RECORD
+MAX_TAGS = 1_000  # that a compressed tag set stands for
 SHARED_OBJECT = re.compile(r"\.so(\.\d+)*$")
 _DIST_INFO = re.compile(r"^[^/]+\.dist-info$")
 
@@ -70,15 +77,39 @@ class WheelFile:
         if member is None:
             return None
         if member.file_size > MAX_TEXT:
-            raise self.error(f"{name} is {member.file_size:,} bytes long")
+            raise self.error(f"{name} is {member.file_size:,} bytes long; the limit is {MAX_TEXT:,}")
         return b"".join(self.blocks(member))
 
     def message(self, name: str) -> Message:
-        """Return a metadata file (`METADATA`, `WHEEL`) of the .dist-info directory."""
-        data = self.read(f"{self.dist_info}/{name}")
-        if data is None:
-            raise self.error(f"{self.dist_info}/{name} is missing")
-        return BytesParser().parsebytes(data)
+        """Return the headers of a metadata file (`METADATA`, `WHEEL`); what is behind the blank line is not read."""
+        lines: list[bytes] = []
+        size = 0
+        for line in self.lines(self._metadata(name), MAX_HEADERS):
+            if not line.strip():
+                break
+            size += len(line)
+            lines.append(line)
+            if size > MAX_HEADERS or len(lines) > MAX_HEADER_LINES:
+                raise self.error(f"{name} has more than {MAX_HEADERS:,} bytes or {MAX_HEADER_LINES:,} lines of headers")
+        return BytesParser().parsebytes(b"".join(lines), headersonly=True)
+
+    def _metadata(self, name: str) -> zipfile.ZipInfo:
+        full = f"{self.dist_info}/{name}"
+        member = next((item for item in self.members if item.filename == full), None)
+        if member is None:
+            raise self.error(f"{full} is missing")
+        return member
+
+    def lines(self, member: zipfile.ZipInfo, longest: int) -> Iterator[bytes]:
+        """Yield a text's lines as they are unpacked. Raises AuditError for a line of more than `longest` bytes."""
+        rest = b""
+        for block in self.blocks(member):
+            *whole, rest = (rest + block).split(b"\n")
+            if len(rest) > longest or any(len(line) > longest for line in whole):
+                raise self.error(f"{member.filename} has a line of more than {longest:,} bytes")
+            yield from (line + b"\n" for line in whole)
+        if rest:
+            yield rest
 
     def blocks(self, member: zipfile.ZipInfo) -> Iterator[bytes]:
         """Yield a member's content in blocks of 1 MiB; more than its stated size is an error, checked as it comes."""
@@ -110,19 +141,23 @@ class WheelFile:
     def unpacked(self, member: zipfile.ZipInfo) -> Iterator[tuple[Path, Hash]]:
         """Unpack one member to a temporary file, which is gone at the end; yield its path and digest."""
         with tempfile.TemporaryDirectory(prefix="wheelsmith-") as folder:
-            path = Path(folder) / PurePosixPath(member.filename).name
-            free = shutil.disk_usage(folder).free
-            if member.file_size > free:
-                raise AuditError(
-                    f"{member.filename} needs {member.file_size:,} bytes to be unpacked; {folder} has {free:,}",
-                    fix="free space there, or point TMPDIR at a larger disk",
-                )
-            sha = hashlib.sha256()
-            with path.open("wb") as file:
-                for block in self.blocks(member):
-                    sha.update(block)
-                    file.write(block)
-            yield path, Hash(record_digest(sha.digest()), member.file_size)
+            yield self.spill(member, b"", self.blocks(member), Path(folder))
+
+    def spill(self, member: zipfile.ZipInfo, first: bytes, blocks: Iterator[bytes], folder: Path) -> tuple[Path, Hash]:
+        """Write a member, of which `first` was read already, to a file in `folder`; return its path and digest."""
+        path = folder / PurePosixPath(member.filename).name
+        free = shutil.disk_usage(folder).free
+        if member.file_size > free:
+            raise AuditError(
+                f"{member.filename} needs {member.file_size:,} bytes to be unpacked; {folder} has {free:,}",
+                fix="free space there, or point TMPDIR at a larger disk",
+            )
+        sha = hashlib.sha256()
+        with path.open("wb") as file:
+            for block in chain([first], blocks):
+                sha.update(block)
+                file.write(block)
+        return path, Hash(record_digest(sha.digest()), member.file_size)
 
 
 def record_digest(digest: bytes) -> str:
@@ -134,6 +169,7 @@ def record_digest(digest: bytes) -> str:
 def open_wheel(path: Path) -> Iterator[WheelFile]:
     """Open a wheel and check its table of contents. Raises AuditError."""
     try:
+        _check_directory(path)
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, EOFError) as error:
         raise AuditError(
@@ -143,6 +179,31 @@ def open_wheel(path: Path) -> Iterator[WheelFile]:
         raise AuditError(f"{path} cannot be read", why=error.strerror or str(error)) from error
     with archive:
         yield WheelFile(path, archive, *_checked(path, archive))
+
+
+_END, _END64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse a table of contents that is too long, before zipfile makes an object of each row. Raises AuditError."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(size - (1 << 16) - 22, 0))
+        tail = file.read()
+        end = tail.rfind(_END)
+        if end < 0 or end + 22 > len(tail):
+            return  # zipfile says what is wrong
+        length = struct.unpack_from("<I", tail, end + 12)[0]
+        if length == 0xFFFFFFFF and (locator := tail.rfind(_LOCATOR, 0, end)) >= 0:
+            file.seek(struct.unpack_from("<Q", tail, locator + 8)[0])
+            record = file.read(56)
+            length = struct.unpack_from("<Q", record, 40)[0] if record[:4] == _END64 and len(record) == 56 else length
+    if length > MAX_DIRECTORY or length > size:
+        raise AuditError(
+            f"{path.name} is not a wheel that can be trusted",
+            why=f"its table of contents claims {length:,} bytes; the limit is {MAX_DIRECTORY:,}",
+            fix="get it again elsewhere",
+        )
 
 
 def _checked(path: Path, archive: zipfile.ZipFile) -> tuple[tuple[zipfile.ZipInfo, ...], str]:
@@ -163,7 +224,16 @@ def _problem(members: tuple[zipfile.ZipInfo, ...]) -> str:
     twice = next((name for name, count in names.items() if count > 1), "")
     if twice:
         return f"{twice!r} is in it twice"
-    return next(filter(None, map(_member_problem, members)), "")
+    return next(filter(None, map(_member_problem, members)), "") or _overlap(members)
+
+
+def _overlap(members: tuple[zipfile.ZipInfo, ...]) -> str:
+    """Return a complaint about members that share their bytes: a small file could unpack to any size."""
+    ordered = sorted(members, key=lambda item: item.header_offset)
+    for one, two in pairwise(ordered):
+        if one.header_offset + 30 + one.compress_size > two.header_offset:
+            return f"{one.filename!r} and {two.filename!r} share their bytes"
+    return ""
 
 
 def _member_problem(member: zipfile.ZipInfo) -> str:
@@ -197,27 +267,46 @@ class WheelName:
 
 def wheel_name(path: Path) -> WheelName:
     """Take a wheel's file name apart. Raises AuditError when it is not one."""
-    try:
-        parse_wheel_filename(path.name)
-    except InvalidWheelFilename as error:
-        raise AuditError(
-            f"{path.name} is not the name of a wheel", why=str(error), fix="give it its old name"
-        ) from error
     parts = path.name.removesuffix(".whl").split("-")
+    try:
+        many = tag_count("-".join(parts[-3:])) > MAX_TAGS
+        why = f"it stands for more than {MAX_TAGS:,} tags" if many else ""
+        if not many:
+            parse_wheel_filename(path.name)
+    except InvalidWheelFilename as error:
+        why = str(error)
+    if why:
+        raise AuditError(f"{path.name} is not the name of a wheel", why=why, fix="give it its old name")
     build = parts[2] if len(parts) == 6 else ""
     return WheelName(parts[0], parts[1], build, "-".join(parts[-3:]))
 
 
+def tag_count(tags: str) -> int:
+    """Return how many tags a compressed tag set stands for: 2 for `py2.py3-none-any`."""
+    return math.prod(part.count(".") + 1 for part in tags.split("-"))
+
+
 def read_record(wheel: WheelFile) -> dict[str, Hash]:
-    """Return RECORD: path to digest and size; rows without digest (RECORD itself) have an empty one."""
-    data = wheel.read(f"{wheel.dist_info}/RECORD")
-    if data is None:
+    """Return RECORD: path to digest and size; rows without digest (RECORD itself) have an empty one.
+
+    It is read as a stream. Raises AuditError when it is damaged or has far more rows than the wheel has members.
+    """
+    name = f"{wheel.dist_info}/RECORD"
+    member = next((item for item in wheel.members if item.filename == name), None)
+    if member is None:
         raise wheel.error("RECORD is missing")
+    limit = 2 * len(wheel.members) + 1_000
+    record: dict[str, Hash] = {}
     try:
-        rows = list(csv.reader(io.StringIO(data.decode("utf-8"))))
-        return {row[0]: Hash(row[1], int(row[2] or 0)) for row in rows if row}
+        text = (line.decode("utf-8") for line in wheel.lines(member, MAX_LINE))
+        for count, row in enumerate(csv.reader(text), 1):
+            if count > limit:
+                raise wheel.error(f"RECORD has more than {limit:,} rows for {len(wheel.members):,} members")
+            if row:
+                record[row[0]] = Hash(row[1], int(row[2] or 0))
     except (UnicodeDecodeError, IndexError, ValueError, csv.Error) as error:
         raise wheel.error("RECORD cannot be read", str(error)) from error
+    return record
 
 
 class WheelWriter:

@@ -44,10 +44,12 @@ def cubin(*kernels: str, code: bytes = b"\x90" * 64) -> bytes:
     return header + body + b"".join(rows)
 
 
-def ptx(arch: str = "80", *kernels: str, isa: tuple[int, int] = (8, 8)) -> bytes:
+def ptx(
+    arch: str = "80", *kernels: str, isa: tuple[int, int] = (8, 8), body: str = ".reg .b32 %r; mov.u32 %r, 1; ret;"
+) -> bytes:
     """Return PTX text."""
     lines = [f".version {isa[0]}.{isa[1]}", f".target sm_{arch}", ".address_size 64"]
-    return "\n".join([*lines, *(f".visible .entry {kernel}() {{ ret; }}" for kernel in kernels)]).encode() + b"\n\0"
+    return "\n".join([*lines, *(f".visible .entry {kernel}() {{ {body} }}" for kernel in kernels)]).encode() + b"\n\0"
 
 
 def entry(

@@ -279,6 +279,7 @@ def test_a_wheel_without_triton_kernels_says_so_and_one_without_pin_too(tmp_path
 def test_a_directory_and_a_single_library_are_audited_too(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     path = shared_object(tmp_path / "lib/libx.so.1", UNITS)
+    shutil.rmtree(tmp_path / "lib/libx.so.1.work")
     (tmp_path / "lib/text.so").write_text("INPUT(libx.so.1)")
     (tmp_path / "lib/link.so").symlink_to(path)
     for subject, kind in ((path, "file"), (tmp_path / "lib", "directory")):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts.audit_targets import choose
+from scripts.audit_coverage import choose
 from scripts.elf import PHDR, PT_LOAD, RELA, SHDR, Elf, open_elf
 from scripts.errors import AuditError
 from scripts.fatbin import Kind, device_code, read_device_code
