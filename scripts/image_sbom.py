@@ -31,7 +31,8 @@ _CLASSIFIERS = {
     "GNU Lesser General Public License v2 or later (LGPLv2+)": "LGPL-2.0-or-later",
 }
 """Trove classifiers that mean exactly one SPDX licence; "BSD License" does not."""
-_SPELLINGS = {"apache 2.0": "Apache-2.0", "apache license 2.0": "Apache-2.0", "apache license, version 2.0": "Apache-2.0",
+_SPELLINGS = {
+    "apache 2.0": "Apache-2.0", "apache license 2.0": "Apache-2.0", "apache license, version 2.0": "Apache-2.0",
     "apache-2": "Apache-2.0", "bsd 3-clause": "BSD-3-Clause", "3-clause bsd license": "BSD-3-Clause",
     "mit license": "MIT", "mpl 2.0": "MPL-2.0", "bsd-3": "BSD-3-Clause", "new bsd": "BSD-3-Clause",
     "expat": "MIT", "gpl-2+": "GPL-2.0-or-later", "gpl-3+": "GPL-3.0-or-later", "gpl-2": "GPL-2.0-only",

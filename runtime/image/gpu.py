@@ -70,11 +70,11 @@ def _gpu(driver: ctypes.CDLL, index: int) -> Gpu:
 
 def without_gpu(table: dict[str, Any], trouble: str) -> list[str]:
     """Return the two lines that a container without a GPU says."""
+    ways = "--gpus all (docker), --device nvidia.com/gpu=all (podman) or nvidia.com/gpu: 1 (Kubernetes)"
+    driver = f"an NVIDIA driver for CUDA {table['cuda']} ({table['driver']}) or later, which nvidia-smi shows there"
     return [
-        f"error: {trouble}: start it with --gpus all (docker), --device nvidia.com/gpu=all (podman) "
-        "or nvidia.com/gpu: 1 (Kubernetes)",
-        f"  the host needs an NVIDIA driver for CUDA {table['cuda']} ({table['driver']}) or later, which nvidia-smi "
-        "shows there; --help and --version work without a GPU",
+        f"error: {trouble}: start it with {ways}",
+        f"  the host needs {driver}; --help and --version work without a GPU",
     ]
 
 
@@ -98,6 +98,10 @@ def judge(table: dict[str, Any], found: Found, accepted: Iterable[str]) -> tuple
 def hazards(table: dict[str, Any], about: dict[str, Any], cuda: str, capability: str) -> list[dict[str, str]]:
     """Return what goes wrong on a GPU with a driver of this CUDA version, as the audit found it when building."""
     found = [row for row in about["hazards"] if not row["below_cuda"] or _numbers(cuda) < _numbers(row["below_cuda"])]
+    if about["cuda"] and _numbers(cuda) < _numbers(about["cuda"]):
+        text = f"the driver is for CUDA {cuda}, and some kernels of the wheel need one for {about['cuda']} here"
+        remedy = f"driver {about['driver']} or later on the host"
+        found.append({"id": "old-driver", "level": "error", "text": text, "remedy": remedy, "source": ""})
     if not about["ok"] and not any(row["level"] == "error" for row in about["hazards"]):
         fitting = ", ".join(number for number, row in table["gpus"].items() if row["ok"])
         text = f"the wheel does not run on {capability} ({about['why']}); it runs on: {fitting or 'none'}"
