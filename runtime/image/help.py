@@ -13,7 +13,7 @@ def main() -> None:
     from vllm.platforms.cuda import NonNvmlCudaPlatform
     from vllm.platforms.interface import DeviceCapability
 
-    class Cuda(NonNvmlCudaPlatform):
+    class Cuda(NonNvmlCudaPlatform):  # type: ignore[misc]
         """A GPU that nobody has: its compute capability only chooses what the help calls a default."""
 
         @classmethod
