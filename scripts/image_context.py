@@ -211,6 +211,8 @@ def make_context(
         shutil.copy2(LOCKS / "worker.txt", folder)
         for part in ("build", "image", "worker"):
             shutil.copytree(RUNTIME / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("build", "image"):
+            (folder / part / "__init__.py").unlink()  # a folder of programs
         (folder / "image" / GPU_TABLE).write_text(json.dumps(table, indent=1) + "\n")
         _link(Path(sys.executable).with_name("uv"), folder / "build" / "uv")
         _link(wheel, folder / "wheel" / wheel.name)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -199,6 +200,7 @@ class StepClock:
         self._read = log.stat().st_size if log.exists() else 0
         self._rest = b""
         self._begun: list[tuple[str, float]] = []
+        self._notes: list[str] = []
 
     def look(self) -> None:
         """Read what the log has got since."""
@@ -209,13 +211,13 @@ class StepClock:
             *lines, self._rest = (self._rest + new).split(b"\n")
             for line in lines:
                 if _STEP.match(line):
-                    self._begin(line.decode("utf-8", "replace"))
-
-    def _begin(self, step: str) -> None:
-        elapsed = time.monotonic() - self._started
-        self._begun.append((" ".join(step.split()), elapsed))
-        with self._log.open("ab") as file:
-            file.write(f"wheelsmith: {human_seconds(elapsed)} after the start: {step[:60]}\n".encode())
+                    step, elapsed = " ".join(line.decode("utf-8", "replace").split()), time.monotonic() - self._started
+                    self._begun.append((step, elapsed))
+                    self._notes.append(f"wheelsmith: {human_seconds(elapsed)} after the start: {step[:60]}\n")
+            if self._notes and not self._rest:  # not into the middle of a line of the engine's
+                with self._log.open("ab") as log:
+                    log.write("".join(self._notes).encode())
+                self._notes.clear()
 
     def line(self) -> str:
         """Return what is being done now, and for how long."""
@@ -228,8 +230,8 @@ class StepClock:
     def finish(self) -> list[tuple[str, float]]:
         """Return the steps with their seconds, and write them to the log."""
         self.look()
-        ends = [begun for _, begun in self._begun[1:]] + [time.monotonic() - self._started]
-        steps = [(step, round(end - begun, 1)) for (step, begun), end in zip(self._begun, ends, strict=True)]
+        marks = [*self._begun, ("", time.monotonic() - self._started)]
+        steps = [(step, round(end - begun, 1)) for (step, begun), (_, end) in pairwise(marks)]
         with suppress(OSError), self._log.open("ab") as file:
             for step, seconds in steps:
                 file.write(f"wheelsmith: {human_seconds(seconds)} in {step[:100]}\n".encode())

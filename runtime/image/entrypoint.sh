@@ -2,7 +2,7 @@
 # Looks at the GPU, gives any uid a name and writable caches, then becomes the command (tini, its parent, passes
 # signals on). `--version` and `--help` need no GPU. WHEELSMITH_GPU_CHECK=0 leaves the GPU unchecked.
 set -eu
-here=/opt/wheelsmith python=/opt/vllm/bin/python
+here=$(dirname "$0")
 case "$*" in
 "vllm "* | "python3 -m worker.handler"*) serves=yes ;;
 *) serves=no ;; # somebody's own command
@@ -13,7 +13,7 @@ if [ $serves = yes ]; then
         case "$word" in
         --) break ;;
         -h | --help | --help=*) asked=help ;;
-        --version) exec $python $here/gpu.py --version ;;
+        --version) exec python3 "$here/gpu.py" --version ;;
         esac
     done
 fi
@@ -26,9 +26,9 @@ if ! getent passwd "$(id -u)" > /dev/null; then
     export NSS_WRAPPER_PASSWD=/tmp/passwd NSS_WRAPPER_GROUP=/etc/group LD_PRELOAD=libnss_wrapper.so
 fi
 if [ "$asked" = help ]; then
-    if [ "$1" = vllm ] && ! $python $here/gpu.py --quiet; then exec $python $here/help.py "$@"; fi
+    if [ "$1" = vllm ] && ! python3 "$here/gpu.py" --quiet; then exec python3 "$here/help.py" "$@"; fi
 elif [ $serves = yes ] && [ "${WHEELSMITH_GPU_CHECK:-1}" != 0 ]; then
-    $python $here/gpu.py
+    python3 "$here/gpu.py"
     export WHEELSMITH_GPU_CHECK=0 # the worker need not look again
 fi
 exec "$@"
