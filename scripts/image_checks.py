@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.console import Console
+from scripts.console import Console, human_bytes
 from scripts.errors import ImageError
-from scripts.image_engine import Engine
+from scripts.image_engine import Engine, Layer
+from scripts.image_layers import LARGEST
 from scripts.recipe import ROOT
 
 CHECKS = ROOT / "runtime" / "checks"
@@ -27,6 +28,22 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Installed:
+    """A package of an image."""
+
+    name: str
+    version: str
+    size: int
+    """Bytes of its files."""
+    architecture: str = ""
+    """Debian's name of it; "" for Python packages."""
+    licences: tuple[str, ...] = ()
+    """As the package says: an SPDX expression, classifiers, names of Debian's copyright file."""
+    sha256: str = ""
+    """Of a Debian package's file; of a Python package's RECORD, which has the hash of each of its files."""
+
+
+@dataclass(frozen=True)
 class Facts:
     """What an image is and holds, as runtime/checks/facts.py tells."""
 
@@ -34,14 +51,14 @@ class Facts:
     glibc: str
     machine: str
     headers: bool
-    python_packages: tuple[tuple[str, str, int], ...]
-    """Name, version, bytes of its files."""
-    debian_packages: tuple[tuple[str, str, str, int], ...]
-    """Name, version, architecture, bytes."""
+    python_packages: tuple[Installed, ...]
+    debian_packages: tuple[Installed, ...]
     setuid: tuple[str, ...]
     writable: tuple[str, ...]
     caches: tuple[str, ...]
     secrets: tuple[str, ...]
+    compiler_files: tuple[str, ...]
+    """Static archives and headers of torch."""
 
 
 def read_facts(engine: Engine, image: str) -> Facts:
@@ -67,20 +84,30 @@ def _facts(data: dict[str, Any]) -> Facts:
         glibc=data["glibc"],
         machine=data["machine"],
         headers=data["headers"],
-        python_packages=tuple((name, version, int(size)) for name, version, size in data["python_packages"]),
-        debian_packages=tuple((n, v, a, int(size or 0) * 1024) for n, v, a, size in data["debian_packages"]),
-        **{key: tuple(data[key]) for key in ("setuid", "writable", "caches", "secrets")},
+        python_packages=tuple(
+            Installed(name, version, int(size), "", tuple(licences), sha256)
+            for name, version, size, licences, sha256 in data["python_packages"]
+        ),
+        debian_packages=tuple(
+            Installed(name, version, int(size or 0) * 1024, architecture, tuple(licences), sha256)
+            for name, version, architecture, size, licences, sha256 in data["debian_packages"]
+        ),
+        **{key: tuple(data[key]) for key in ("setuid", "writable", "caches", "secrets", "compiler_files")},
     )
 
 
-def check_image(engine: Engine, image: str, *, base: Facts, console: Console) -> tuple[Facts, list[Result]]:
-    """Run all checks in an image; return its facts and what each check found."""
+def check_image(
+    engine: Engine, image: str, *, base: Facts, console: Console, jit: bool = False
+) -> tuple[Facts, list[Result]]:
+    """Run all checks in an image; return its facts and what each check found. `jit`: compilers need their headers."""
     facts = read_facts(engine, image)
     results = [
         _none("no setuid files beyond the base's", set(facts.setuid) - set(base.setuid)),
         _none("no directories of root that others may write", set(facts.writable)),
         _none("no compiler, package or download caches", set(facts.caches) - set(base.caches)),
         _none("no secrets in files or variables", set(facts.secrets) - set(base.secrets)),
+        _none("no static archives or headers that only compilers need", set(() if jit else facts.compiler_files)),
+        layers_fit(engine.layers(image)),
         Result("Python.h is there for Triton", facts.headers, f"Python {facts.python[0]}.{facts.python[1]}"),
     ]
     for title, user, read_only in (("as its own user", "10001:0", False), ("read-only, as uid 12345", STRANGER, True)):
@@ -90,6 +117,12 @@ def check_image(engine: Engine, image: str, *, base: Facts, console: Console) ->
         if not result.ok:
             console.warn(f"{result.check}: {result.said.strip()}")
     return facts, results
+
+
+def layers_fit(layers: Sequence[Layer]) -> Result:
+    """Tell whether each layer is below what registries and pulls cope with."""
+    largest = max((layer.size for layer in layers), default=0)
+    return Result(f"each layer is below {human_bytes(LARGEST)}", largest < LARGEST, f"largest {human_bytes(largest)}")
 
 
 def _none(title: str, found: set[str]) -> Result:

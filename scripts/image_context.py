@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -12,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -19,11 +22,13 @@ from packaging.version import Version
 from scripts.audit import label_archs, matching_recipe
 from scripts.audit_collect import audit_path
 from scripts.audit_models import AuditReport
-from scripts.cache import Cache, file_sha256
+from scripts.cache import Cache, digest, file_sha256
 from scripts.console import Console
 from scripts.download import download, open_client
 from scripts.drivers import Target, parse_target
 from scripts.errors import AuditError, FetchError, ImageError
+from scripts.image_gpus import NAME as GPU_TABLE
+from scripts.image_layers import layer_rules, split_lock
 from scripts.indexes import Indexes
 from scripts.recipe import DEFAULT_RECIPE, ROOT
 from scripts.recipe_files import load_recipe
@@ -53,6 +58,8 @@ class WheelFacts:
     """Lowest CUDA version whose driver runs all its targets."""
     driver: str
     """First Linux driver of that CUDA version."""
+    torch: str = ""
+    """Version of torch that it names; "" when it names none."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,8 @@ def read_wheel(path: Path) -> WheelFacts:
             fix=f"nox -s audit -- {path}",
         )
     named = recipe.name if recipe else ""
-    return WheelFacts(path, name.version, file_sha256(path), unpacked, named, cuda, driver)
+    torch = (report.torch or "").removeprefix("==")
+    return WheelFacts(path, name.version, file_sha256(path), unpacked, named, cuda, driver, torch)
 
 
 def wheel_targets(path: Path) -> Sequence[Target]:
@@ -109,8 +117,11 @@ def wheel_targets(path: Path) -> Sequence[Target]:
 
 
 def lowest_driver(report: AuditReport) -> tuple[str, str]:
-    """Return CUDA version and driver that run every target that can be run at all; two empty texts when none can."""
-    met = [(item.lowest_cuda, item.lowest_driver or "") for item in report.targets if item.ok and item.lowest_cuda]
+    """Return CUDA version and driver that run every target that can be run at all; two empty texts when none can.
+
+    A target whose code is known to go wrong (a hazard) counts: the entry point tells, and stops.
+    """
+    met = [(item.lowest_cuda, item.lowest_driver or "") for item in report.targets if item.lowest_cuda]
     cuda, driver = max(met, key=lambda item: Version(item[0] or "0"), default=("", ""))
     return cuda or "", driver
 
@@ -182,31 +193,49 @@ def have_encodings(given: Path | None, *, cache: Cache, indexes: Indexes, consol
 
 
 @contextmanager
-def make_context(cache: Cache, wheel: Path, lock: Path, encodings: Mapping[str, Path]) -> Iterator[Path]:
+def make_context(
+    cache: Cache, wheel: Path, lock: Path, encodings: Mapping[str, Path], table: Mapping[str, Any]
+) -> Iterator[Path]:
     """Give a folder with what Dockerfile.runtime takes from its context, removed afterwards. Raises ImageError.
 
-    Big files are hard links where the filesystem allows it; times and modes are set, so that layers are the same
-    from every checkout.
+    `table` is what the audit says per GPU (image_gpus). Big files are hard links where the filesystem allows it; times
+    and modes are set, so that layers are the same from every checkout.
     """
     with tempfile.TemporaryDirectory(dir=cache.place("tmp", "image").parent, prefix="image-") as name:
         folder = Path(name)
-        for part in ("bin", "wheel", "encodings"):
+        for part in ("wheel", "encodings"):
             (folder / part).mkdir()
         shutil.copy2(ROOT / "Dockerfile.runtime", folder)
-        shutil.copy2(lock, folder / "requirements.txt")
+        for number, text in enumerate(split_lock(lock.read_text(), layer_rules()), 1):
+            (folder / f"requirements-{number}.txt").write_text(text)
         shutil.copy2(LOCKS / "worker.txt", folder)
-        shutil.copytree(RUNTIME / "image", folder / "image", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(RUNTIME / "worker", folder / "worker", ignore=shutil.ignore_patterns("__pycache__"))
-        _link(Path(sys.executable).with_name("uv"), folder / "bin" / "uv")
+        for part in ("build", "image", "worker"):
+            shutil.copytree(RUNTIME / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("build", "image"):
+            (folder / part / "__init__.py").unlink()  # a folder of programs
+        (folder / "image" / GPU_TABLE).write_text(json.dumps(table, indent=1) + "\n")
+        _link(Path(sys.executable).with_name("uv"), folder / "build" / "uv")
         _link(wheel, folder / "wheel" / wheel.name)
         for target, source in encodings.items():
             _link(source, folder / "encodings" / target)
         for path in folder.rglob("*"):
-            if path.is_dir() or path.parent.name in {"bin", "image"}:
+            if path.is_dir() or path.parent.name in {"build", "image"}:
                 path.chmod(0o755)
             elif path.parent.name == "worker":
                 path.chmod(0o644)
         yield folder
+
+
+def context_arguments(lock: Path) -> dict[str, str]:
+    """Return the digests of what enters by bind mount: buildah's layer cache does not look into mounts."""
+    parts = split_lock(lock.read_text(), layer_rules())
+    digests = {f"REQUIREMENTS_{i}_SHA256": hashlib.sha256(part.encode()).hexdigest() for i, part in enumerate(parts, 1)}
+    installers = sorted(path for path in (RUNTIME / "build").iterdir() if path.is_file())
+    return {
+        **digests,
+        "INSTALLER_SHA256": digest([path.read_text() for path in installers]),
+        "WORKER_SHA256": file_sha256(LOCKS / "worker.txt"),
+    }
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,7 +1,4 @@
-"""What builds and runs images: docker (buildx), podman or buildah, found by itself.
-
-buildah works with `--isolation chroot` where containers cannot be started (a sandbox without cgroups or namespaces).
-"""
+"""What builds and runs images: the engine's face, and what Docker, Podman and Buildah have in common."""
 
 from __future__ import annotations
 
@@ -10,20 +7,21 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.text import Text
 
 from scripts.console import Console, human_seconds
-from scripts.errors import ImageError, UsageError
+from scripts.errors import ImageError
 from scripts.process import capture, run_logged
 
-NAMES = ("docker", "podman", "buildah")
 USER_DIRS = ("/tmp", "/cache")  # noqa: S108 - the image's only writable places
 
 
@@ -55,18 +53,25 @@ def layers_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Engine:
+class Engine(ABC):
     """A usable engine. All methods raise ImageError."""
 
-    name: str
     log: Path
     console: Console
+    name: ClassVar[str]
+    steps: list[tuple[str, float]] = field(default_factory=list)
+    """Steps of the builds so far, with their seconds."""
 
     def _run(self, arguments: Sequence[str | Path], doing: str, **variables: str) -> None:
-        """Run a long command with its output in the log; explain its failure."""
+        """Run a long command with its output in the log, and the time beside it; explain its failure."""
+        clock = StepClock(self.log)
 
         def line() -> str:
-            return f"{'':<10}{doing}: {_step(self.log)}"
+            return f"{'':<10}{doing}: {clock.line()}"
+
+        def tick() -> None:
+            clock.look()
+            progress.tick()
 
         with self.console.progress(lambda: Text(line()), lambda: line().strip()) as progress:
             done = run_logged(
@@ -74,8 +79,9 @@ class Engine:
                 log=self.log,
                 cwd=Path.cwd(),
                 environment={**os.environ, "DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain", **variables},
-                tick=progress.tick,
+                tick=tick,
             )
+        self.steps.extend(clock.finish())
         if done.code:
             raise explained(doing, done.tail(60), self.log)
         self.console.note(f"{doing} took {human_seconds(done.seconds)}")
@@ -86,65 +92,24 @@ class Engine:
             raise explained(doing, text, self.log)
         return text
 
+    @abstractmethod
     def build(self, plan: Plan) -> None:
         """Build the plan's target and give it the plan's tag."""
-        words: list[str | Path] = ["build" if self.name == "docker" else "bud"] if self.name != "podman" else ["build"]
-        if self.name == "buildah":
-            words += ["--isolation", "chroot", "--layers", "--force-rm"]
-        if self.name != "docker":  # OCI's format has no HEALTHCHECK
-            words += ["--format", "docker", "--timestamp", str(plan.timestamp)]
-        else:
-            words += ["--build-arg", f"SOURCE_DATE_EPOCH={plan.timestamp}"]
-        for name, value in plan.arguments.items():
-            words += ["--build-arg", f"{name}={value}"]
-        for name, path in plan.secrets.items():
-            words += ["--secret", f"id={name},src={path}"]
-        for name, value in plan.labels.items():
-            words += ["--label", f"{name}={value}"]
-        words += [
-            "--target",
-            plan.target,
-            "--tag",
-            plan.tag,
-            "--file",
-            plan.context / "Dockerfile.runtime",
-            plan.context,
-        ]
-        before = self._containers()
-        # buildah writes layers as files before it stores them, and leaves them there (18 GB) when it is interrupted.
-        with tempfile.TemporaryDirectory(dir=layers_folder(), prefix="wheelsmith-layers-") as spare:
-            try:
-                self._run(words, f"building target {plan.target}", TMPDIR=spare)
-            except BaseException:
-                self._remove_containers(self._containers() - before)
-                raise
-
-    def _containers(self) -> set[str]:
-        """Return buildah's working containers: the other engines keep none of a build."""
-        if self.name != "buildah":
-            return set()
-        code, text = capture(["buildah", "containers", "--quiet"], environment=os.environ)
-        return set() if code else set(text.split())
-
-    def _remove_containers(self, names: set[str]) -> None:
-        if names:
-            capture(["buildah", "rm", *sorted(names)], environment=os.environ, timeout=300)
 
     def pull(self, image: str) -> None:
         """Have an image here: nothing is fetched when it is."""
-        if self.has(image):
-            return
-        self._run(["pull", image], f"pulling {image}")
+        if not self.has(image):
+            self._run(["pull", image], f"pulling {image}")
+
+    _inspect: ClassVar[tuple[str, ...]] = ("inspect", "--type", "image")
 
     def has(self, image: str) -> bool:
         """Tell whether an image is here."""
-        kind = ["inspect", "--type", "image"] if self.name != "docker" else ["image", "inspect"]
-        return capture([self.name, *kind, image], environment=os.environ)[0] == 0
+        return capture([self.name, *self._inspect, image], environment=os.environ)[0] == 0
 
     def inspect(self, image: str) -> dict[str, Any]:
         """Return the engine's own description of an image."""
-        kind = ["inspect", "--type", "image"] if self.name != "docker" else ["image", "inspect"]
-        found = json.loads(self._ask(*kind, image, doing=f"inspecting {image}"))
+        found = json.loads(self._ask(*self._inspect, image, doing=f"inspecting {image}"))
         return dict(found[0] if isinstance(found, list) else found)
 
     def digest(self, image: str) -> str:
@@ -155,45 +120,28 @@ class Engine:
             return str(digests[0]).rpartition("@")[2]
         return str(about.get("FromImageDigest") or about.get("Digest") or about.get("Id", ""))
 
+    def image_id(self, image: str) -> str:
+        """Return the sha256 of an image's configuration, which no registry changes."""
+        about = self.inspect(image)
+        return str(about.get("FromImageID") or about.get("Id", "")).removeprefix("sha256:")
+
     def tag(self, image: str, name: str) -> None:
         """Give an image another name."""
         self._ask("tag", image, name, doing=f"tagging {name}")
 
-    def untag(self, name: str, other: str | None = None) -> None:
-        """Take a name away; never fails.
+    @abstractmethod
+    def untag(self, name: str, other: str) -> None:
+        """Take a name away; never fails. The image's layers stay for the next build; `other` is an image that stays."""
 
-        buildah would remove an image with its last name, and its layers, which the next build wants: with `other`,
-        an image that stays, the name first goes there.
-        """
-        words = ["rmi", name] if self.name != "podman" else ["untag", name]
-        with suppress(ImageError):
-            if other and self.name == "buildah" and self.has(name):
-                self._ask("tag", other, name, doing=f"untagging {name}")
-            self._ask(*words, doing=f"untagging {name}")
-
+    @abstractmethod
     def push(self, image: str, reference: str) -> None:
         """Push an image; who may is the engine's own login."""
-        if self.name == "buildah":
-            self._run(["push", image, f"docker://{reference}"], f"pushing {reference}")
-            return
-        self.tag(image, reference)
-        self._run(["push", reference], f"pushing {reference}")
 
+    @abstractmethod
     def import_tar(self, tar: Path, name: str) -> None:
         """Make an image of one layer from a root filesystem."""
-        if self.name != "buildah":
-            self._run(["import", tar, name], f"importing {name}")
-            return
-        container = self._ask("from", "scratch", doing="making a base").strip().splitlines()[-1]
-        try:
-            self._run(["add", "--quiet", container, tar, "/"], f"importing {name}")
-            self._ask("config", "--cmd", "bash", container, doing="making a base")
-            self._run(
-                ["commit", "--quiet", "--format", "docker", "--timestamp", "0", container, name], f"storing {name}"
-            )
-        finally:
-            self._remove_containers({container})
 
+    @abstractmethod
     def run(
         self,
         image: str,
@@ -205,92 +153,96 @@ class Engine:
         timeout: float = 600,
     ) -> tuple[int, str]:
         """Run `command` with `script` on stdin in a container of its own, without network; return code and output."""
-        if self.name == "buildah":
-            return self._run_buildah(image, command, script=script, user=user, read_only=read_only, timeout=timeout)
-        words = ["run", "--rm", "-i", "--network", "none", "--user", user, "--entrypoint", command[0]]
-        if read_only:
-            words.append("--read-only")
-            for folder in USER_DIRS:
-                words += ["--tmpfs", folder]
-        return _fed([self.name, *words, image, *command[1:]], script, timeout)
 
-    def _run_buildah(
-        self, image: str, command: Sequence[str], *, script: Path, user: str, read_only: bool, timeout: float
-    ) -> tuple[int, str]:
-        container = self._ask("from", "--pull-never", image, doing=f"starting {image}").strip().splitlines()[-1]
-        try:
-            if not read_only:
-                words = ["buildah", "run", "--isolation", "chroot", "--user", user, container, "--", *command]
-                return _fed(words, script, timeout)
-            root = self._ask("mount", container, doing=f"mounting {image}").strip().splitlines()[-1]
-            settings = self.inspect(image).get("Docker", {}).get("config", {}).get("Env") or []
-            return _fed(
-                ["unshare", "-m", "sh", "-c", _READ_ONLY, "sh", root, user, *settings, *command], script, timeout
-            )
-        finally:
-            self._remove_containers({container})
-
+    @abstractmethod
     def layers(self, image: str) -> list[Layer]:
         """Return the image's layers, the base first, without those that hold nothing."""
-        if self.name == "buildah":
-            return self._buildah_layers(image)
-        form = "{{.Size}}\t{{.CreatedBy}}"
-        listing = self._ask("history", "--no-trunc", "--human=false", "--format", form, image, doing="reading layers")
-        rows = [line.split("\t", 1) for line in listing.splitlines() if "\t" in line]
-        return [Layer(int(size), text) for size, text in reversed(rows) if size.isdigit() and int(size)]
 
-    def _buildah_layers(self, image: str) -> list[Layer]:
-        about = self.inspect(image)["Docker"]
-        store = json.loads(self._ask("info", doing="reading the store"))["store"]
-        table = Path(store["GraphRoot"]) / f"{store['GraphDriverName']}-layers" / "layers.json"
-        sizes = {item.get("diff-digest"): int(item.get("diff-size", 0)) for item in json.loads(table.read_text())}
-        made = [item.get("created_by", "") for item in about["history"] if not item.get("empty_layer")]
-        return [
-            Layer(sizes.get(digest, 0), text) for digest, text in zip(about["rootfs"]["diff_ids"], made, strict=True)
-        ]
-
-    @contextmanager
-    def folder(self, image: str, path: str) -> Iterator[Path]:
+    @abstractmethod
+    def folder(self, image: str, path: str) -> AbstractContextManager[Path]:
         """Give a folder of the image as one of this machine, to read."""
-        doing = f"reading {path} of {image}"
-        if self.name == "buildah":
-            container = self._ask("from", "--pull-never", image, doing=doing).strip().splitlines()[-1]
-            try:
-                root = self._ask("mount", container, doing=doing).strip().splitlines()[-1]
-                yield Path(root + path)
-            finally:
-                self._remove_containers({container})
-            return
-        container = self._ask("create", image, doing=doing).strip().splitlines()[-1]
-        try:
-            with tempfile.TemporaryDirectory(prefix="wheelsmith-") as name:
-                self._ask("cp", f"{container}:{path}", name, doing=doing)
-                yield Path(name) / Path(path).name
-        finally:
-            capture([self.name, "rm", container], environment=os.environ)
 
+    @abstractmethod
     def storage(self) -> Path:
         """Return the folder that layers are stored in."""
-        if self.name == "docker":
-            return Path(self._ask("info", "--format", "{{.DockerRootDir}}", doing="asking docker").strip())
-        about = json.loads(self._ask("info", *(["--format", "json"] * (self.name == "podman")), doing="asking it"))
-        return Path(about["store"].get("GraphRoot") or about["store"]["graphRoot"])
+
+    def trouble(self) -> str | None:
+        """Return why the engine cannot be used here, None when it can."""
+        if shutil.which(self.name) is None:
+            return "not installed"
+        for question in (self._version, ["info"]):
+            code, text = capture([self.name, *question], environment=os.environ, timeout=30)
+            if code:
+                return (text.strip().splitlines() or ["no answer"])[-1][:200]
+        return None
+
+    _version: ClassVar[Sequence[str]] = ("--version",)
 
 
-# Bind-mounts the root read-only in a mount namespace of its own, with memory over the writable places.
-_READ_ONLY = """\
-set -e
-root=$1 user=$2; shift 2
-mount --make-rprivate /
-mount --bind "$root" "$root"
-for place in /tmp /cache; do mount -t tmpfs -o mode=1777 tmpfs "$root$place"; done
-mount --rbind /proc "$root/proc"; mount --rbind /dev "$root/dev"
-mount -o remount,bind,ro "$root"
-exec chroot --userspec="$user" "$root" /usr/bin/env -i "$@"
-"""
+def plan_words(plan: Plan) -> list[str | Path]:
+    """Return the part of a build's command line that all engines share."""
+    words: list[str | Path] = []
+    for name, value in plan.arguments.items():
+        words += ["--build-arg", f"{name}={value}"]
+    for name, path in plan.secrets.items():
+        words += ["--secret", f"id={name},src={path}"]
+    for name, value in plan.labels.items():
+        words += ["--label", f"{name}={value}"]
+    dockerfile = plan.context / "Dockerfile.runtime"
+    return [*words, "--target", plan.target, "--tag", plan.tag, "--file", dockerfile, plan.context]
 
 
-def _fed(words: Sequence[str], script: Path, timeout: float) -> tuple[int, str]:
+class StepClock:
+    """Follows a build's log: when each step began; writes the time since the start into the log, beside each step."""
+
+    def __init__(self, log: Path) -> None:
+        self._log, self._started = log, time.monotonic()
+        self._read = log.stat().st_size if log.exists() else 0
+        self._rest = b""
+        self._begun: list[tuple[str, float]] = []
+        self._notes: list[str] = []
+
+    def look(self) -> None:
+        """Read what the log has got since."""
+        with suppress(OSError), self._log.open("rb") as file:
+            file.seek(self._read)
+            new = file.read()
+            self._read += len(new)
+            *lines, self._rest = (self._rest + new).split(b"\n")
+            for line in lines:
+                if _STEP.match(line):
+                    step, elapsed = " ".join(line.decode("utf-8", "replace").split()), time.monotonic() - self._started
+                    self._begun.append((step, elapsed))
+                    self._notes.append(f"wheelsmith: {human_seconds(elapsed)} after the start: {step[:60]}\n")
+            if self._notes and not self._rest:  # not into the middle of a line of the engine's
+                with self._log.open("ab") as log:
+                    log.write("".join(self._notes).encode())
+                self._notes.clear()
+
+    def line(self) -> str:
+        """Return what is being done now, and for how long."""
+        whole = human_seconds(time.monotonic() - self._started)
+        if not self._begun:
+            return f"starting, {whole}"
+        step, begun = self._begun[-1]
+        return f"{whole}, of it {human_seconds(time.monotonic() - self._started - begun)} in {step[:90]}"
+
+    def finish(self) -> list[tuple[str, float]]:
+        """Return the steps with their seconds, and write them to the log."""
+        self.look()
+        marks = [*self._begun, ("", time.monotonic() - self._started)]
+        steps = [(step, round(end - begun, 1)) for (step, begun), (_, end) in pairwise(marks)]
+        with suppress(OSError), self._log.open("ab") as file:
+            for step, seconds in steps:
+                file.write(f"wheelsmith: {human_seconds(seconds)} in {step[:100]}\n".encode())
+        return steps
+
+
+_STEP = re.compile(rb"(?:\[\S+\] )?STEP \d+/\d+: |#\d+ \[")
+
+
+def fed(words: Sequence[str], script: Path, timeout: float) -> tuple[int, str]:
+    """Run a command with a file on stdin; return its exit code (124: too late) and what it wrote."""
     with script.open("rb") as stdin:
         try:
             done = subprocess.run(
@@ -299,36 +251,6 @@ def _fed(words: Sequence[str], script: Path, timeout: float) -> tuple[int, str]:
         except subprocess.TimeoutExpired:
             return 124, f"no answer within {timeout:.0f} s"
     return done.returncode, done.stdout.decode("utf-8", "replace")
-
-
-def find_engine(wanted: str, *, log: Path, console: Console) -> Engine:
-    """Return the engine that was asked for, or with `auto` the first that works. Raises ImageError, UsageError."""
-    if wanted not in {*NAMES, "auto"}:
-        raise UsageError(f"there is no engine {wanted!r}", fix=f"choose from: {', '.join(NAMES)}, auto")
-    said = []
-    for name in NAMES if wanted == "auto" else (wanted,):
-        trouble = _unusable(name)
-        if trouble is None:
-            return Engine(name, log, console)
-        said.append(f"{name}: {trouble}")
-    raise ImageError(
-        "no engine can build an image here" if wanted == "auto" else f"{wanted} cannot build an image here",
-        why="; ".join(said),
-        fix=["apt-get install buildah (needs no daemon, and works as root in a sandbox)", "start the docker daemon"],
-    )
-
-
-def _unusable(name: str) -> str | None:
-    if shutil.which(name) is None:
-        return "not installed"
-    questions = {"docker": ["buildx", "version"], "podman": ["--version"], "buildah": ["--version"]}
-    for question in (questions[name], ["info"]):
-        code, text = capture([name, *question], environment=os.environ, timeout=30)
-        if code:
-            return (text.strip().splitlines() or ["no answer"])[-1][:200]
-    if name == "podman" and not Path("/sys/fs/cgroup").exists():
-        return "no cgroups"
-    return None
 
 
 _CAUSES = (
@@ -364,14 +286,3 @@ def explained(doing: str, text: str, log: Path) -> ImageError:
     why, fix = next(((w, f) for pattern, w, f in _CAUSES if re.search(pattern, clean, re.IGNORECASE)), unknown)
     lines = [line[:400] for line in clean.strip().splitlines()[-12:]]
     return ImageError(f"{doing} failed", why=why, fix=fix.format(store="docker system df"), detail="\n".join(lines))
-
-
-def _step(log: Path) -> str:
-    """Return the build step that the log told last."""
-    with suppress(OSError):
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 20_000))
-            steps = re.findall(rb"^(?:\[\S+\] )?STEP \d+/\d+: .*|^#\d+ \[.*", file.read(), re.MULTILINE)
-        if steps:
-            return str(steps[-1].decode("utf-8", "replace")[:90])
-    return "starting"
