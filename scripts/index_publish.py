@@ -9,15 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from securesystemslib.signer import CryptoSigner
-
 from scripts.cache import file_sha256, write_atomic
 from scripts.console import Console, human_bytes
 from scripts.index_attestations import SUFFIX as PROVENANCE
 from scripts.index_attestations import provenance_of
 from scripts.index_entry import Entry, Origin, make_entry
 from scripts.index_statements import built, mirrored, slimmed
-from scripts.provenance import SUFFIX, is_signed, load_key_of, sign
+from scripts.provenance import SUFFIX, KeyPair, is_signed, key_id, sign
 from scripts.prune import Rule, doomed
 from scripts.report import report_path
 from scripts.sbom import FOLDER, NAME
@@ -42,7 +40,7 @@ class Wishes:
     rules: tuple[Rule, ...] = ()
     grace: timedelta = GRACE
     variants: bool = False
-    signer: CryptoSigner | None = None
+    signer: KeyPair | None = None
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """By file name: where a wheel was taken from."""
     action: str = "publish"
@@ -190,15 +188,15 @@ def sign_wheels(wheels: Sequence[Local], wishes: Wishes, console: Console) -> li
     signer = wishes.signer
     if signer is None:
         return []
-    key, done = load_key_of(signer), []
+    done = []
     for wheel in wheels:
         path = wheel.path.with_name(wheel.path.name + SUFFIX)
         claim = statement_of(wheel, wishes.origins.get(wheel.path.name))
-        if path.is_file() and is_signed(path.read_bytes(), claim, key):
+        if path.is_file() and is_signed(path.read_bytes(), claim, signer.public):
             continue
         if not wishes.dry_run:
             write_atomic(path, sign(claim, signer))
-            console.note(f"{path.name} signed with key {signer.public_key.keyid[:16]}")
+            console.note(f"{path.name} signed with key {key_id(signer.public)[:16]}")
         state = "would be signed" if wishes.dry_run else "signed"
         done.append(Done(path.name, state))
     return done

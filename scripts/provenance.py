@@ -48,7 +48,15 @@ class Signed:
     """What the signer called the key: a hint that proves nothing."""
 
 
-def load_signer(path: Path, password: str = "") -> CryptoSigner:
+@dataclass(frozen=True)
+class KeyPair:
+    """A private key that signs, and the public one that checks."""
+
+    signer: CryptoSigner
+    public: PublicKey
+
+
+def load_signer(path: Path, password: str = "") -> KeyPair:
     """Read a private key (PEM: Ed25519, ECDSA, RSA). Raises UsageError; the key never leaves memory."""
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password.encode() or None)
@@ -65,7 +73,7 @@ def load_signer(path: Path, password: str = "") -> CryptoSigner:
         ) from error
     if not isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise UsageError(f"{path}: keys of this kind cannot sign", fix="use Ed25519, ECDSA or RSA")
-    return CryptoSigner(key)
+    return KeyPair(CryptoSigner(key), key.public_key())
 
 
 def load_key(path: Path) -> PublicKey:
@@ -83,23 +91,15 @@ def load_key(path: Path) -> PublicKey:
     return key
 
 
-def load_key_of(signer: CryptoSigner) -> PublicKey:
-    """Return the public key of a private one."""
-    found = serialization.load_pem_public_key(signer.public_key.keyval["public"].encode())
-    if not isinstance(found, PublicKey):  # load_signer lets no other pass
-        raise UsageError("keys of this kind are not checked", fix="use Ed25519, ECDSA or RSA")
-    return found
-
-
 def key_id(key: PublicKey) -> str:
     """Return the name that our signatures have of a key: a digest of it."""
     return str(SSlibKey.from_crypto(key).keyid)
 
 
-def sign(claim: Mapping[str, Any], signer: CryptoSigner) -> bytes:
+def sign(claim: Mapping[str, Any], keys: KeyPair) -> bytes:
     """Return the statement in a signed envelope, one line of JSON, with the fields of DSSE and no others."""
     envelope = Envelope(json.dumps(claim, sort_keys=True).encode(), PAYLOAD_TYPE, {})
-    envelope.sign(signer)
+    envelope.sign(keys.signer)
     return json.dumps(envelope.to_dict(), sort_keys=True).encode() + b"\n"
 
 

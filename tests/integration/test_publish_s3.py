@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -50,11 +51,16 @@ def test_the_index_in_a_store_is_the_same_as_in_a_directory(memory: MemoryStore,
     run(wheel, other, "--to", tmp_path / "index")
     files = {str(path.relative_to(tmp_path / "index")) for path in (tmp_path / "index").rglob("*") if path.is_file()}
     assert keys(memory) == files - {".publish.lock"}
+    assert json.loads(bytes(memory.get(".state.json").bytes())).keys() == {"entries", "pages"}
     run(wheel, "--to", "s3://bucket")
     with pytest.raises(PublishError, match="has another"):
         run(small(tmp_path / "w2", text="y = 1"), "--to", "s3://bucket")
     run("--prune", other.name, "--to", "s3://bucket")
-    assert not [key for key in keys(memory) if "1.0" in key]
+    assert other.name in str(keys(memory))  # readers may just fetch it
+    run("--prune", "keep=9", "--to", "s3://bucket", "--grace", "0")
+    assert not [key for key in keys(memory) if key.startswith("files/") and "1.0" in key]
+    for key in ("vllm/1.0/index.html", "vllm/1.0/vllm/index.json", "cu128/vllm/index.html"):
+        assert other.name not in bytes(memory.get(key).bytes()).decode()
     page = bytes(memory.get("simple/vllm/index.html").bytes()).decode()
     assert wheel.name.replace("+", "%2B") in page
     assert memory.get("simple/vllm/index.json").attributes["Content-Type"] == "application/vnd.pypi.simple.v1+json"
@@ -95,7 +101,10 @@ def test_a_store_that_is_not_there_or_not_one_is_told(monkeypatch: pytest.Monkey
     monkeypatch.setattr("scripts.object_store.RETRIES", {"max_retries": 0})
     store = ObjectStore("s3://bucket/x")
     for call in (
-        lambda: store.keys("entries/"),
+        lambda: store.tags("entries/"),
+        store.top,
+        store.now,
+        lambda: store.fetch("a", tmp_path / "fetched"),
         lambda: store.read("a"),
         lambda: store.write("a", b"", over=None),
         lambda: store.size("a"),
