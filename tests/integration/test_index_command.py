@@ -186,9 +186,8 @@ def test_mirror_takes_named_wheels_in_with_where_they_came_from(place: str, tmp_
     put(other, "--to", "theirs")
     with serve(tmp_path / "theirs") as server:
         url = f"{server.url}/simple/"
-        do("mirror", url, place, "vllm==7.0", "--dry-run", "--no-audit")
         do("mirror", url, place, wheel.name, "vllm==7.0", "--sign-key", private)
-        for wrong in ("vllm==9", "vllm>=7", "vllm-9-py3-none-any.whl", "x.whl"):
+        for wrong in ("vllm==9", "x.whl"):
             with pytest.raises(UsageError):
                 do("mirror", url, place, wrong)
         _tamper(next((tmp_path / "theirs/files").rglob(other.name)))
