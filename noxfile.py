@@ -63,6 +63,12 @@ def publish(session: nox.Session) -> None:
 
 
 @nox.session
+def index(session: nox.Session) -> None:
+    """Yank, unyank, promote, mirror wheels of a static index; its log: `-- yank DIR WHEEL --reason TEXT`."""
+    _command(session, "index", lock="publish")
+
+
+@nox.session
 def verify(session: nox.Session) -> None:
     """Check a wheel, its provenance and its SBOM: `-- WHEEL --key PUB`."""
     _command(session, "verify_wheel", lock="publish")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from urllib.parse import quote
 
@@ -13,8 +13,9 @@ from packaging.version import Version
 from scripts.index_entry import Entry
 from scripts.landing import landing_page
 
-_HEAD = '<!DOCTYPE html>\n<html><head><meta charset="utf-8"><meta name="pypi:repository-version" content="1.1">'
-_META = {"api-version": "1.1"}
+_HEAD = '<!DOCTYPE html>\n<html><head><meta charset="utf-8"><meta name="pypi:repository-version" content="1.3">'
+_META = {"api-version": "1.3"}  # PEP 700 sizes and times, PEP 740 provenance
+PROVENANCE = ".provenance"
 
 
 def pages(entries: Iterable[Entry]) -> dict[str, bytes]:
@@ -40,6 +41,19 @@ def pages(entries: Iterable[Entry]) -> dict[str, bytes]:
     return found
 
 
+def emptied(gone: Iterable[Entry], kept: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the pages that only wheels which were taken out are on, without them: what a bucket shows from then on."""
+    found: dict[str, bytes] = {}
+    for entry in gone:
+        for root in entry.roots:
+            up = f"{root}{entry.name}/"
+            found[f"{up}index.json"] = project_json(entry.name, [], "")
+            found[f"{up}index.html"] = project_html(entry.name, [], "")
+            found[f"{root}index.json"] = _json({"meta": _META, "projects": []})
+            found[f"{root}index.html"] = _root_html([])
+    return {key: data for key, data in found.items() if key not in kept}
+
+
 def href(entry: Entry, up: str) -> str:
     """Return the relative URL of a wheel. `+` is escaped: uv sends it verbatim and S3 reads it as a blank."""
     return up + quote(entry.key)
@@ -49,10 +63,13 @@ def project_html(name: str, entries: Sequence[Entry], up: str) -> bytes:
     """Return a project's page as PEP 503 has it; `up` leads to the index's root: `../../`."""
     lines = [f"{_HEAD}<title>Links for {escape(name)}</title></head><body><h1>Links for {escape(name)}</h1>"]
     for entry in entries:
-        python = f' data-requires-python="{escape(entry.requires_python)}"' if entry.requires_python else ""
+        more = f' data-requires-python="{escape(entry.requires_python)}"' if entry.requires_python else ""
         metadata = f"sha256={entry.metadata_sha256}"
+        more += "" if entry.yanked is None else f' data-yanked="{escape(entry.yanked)}"'
+        if PROVENANCE in entry.extras:
+            more += f' data-provenance="{href(entry, up)}{PROVENANCE}"'
         lines.append(
-            f'<a href="{href(entry, up)}#sha256={entry.sha256}"{python} data-core-metadata="{metadata}"'
+            f'<a href="{href(entry, up)}#sha256={entry.sha256}"{more} data-core-metadata="{metadata}"'
             f' data-dist-info-metadata="{metadata}">{escape(entry.filename)}</a><br>'
         )
     return "\n".join([*lines, "</body></html>", ""]).encode()
@@ -74,7 +91,8 @@ def _file(entry: Entry, up: str) -> dict[str, object]:
         "upload-time": entry.uploaded,
         "core-metadata": metadata,
         "dist-info-metadata": metadata,
-        "yanked": False,
+        "yanked": False if entry.yanked is None else entry.yanked or True,
+        "provenance": href(entry, up) + PROVENANCE if PROVENANCE in entry.extras else None,
     }
     return {**row, "requires-python": entry.requires_python} if entry.requires_python else row
 

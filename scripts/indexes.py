@@ -60,6 +60,13 @@ class Indexes:
                 ) from error
         return context
 
+    def certificates(self, base: Mapping[str, str]) -> dict[str, str]:
+        """Return what makes uv trust what pip trusts, for its uploads too; SSL_CERT_FILE of the user wins."""
+        bundle = self.cert or base.get("REQUESTS_CA_BUNDLE") or base.get("CURL_CA_BUNDLE") or ""
+        if not bundle or base.get("SSL_CERT_FILE"):
+            return {}
+        return {"SSL_CERT_DIR" if Path(bundle).is_dir() else "SSL_CERT_FILE": bundle}
+
     def uv_environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """Return `base` plus UV_* variables that make uv use the same indexes; the user's own UV_* win.
 

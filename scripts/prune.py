@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 
 from packaging.version import Version
 
 from scripts.errors import UsageError
-from scripts.index_entry import Entry
+from scripts.index_entry import Entry, same_wheel
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class Rule:
     older: timedelta | None = None
     """Age since the upload."""
     filename: str = ""
+
+    def __str__(self) -> str:
+        """Return the rule as it is typed."""
+        if self.keep:
+            return f"keep={self.keep}"
+        return f"older={self.older.days}d" if self.older else self.filename
 
 
 def parse_rule(text: str) -> Rule:
@@ -39,17 +45,23 @@ def parse_rule(text: str) -> Rule:
     )
 
 
-def doomed(entries: Iterable[Entry], rule: Rule, *, when: datetime | None = None) -> list[Entry]:
-    """Return the wheels that a rule takes out. Raises UsageError for a file name that is not there."""
+Ages = Callable[[Iterable[Entry]], Mapping[str, timedelta]]
+
+
+def doomed(entries: Iterable[Entry], rule: Rule, ages: Ages) -> list[Entry]:
+    """Return the wheels that a rule takes out; `ages` is asked how old they are at least, for `older=` only.
+
+    Raises UsageError for a file name that is not there.
+    """
     entries = list(entries)
     if rule.filename:
-        found = [entry for entry in entries if entry.filename == rule.filename]
+        found = [entry for entry in entries if same_wheel(entry.filename, rule.filename)]
         if not found:
             raise UsageError(f"--prune: {rule.filename} is not in the index")
         return found
     if rule.older is not None:
-        limit = (when or datetime.now(timezone.utc)) - rule.older
-        return [entry for entry in entries if datetime.fromisoformat(entry.uploaded.replace("Z", "+00:00")) < limit]
+        age = ages(entries)
+        return [entry for entry in entries if age[entry.filename] > rule.older]
     variants: dict[tuple[str, str], set[Version]] = defaultdict(set)
     for entry in entries:
         variants[entry.name, entry.label].add(_public(entry))

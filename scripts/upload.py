@@ -10,8 +10,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,8 +19,9 @@ from packaging.utils import canonicalize_name
 
 from scripts.console import Console, human_bytes
 from scripts.errors import PublishError, UsageError
+from scripts.index_entry import same_wheel
 from scripts.indexes import redacted
-from scripts.simple_client import SimpleClient
+from scripts.simple_client import Listed, SimpleClient, unknown_issuer
 from scripts.static_index import refuse_other_bytes
 from scripts.wheel_file import wheel_name
 from scripts.wheelhouse import Local
@@ -59,6 +60,8 @@ class Api:
     keyring: bool = False
     user: str = ""
     """With a keyring: whose password."""
+    certificates: Mapping[str, str] = field(default_factory=dict)
+    """What tells uv of a company's own authority: `SSL_CERT_FILE`."""
 
 
 def check_url_syntax(url: str, option: str) -> str:
@@ -87,6 +90,15 @@ def default_check_url(url: str) -> str:
     return f"{base}/+simple/"
 
 
+def find_check_url(url: str, client: Callable[[str], SimpleClient]) -> str:
+    """Return where the index of an upload API is: a pypiserver's at /simple/, others by the habits of their kind."""
+    guess = default_check_url(url)
+    if not guess.endswith("/+simple/"):
+        return guess
+    with client(guess) as reader:
+        return f"{url.rstrip('/')}/simple/" if "pypiserver" in reader.server() else guess
+
+
 def upload(
     wheels: Sequence[Local],
     api: Api,
@@ -105,20 +117,28 @@ def upload(
     for wheel, state in zip(wheels, states, strict=True):
         if state == "unchanged" or dry_run:
             continue
+        if _state(wheel, client, api) == "unchanged":
+            continue  # another publisher was first
         console.note(f"{wheel.path.name} ({human_bytes(wheel.size)})")
         _upload_one(wheel, api, console, environment)
         _read_back(wheel, client, api)
-    return states
+    return [f"would be {state}" if dry_run and state != "unchanged" else state for state in states]
 
 
 def _state(wheel: Local, client: SimpleClient, api: Api) -> str:
-    listed = client.files(_project(wheel))
-    if wheel.path.name not in listed:
+    listed = _find(wheel, client)
+    if listed is None:
         return "published"
-    if sha256 := listed[wheel.path.name]:
-        refuse_other_bytes(wheel.path.name, published=sha256, ours=wheel.sha256, place=redacted(api.url))
-        return "unchanged"
-    return "published"  # no digest to compare: uv compares the bytes
+    sha256 = listed.sha256 or client.sha256_of(listed)
+    refuse_other_bytes(listed.name, published=sha256, ours=wheel.sha256, place=redacted(api.url))
+    return "unchanged"
+
+
+def _find(wheel: Local, client: SimpleClient) -> Listed | None:
+    """Return what the index lists for a wheel, however it spells the name."""
+    listed = client.files(_project(wheel))
+    found = listed.get(wheel.path.name)
+    return found or next((item for name, item in listed.items() if same_wheel(name, wheel.path.name)), None)
 
 
 def _project(wheel: Local) -> str:
@@ -174,7 +194,7 @@ def run_uv_publish(wheel: Path, api: Api, environment: Mapping[str, str]) -> tup
     timeouts = {"UV_UPLOAD_HTTP_TIMEOUT": "3600", "UV_HTTP_TIMEOUT": "60", "NO_COLOR": "1", "UV_NO_CONFIG": "1"}
     child = subprocess.Popen(
         [sys.executable, "-S", "-E", str(LAUNCHER), "--guard", *command, str(wheel)],  # ends when we are killed
-        env={**timeouts, **environment},
+        env={**timeouts, **api.certificates, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -225,6 +245,7 @@ _CAUSES = (
         "build it under another version label, or delete it on the index; read what the server said above",
     ),
 )
+_UNKNOWN_ISSUER = re.compile(r"UnknownIssuer|invalid peer certificate|unable to get local issuer", re.IGNORECASE)
 _BROKEN = re.compile(r"error sending|connection|timed? ?out|reset|closed|dns|broken pipe|retries", re.IGNORECASE)
 
 
@@ -239,6 +260,9 @@ def explain(said: str, api: Api) -> Cause:
     if code[:1] == "5" or code in {"408", "425", "429"}:
         again = f"{redacted(api.url)} answered {code}"
         return Cause(again, "try again later; what was sent in part is not visible", again=True)
+    if _UNKNOWN_ISSUER.search(said):
+        issuer = unknown_issuer(api.url)
+        return Cause(issuer.what, issuer.fix[0])
     if not code and _BROKEN.search(said):
         broken = f"the connection to {redacted(api.url)} broke"
         return Cause(broken, "check the network and proxies; on slow lines cut the wheel: nox -s slim", again=True)
@@ -247,22 +271,22 @@ def explain(said: str, api: Api) -> Cause:
 
 def _read_back(wheel: Local, client: SimpleClient, api: Api) -> None:
     """Compare what the index shows now with what was sent. Raises PublishError."""
-    listed = client.files(_project(wheel))
+    listed = _find(wheel, client)
     name, place = wheel.path.name, redacted(api.check_url)
-    if name not in listed:
+    if listed is None:
         raise PublishError(
             f"{name} was uploaded, but {place} does not list it",
             why="--check-url is another index, or the server publishes later",
             fix="look at the index; run the same command again: what is there is left alone",
         )
-    if not listed[name]:
+    if not listed.sha256:
         raise PublishError(
             f"{place} gives no sha256 for {name}: it cannot be told whether it arrived whole",
             fix="install with a hash (--require-hashes), or use an index that gives hashes",
         )
-    if listed[name] != wheel.sha256:
+    if listed.sha256 != wheel.sha256:
         raise PublishError(
             f"{place} serves another {name} than was sent",
-            why=f"there sha256 {listed[name]}, here {wheel.sha256}: it was cut or changed on the way",
+            why=f"there sha256 {listed.sha256}, here {wheel.sha256}: it was cut or changed on the way",
             fix="delete it on the index and upload it again; pypiserver publishes uploads that were cut",
         )

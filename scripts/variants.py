@@ -165,12 +165,12 @@ class VariantIndex:
             )
 
     def _records(self) -> list[Record]:
-        stored = [self._store.read(key) for key in self._store.keys(ENTRIES) if key.endswith(".json")]
+        stored = [self._store.read(key) for key in self._store.tags(ENTRIES) if key.endswith(".json")]
         return [Record.model_validate_json(item.data) for item in stored if item]
 
     def refresh(self, published: Iterable[str]) -> None:
         """Make the pages what the records say; take out variants whose wheels the index no longer has."""
-        if not self._store.keys(ENTRIES):
+        if not self._store.tags(ENTRIES):
             return
         kept_names = set(published)
         for _ in range(ROUNDS):
@@ -186,7 +186,7 @@ class VariantIndex:
 
     def _replace(self, key: str, data: bytes) -> bool:
         there = self._store.read(key)
-        return (there is not None and there.data == data) or self._store.write(key, data, over=there)
+        return (there is not None and there.data == data) or bool(self._store.write(key, data, over=there))
 
 
 def make_variant(wheel: Path, variant: Variant, folder: Path) -> tuple[Path, bytes]:

@@ -24,7 +24,8 @@ DESCRIPTION = """\
 Check that a wheel is what its builder signed, and that its SBOM is about it.
 
 Checked are: every file against RECORD, the signature and the statement of NAME.whl.intoto.jsonl with the public key,
-the wheel's sha256 against the statement, the SBOM against the CycloneDX schema and the wheel's own version.
+the wheel's sha256 against the statement, the SBOM against the CycloneDX schema and the wheel's own version. Envelopes
+of other tools are taken too: any in-toto statement in DSSE, Sigstore bundles, PEP 740 attestations; with the key alone.
 Example: nox -s verify -- wheelhouse/vllm-0.15.1+cu128-....whl --key pub.pem
 """
 
@@ -33,7 +34,7 @@ def parser() -> Parser:
     """Return the command line of `nox -s verify`."""
     command = Parser("verify", DESCRIPTION)
     command.add_argument("wheel", type=user_path, metavar="WHEEL")
-    command.add_argument("--key", type=user_path, metavar="PUB", help="public key (PEM); without it no provenance")
+    command.add_argument("--key", type=user_path, metavar="PUB", help="public key (PEM); else nothing is verified")
     command.add_argument("--provenance", type=user_path, metavar="FILE", help=f"default: WHEEL{SUFFIX}")
     command.add_argument("--no-sbom", action="store_true", help="do not ask for an SBOM inside the wheel")
     command.add_argument("--json", type=user_path, metavar="FILE", help="write what was found to a file")
@@ -53,14 +54,14 @@ def main(arguments: Sequence[str], console: Console) -> int:
         claim = check(read_provenance(path), load_key(options.key), name=options.wheel.name, sha256=sha256)
         rows += _claimed(claim)
     else:
-        console.warn("no --key: who built this wheel is not checked")
+        console.warn("no --key: who built this wheel is not verified; RECORD and SBOM can be made by anyone")
     with open_wheel(options.wheel) as wheel:
         rows.append(("RECORD", f"{check_record(wheel)} files as they should be"))
         if not options.no_sbom:
             rows.append(("SBOM", f"{len(check_sbom(wheel)['components'])} components"))
     if options.json:
-        write_json(options.json, dict(rows))
-    console.table("verified", rows)
+        write_json(options.json, {**dict(rows), "verified": bool(options.key)})
+    console.table("verified" if options.key else "looked at, NOT verified: there is no --key", rows)
     return 0
 
 
@@ -119,11 +120,20 @@ def schema_problem(data: bytes) -> str:
 
 
 def _claimed(claim: dict[str, Any]) -> list[tuple[str, str]]:
-    build = claim["predicate"].get("buildDefinition", {})
-    sources = [f"{item.get('name')} {item.get('uri')}" for item in build.get("resolvedDependencies", [])]
-    asked = build.get("externalParameters", {})
-    rows = [("signature", "right"), ("recipe", f"{asked.get('recipe')} for {asked.get('archs')}")]
-    return [*rows, *(("source", text) for text in sources)]
+    """Tell what a statement says, as far as it is SLSA's; another tool's may hold anything."""
+    rows = [("signature", "right"), ("statement", str(claim["predicateType"]))]
+    predicate = claim.get("predicate")
+    build = predicate.get("buildDefinition") if isinstance(predicate, dict) else None
+    if not isinstance(build, dict):
+        return rows
+    asked, sources = build.get("externalParameters"), build.get("resolvedDependencies")
+    for key, value in asked.items() if isinstance(asked, dict) else ():
+        rows.append((str(key), str(value)[:200]))
+    for item in sources if isinstance(sources, list) else ():
+        if isinstance(item, dict):
+            digest = next(iter(item["digest"].values()), "") if isinstance(item.get("digest"), dict) else ""
+            rows.append(("source", f"{item.get('name') or ''} {item.get('uri') or digest}".strip()))
+    return rows
 
 
 if __name__ == "__main__":

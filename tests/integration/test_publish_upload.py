@@ -25,7 +25,7 @@ from scripts.console import Console
 from scripts.errors import PublishError, UsageError
 from scripts.indexes import Indexes
 from scripts.recipe import ROOT
-from scripts.simple_client import SimpleClient, html_files, json_files
+from scripts.simple_client import Listed, SimpleClient, html_files, json_files
 from scripts.upload import Api, default_check_url, explain, without_secrets
 from tests.integration.index_servers import free_port, netrc, nginx
 from tests.integration.test_publish_static import sparse_wheel
@@ -215,7 +215,10 @@ def test_secrets_are_taken_out_of_what_tools_say() -> None:
 def test_html_pages_are_read_too() -> None:
     page = f'<a href="../../x/a%2Bb-1-py3-none-any.whl#sha256={"a" * 64}">a</a>'
     page += '<a href="b-1.tar.gz">b</a><a href="/">up</a>'
-    assert html_files(page) == {"a+b-1-py3-none-any.whl": "a" * 64, "b-1.tar.gz": ""}
+    assert html_files(page) == {
+        "a+b-1-py3-none-any.whl": Listed("a+b-1-py3-none-any.whl", "../../x/a%2Bb-1-py3-none-any.whl", "a" * 64),
+        "b-1.tar.gz": Listed("b-1.tar.gz", "b-1.tar.gz"),
+    }
 
 
 @given(

@@ -114,5 +114,5 @@ def test_wheels_that_would_be_one_variant_or_were_not_audited_are_refused(tmp_pa
         run(wheel, "--to", "https://localhost/x/", "--check-url", "https://localhost/y/", "--variants")
     run(wheel, "--to", "index", "--variants")
     twin = wheel_for(tmp_path / "v", "0.15.1+cu130_sm90", "90")
-    with pytest.raises(PublishError, match="would be the same variant"):
+    with pytest.raises(PublishError, match="has another"):
         run(twin, "--to", "index", "--variants")
