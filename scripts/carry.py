@@ -185,7 +185,7 @@ def packed_site(pins: Sequence[str], cache: Cache, console: Console, indexes: In
         remove_tree(site)
 
     key = digest([*pins, getattr(options, "python", PYTHON), LEFT_OUT, 1])
-    return cache.build_once("carry", key, make) / "site.tar.xz"
+    return cache.once("carry", key, make, console=console) / "site.tar.xz"
 
 
 def install(

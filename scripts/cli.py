@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from scripts import interrupt
 from scripts.cache import Cache, default_cache_dir
 from scripts.console import Console
 from scripts.errors import (
@@ -90,10 +90,6 @@ def open_cache(options: argparse.Namespace) -> Cache:
     return Cache.open(options.cache or (user_path(named) if named else default_cache_dir()))
 
 
-def _terminate(_signal: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def _open_closed_streams() -> None:
     """Give results and messages somewhere to go where the caller closed stdout or stderr (`>&-`)."""
     for name in ("stdout", "stderr"):
@@ -106,17 +102,17 @@ def run(main: Callable[[Sequence[str], Console], int]) -> NoReturn:
     _open_closed_streams()
     console = Console()
     arguments = sys.argv[1:]
-    # SIGTERM is what nox and CI systems send: end as tidily as on Ctrl-C.
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupt.take_over()
     try:
         code = main(arguments, console)
+        interrupt.check()
     except WheelsmithError as error:
         code = error.exit_code
         if "--debug" in arguments:
             traceback.print_exc()
         console.error(recognised(error))
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+    except KeyboardInterrupt as error:
+        code = 128 + error.number if isinstance(error, interrupt.Interrupted) else INTERRUPTED
         console.warn("interrupted: what was finished is kept; the same command goes on from there")
     except BrokenPipeError:
         code = BROKEN_PIPE

@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 import shutil
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
+from scripts import manifest
 from scripts.admission import Admission, lookahead
 from scripts.archs import Arch, arch_list
 from scripts.cache import Cache, digest, remove_tree, write_json
@@ -24,8 +26,9 @@ from scripts.fixed_paths import ROOT as FIXED_ROOT
 from scripts.forecast import Forecast
 from scripts.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
 from scripts.machine import memory_now
+from scripts.manifest import Damage
 from scripts.patch import SourceTree
-from scripts.process import Command, Finished, capture, run_logged
+from scripts.process import Command, Finished, Look, capture, run_logged
 from scripts.recipe import Recipe
 from scripts.sampling import SAMPLES, Sampler
 from scripts.schedule import Task
@@ -35,6 +38,8 @@ from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_un
 
 # Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
 FORMAT = 4
+SOURCES = "sources.manifest"  # in the build tree: what its copy of the sources held
+WRITTEN_BY_BUILD = ("vllm/_version.py", "*.egg-info/*")  # upstream's setup.py writes these into its sources
 _LINKING = re.compile(r"\bld(\.\w+)?: |undefined reference|ld returned \d")
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -218,6 +223,7 @@ def configure(tree: BuildTree, *, console: Console) -> None:
     """Run CMake unless the tree is configured already. Raises CompileError."""
     marker = tree.path / "configured.json"
     if marker.exists():
+        _mend_sources(tree, console)
         return
     _copy_sources(tree)
     tree.binary.mkdir(exist_ok=True)
@@ -228,16 +234,39 @@ def configure(tree: BuildTree, *, console: Console) -> None:
     cmake = tree.inside(tree.toolchain.environment / "bin" / "cmake")
     begin = tree.log.stat().st_size if tree.log.exists() else 0
     folders: Command = ["-S", tree.inside(tree.sources), "-B", tree.inside(tree.binary)]
-    done = run_logged(
-        [*tree.prefix, cmake, *folders, "-G", "Ninja", *tree.definitions],
-        log=tree.log,
-        cwd=tree.path,
-        environment=tree.environment,
-    )
+    done = run_in(tree, [cmake, *folders, "-G", "Ninja", *tree.definitions])
     if done.code:
         raise _configure_error(tree, begin)
     console.note(f"configured in {human_seconds(done.seconds)}")
     write_json(marker, list(tree.definitions))
+
+
+def run_in(
+    tree: BuildTree,
+    command: Command,
+    *,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    fixed: bool = True,
+    tick: Callable[[], None] = lambda: None,
+    look: Look = lambda _processes, _rss: None,
+) -> Finished:
+    """Run a command of the build: `run_logged` with the tree's log, environment and a folder for temporary files.
+
+    That folder is in the tree and is emptied at the end, also when compilers were killed. `fixed`: under the tree's
+    fixed paths; without, the paths are the real ones.
+    """
+    scratch = tree.path / "tmp"
+    place = tree.inside(scratch) if fixed else scratch
+    return run_logged(
+        [*(tree.prefix if fixed else ()), *command],
+        log=tree.log,
+        cwd=cwd or tree.path,
+        environment={**(tree.environment if environment is None else environment), "TMPDIR": str(place)},
+        tick=tick,
+        look=look,
+        scratch=scratch,
+    )
 
 
 def _put_launcher(tree: BuildTree) -> None:
@@ -254,10 +283,28 @@ def _copy_sources(tree: BuildTree) -> None:
         remove_tree(tree.sources)
         shutil.copytree(tree.source.path, partial, symlinks=True)
         partial.rename(tree.sources)
+        manifest.record(tree.sources, tree.path / SOURCES)
     except OSError as error:
         raise from_os_error(CompileError, error, doing="copying the sources", path=tree.sources) from error
     except shutil.Error as error:
         raise CompileError(f"copying the sources failed: {tree.sources}", why=str(error.args[0][:1])) from error
+
+
+def _mend_sources(tree: BuildTree, console: Console) -> None:
+    """Put back files of the tree's copy of the sources that were changed since it was made; ninja sees them as new."""
+    found = [
+        change
+        for change in manifest.changes(tree.sources, tree.path / SOURCES)
+        if change.damage is not Damage.ADDED and not any(fnmatch(change.path, name) for name in WRITTEN_BY_BUILD)
+    ]
+    for change in found:
+        target = tree.sources / change.path
+        target.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tree.source.path / change.path, target, follow_symlinks=False)
+    if found:
+        console.warn(f"sources in {tree.sources} were damaged and are put back: {manifest.summary(found)}")
+        manifest.record(tree.sources, tree.path / SOURCES)
 
 
 def _configure_error(tree: BuildTree, begin: int) -> CompileError:
@@ -295,13 +342,14 @@ def compile_units(
     total, todo = list_units(tree, targets)
     memory = memory_now()
     tasks = [task_of(unit, book) for unit in todo]
-    watch = UnitWatch(tree.events, len(total), len(todo), Forecast(tasks, jobs=jobs, memory=memory))
+    sampler = Sampler(tree.path / SAMPLES)
+    forecast = Forecast(tasks, jobs=jobs, memory=memory)
+    watch = UnitWatch(tree.events, len(total), len(todo), forecast, share=lambda: sampler.share(admission.running))
     watch.begin()
     begin = watch.events.stat().st_size if watch.events.exists() else 0
-    sampler = Sampler(tree.path / SAMPLES)
     console.stage("compile", f"{len(todo)} of {len(total)} units to do, at most {jobs} at a time; log: {tree.log}")
     admission = Admission(book, jobs=jobs, keep_going=keep_going, say=console.warn)
-    ninja: Command = [*tree.prefix, tree.inside(tree.toolchain.environment / "bin" / "ninja")]
+    ninja: Command = [tree.inside(tree.toolchain.environment / "bin" / "ninja")]
     limits: Command = ["-j", str(jobs + lookahead(memory)), "-k", "0" if keep_going else "1"]
 
     with (
@@ -316,10 +364,9 @@ def compile_units(
             if compiler_cache:
                 compiler_cache.tick()
 
-        done = run_logged(
+        done = run_in(
+            tree,
             [*ninja, "-C", tree.inside(tree.binary), *limits, *targets],
-            log=tree.log,
-            cwd=tree.path,
             environment={**tree.environment, **(compiler_cache.environment if compiler_cache else {})},
             tick=tick,
             look=sampler.look,
@@ -384,7 +431,7 @@ def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[Failure])
     text = "".join(item.output for item in failures)
     why, fix = "the compiler's output is shown above", "nothing compiled is lost: run again after correcting the cause"
     if "No space left" in text:
-        why, fix = "no space left on the filesystem", f"free space at {tree.path} and TMPDIR, then run again"
+        why, fix = "no space left on the filesystem", f"free space at {tree.path}, then run again"
     elif any(item.killed for item in failures):
         why = "the compiler was killed though nothing else was compiled: this machine has too little memory for it"
         fix = "give it more memory or swap; what was compiled is kept"

@@ -102,7 +102,7 @@ class CompilerCache:
         self.shared: SharedCache | None = None
         self.trouble: list[str] = []
         self.local = False
-        self._stats = Path(tempfile.mkdtemp(prefix="wheelsmith-cache-"))
+        self._stats = switch.with_name("cache-stats")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -111,6 +111,8 @@ class CompilerCache:
 
     def open(self) -> None:
         """Try both levels and write the switch; what does not work is said and left out."""
+        remove_tree(self._stats)
+        self._stats.mkdir()
         if self.settings.enabled:
             self._open_local()
         self.write_switch()

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from scripts import interrupt
 from scripts.errors import WheelsmithError
 
 PLAIN_INTERVAL = 15.0  # seconds between progress lines on a pipe or in CI
@@ -132,7 +133,8 @@ class Progress:
             self._live.stop()
 
     def tick(self) -> None:
-        """Redraw; on a pipe, print a line when one is due."""
+        """Redraw; on a pipe, print a line when one is due. Raises Interrupted when we were told to end."""
+        interrupt.check()
         now = time.monotonic()
         if self._live:
             if now - self._last >= 0.1:

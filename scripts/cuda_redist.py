@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from time import sleep
 from typing import Any
 
 import httpx2
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from scripts import interrupt
 from scripts.cache import Cache, digest, file_sha256, write_atomic, write_json
-from scripts.console import Console, human_bytes, lines
-from scripts.download import Client, download
+from scripts.console import Console, human_bytes
+from scripts.download import Client, Transfer, download
 from scripts.errors import FetchError, ToolchainError
 from scripts.recipe import Redist, Sha256
 from scripts.unpack import unpack_sdist
@@ -81,7 +82,7 @@ def provide_redist(
     console: Console,
     client: Client,
     offline: bool = False,
-    pause: Callable[[float], None] = sleep,
+    pause: Callable[[float], None] = interrupt.pause,
 ) -> RedistToolkit:
     """Return the toolkit, downloaded and merged once per set of archives. Raises ToolchainError or FetchError."""
     parts = read_manifest(redist, cache=cache, client=client, offline=offline)
@@ -96,8 +97,7 @@ def provide_redist(
 
     if offline and not cache.place("redist", key).is_dir():
         raise _not_cached(redist)
-    with cache.lock(f"redist-{key}", console):
-        home = cache.build_once("redist", key, make)
+    home = cache.once("redist", key, make, console=console, kind=ToolchainError)
     return RedistToolkit(home, redist.release, {part.name: part.version for part in parts}, size)
 
 
@@ -198,11 +198,10 @@ def _download_all(
             raise _wrong(url, f"{name} is {path.stat().st_size} bytes, the manifest says {size}")
         return path
 
-    def text() -> str:
-        done = sum(_present(cache, part) for part in parts)
-        return f"CUDA {redist.release}: {human_bytes(done)} of {human_bytes(total)}"
+    transfer = Transfer(f"CUDA {redist.release}", total, started=time.monotonic())
+    transfer.resumed_at = transfer.done = sum(_present(cache, part) for part in parts)
 
-    with ThreadPoolExecutor(PARALLEL) as pool, console.progress(lambda: lines(" " * 10 + text()), text) as progress:
+    with ThreadPoolExecutor(PARALLEL) as pool, console.progress(transfer.render, transfer.text) as progress:
         pending: set[Future[Path]] = set()
         futures = [pool.submit(one, part) for part in parts]
         try:
@@ -211,6 +210,7 @@ def _download_all(
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
+                transfer.done = sum(_present(cache, part) for part in parts)
                 progress.tick()
         except FetchError as error:
             raise _explained(error, redist) from error

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from unearth.fetchers import PyPIClient
 
+from scripts import interrupt
 from scripts.cache import Cache, file_sha256
 from scripts.console import Console, human_bytes, human_seconds
 from scripts.errors import FetchError, from_os_error
@@ -49,8 +50,8 @@ def open_client(indexes: Indexes) -> Client:
 
 
 @dataclass
-class _Transfer:
-    """State of one download, for the progress display."""
+class Transfer:
+    """State of a download, for the progress display."""
 
     name: str
     total: int = 0
@@ -64,12 +65,14 @@ class _Transfer:
         return (self.done - self.resumed_at) / seconds if seconds > 0.5 else 0.0
 
     def text(self) -> str:
+        """Return bytes, rate and time left."""
         rate = self.rate()
         left = f", {human_seconds((self.total - self.done) / rate)} left" if rate and self.total else ""
         of = f" of {human_bytes(self.total)}" if self.total else ""
         return f"{self.name}: {human_bytes(self.done)}{of}, {human_bytes(rate)}/s{left}"
 
     def render(self) -> RenderableType:
+        """Return the same with a bar."""
         grid = Table.grid(padding=(0, 1))
         grid.add_row(" " * 9, ProgressBar(total=self.total or None, completed=self.done, width=30), self.text())
         return grid
@@ -84,7 +87,7 @@ def download(
     cache: Cache,
     console: Console,
     size: int = 0,
-    pause: Callable[[float], None] = time.sleep,
+    pause: Callable[[float], None] = interrupt.pause,
 ) -> Path:
     """Return the file with digest `sha256`, from the cache or from `url`.
 
@@ -95,7 +98,7 @@ def download(
     if final.is_file():
         return final
     partial = final.with_name(f".{filename}.part")
-    transfer = _Transfer(filename, total=size)
+    transfer = Transfer(filename, total=size)
     with cache.lock(f"download-{sha256[:20]}", console):
         if final.is_file():
             return final
@@ -150,7 +153,7 @@ def unreachable(url: str, cause: str) -> FetchError:
     )
 
 
-def _stream(client: Client, url: str, partial: Path, transfer: _Transfer, tick: Callable[[], None]) -> None:
+def _stream(client: Client, url: str, partial: Path, transfer: Transfer, tick: Callable[[], None]) -> None:
     """Fetch what is missing of `url` into `partial`."""
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
@@ -167,6 +170,7 @@ def _stream(client: Client, url: str, partial: Path, transfer: _Transfer, tick: 
             for block in response.iter_raw(BLOCK):
                 file.write(block)
                 transfer.done += len(block)
+                interrupt.check()
                 tick()
     if expected > have and transfer.done < expected:
         raise httpx2.ReadError(f"connection closed after {transfer.done} of {expected} bytes")

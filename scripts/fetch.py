@@ -104,12 +104,11 @@ def fetch_dependency(source: IndexSource, access: Access) -> Path:
     cache, console = access.cache, access.console
     folder = source.path if isinstance(source, WheelSource) else ""
     key = digest([source.sha256, folder])
-    ready = cache.place("dependencies", key)
-    if ready.is_dir():
-        return ready
-    archive = _fetch_archive(source, access)
-    with cache.lock(f"dependency-{key}", console):
-        return cache.build_once("dependencies", key, lambda target: unpack_wheel(archive.path, target, folder=folder))
+
+    def make(target: Path) -> None:
+        unpack_wheel(_fetch_archive(source, access).path, target, folder=folder)
+
+    return cache.once("dependencies", key, make, console=console)
 
 
 def fetch_archive(source: IndexSource, *, cache: Cache, console: Console, offline: bool) -> Archive:
@@ -223,8 +222,7 @@ def source_tree(source: SdistSource | GitSource, access: Access) -> Path:
         return _fetch_git(source, RECIPES, access).path
     archive = _fetch_archive(source, access)
     key = archive.sha256[:20]
-    with access.cache.lock(f"source-{key}", access.console):
-        return access.cache.build_once("sources", key, lambda target: unpack_sdist(archive.path, target))
+    return access.cache.once("sources", key, lambda target: unpack_sdist(archive.path, target), console=access.console)
 
 
 def _ca_bundle() -> str:

@@ -6,12 +6,12 @@ import hashlib
 import os
 import re
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from scripts import interrupt
 from scripts.cache import Cache
 from scripts.console import Console, human_bytes
 from scripts.errors import FetchError
@@ -51,7 +51,7 @@ class Access:
     mirrors: Sequence[Mirror]
     offline: bool
     ca_bundle: str = ""
-    pause: Callable[[float], None] = time.sleep
+    pause: Callable[[float], None] = interrupt.pause
 
 
 class Work:

@@ -6,23 +6,21 @@ import functools
 import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
 import tempfile
-import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
+from scripts import interrupt
 from scripts.cache import remove_tree
 from scripts.console import Console, lines
 from scripts.errors import FetchError
 from scripts.mirrors import VARIABLE, Address
+from scripts.process import call, capture
 
 MINIMUM = (2, 31)  # configuration through GIT_CONFIG_COUNT
 ATTEMPTS = 3
@@ -69,7 +67,7 @@ def git_program() -> str:
             fix=["apt-get install git, or the like", "nox -s wheel -- --recipe quickstart needs no git"],
             docs=f"{DOCS}#git",
         )
-    shown = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    shown = capture([program, "--version"], environment=os.environ)[1]
     match = re.search(r"(\d+)\.(\d+)", shown)
     if match is None or (int(match[1]), int(match[2])) < MINIMUM:
         raise FetchError(
@@ -87,7 +85,7 @@ class Repository:
 
     path: Path
     console: Console
-    pause: Callable[[float], None] = time.sleep
+    pause: Callable[[float], None] = interrupt.pause
     ca_bundle: str = ""
 
     def create(self) -> None:
@@ -263,52 +261,45 @@ def _run(
     output: IO[bytes] | None = None,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> bytes:
-    """Run git in a process group of its own, killed whole when we are interrupted; return its stdout."""
-    with tempfile.TemporaryFile() as typed, tempfile.TemporaryFile() as own:
+    """Run git, ended whole when we are told to end; return its stdout. Raises GitError."""
+    heard = _Said(on_line)
+    with tempfile.TemporaryFile() as typed:
         typed.write(stdin)
         typed.seek(0)
-        child = subprocess.Popen(
+        done = call(
             [git_program(), *arguments],
+            environment=environment,
+            limit=None,
             cwd=folder,
-            env=dict(environment),
             stdin=given or typed,
-            stdout=output or own,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
+            stdout=output,
+            on_error=heard.take,
         )
-        try:
-            said = _follow(child, on_line)
-            code = child.wait()
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            raise
-        finally:
-            if child.stderr:
-                child.stderr.close()
-        if code:
-            raise _failure(said, arguments, code)
-        own.seek(0)
-        return own.read()
+    if done.code:
+        raise _failure(heard.lines(), arguments, done.code)
+    return done.out
 
 
-def _follow(child: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> list[str]:
-    """Read stderr to its end; progress lines (ended by a carriage return) are shown and not kept."""
-    assert child.stderr is not None  # noqa: S101
-    kept: list[str] = []
-    rest = b""
-    while block := os.read(child.stderr.fileno(), 1 << 16):
-        *whole, rest = re.split(rb"(?<=[\r\n])", rest + block)
+class _Said:
+    """git's stderr: progress lines (ended by a carriage return) are shown and not kept."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line, self._kept, self._rest = on_line, list[str](), b""
+
+    def take(self, block: bytes) -> None:
+        """Hear the next bytes."""
+        *whole, self._rest = re.split(rb"(?<=[\r\n])", self._rest + block)
         for raw in whole:
             line = raw.decode(errors="replace").rstrip()
             if line:
-                on_line(line.removeprefix("remote: "))
+                self._on_line(line.removeprefix("remote: "))
                 if raw.endswith(b"\n") and not re.search(r"\d+% \(\d+/\d+\)|, done\.$|^remote: Enumerating", line):
-                    kept.append(line)
-    if rest.strip():
-        kept.append(rest.decode(errors="replace").strip())
-    return kept
+                    self._kept.append(line)
+
+    def lines(self) -> list[str]:
+        """Return what was kept."""
+        rest = self._rest.decode(errors="replace").strip()
+        return [*self._kept, rest] if rest else self._kept
 
 
 def _failure(said: list[str], arguments: Sequence[str], code: int) -> GitError:

@@ -10,11 +10,11 @@ refuses to hand out commits by id.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from scripts import interrupt
 from scripts.cache import Cache, digest, write_json
 from scripts.console import Console
 from scripts.errors import FetchError
@@ -48,7 +48,7 @@ def fetch_git(
     offline: bool = False,
     ca_bundle: str = "",
     recipes: Path = RECIPES,
-    pause: Callable[[float], None] = time.sleep,
+    pause: Callable[[float], None] = interrupt.pause,
 ) -> GitTree:
     """Return the pinned tree of `source`, from the cache or the server. Raises FetchError."""
     listed = read_list(source, recipes)
@@ -66,8 +66,7 @@ def fetch_git(
         record = {"repository": source.repository, "commit": source.commit, "tag": source.tag, "received": received}
         write_json(folder / RECORD, record | {"digest": tree_digest(tree), "files": count, "submodules": submodules})
 
-    with cache.lock(f"git-tree-{key}", console):
-        cache.build_once("git-trees", key, make)
+    cache.once("git-trees", key, make, console=console)
     record = json.loads((final / RECORD).read_text(encoding="utf-8"))
     return GitTree(
         path=final / "tree" / source.path,

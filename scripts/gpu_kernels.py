@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from scripts.process import call
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = (
@@ -71,37 +70,10 @@ def run_lines(command: Sequence[str | Path], environment: Mapping[str, str], lim
     With a prefix only lines that begin with it count. On Ctrl-C the process group is killed.
     """
     started = time.monotonic()
-    child = subprocess.Popen(
-        [str(word) for word in command],
-        cwd=ROOT,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    late = False
-    try:
-        out, err = child.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        late = True
-        _kill(child)
-        out, err = child.communicate()
-    except BaseException:
-        _kill(child)
-        raise
-    _kill(child)  # what it left running
-    lines = [
-        line.removeprefix(prefix) for line in out.decode("utf-8", "replace").splitlines() if line.startswith(prefix)
-    ]
+    done = call(command, environment=environment, limit=limit, cwd=ROOT)
+    lines = [line.removeprefix(prefix) for line in done.text.splitlines() if line.startswith(prefix)]
     parsed = [value for value in map(_object, lines) if value]
-    code = 124 if late else child.returncode
-    return Ended(code, parsed, err.decode("utf-8", "replace")[-TAIL:], round(time.monotonic() - started, 1))
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
+    return Ended(done.code, parsed, done.error_text[-TAIL:], round(time.monotonic() - started, 1))
 
 
 def _object(line: str) -> dict[str, Any]:

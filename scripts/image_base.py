@@ -133,7 +133,6 @@ def debian_base(
             raise explained("making the base with mmdebstrap", done.tail(40), log)
         console.note(f"mmdebstrap took {human_seconds(done.seconds)}")
 
-    with cache.lock(f"base-{key}", console):
-        tar = cache.build_once("bases", key, make) / "base.tar"
+    tar = cache.once("bases", key, make, console=console) / "base.tar"
     engine.import_tar(tar, name)
     return name

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from rich.text import Text
 
 from scripts.console import Console, human_seconds
 from scripts.errors import ImageError
-from scripts.process import capture, run_logged
+from scripts.process import TOO_LATE, call, capture, run_logged
 
 USER_DIRS = ("/tmp", "/cache")  # noqa: S108 - the image's only writable places
 
@@ -244,13 +243,8 @@ _STEP = re.compile(rb"(?:\[\S+\] )?STEP \d+/\d+: |#\d+ \[")
 def fed(words: Sequence[str], script: Path, timeout: float) -> tuple[int, str]:
     """Run a command with a file on stdin; return its exit code (124: too late) and what it wrote."""
     with script.open("rb") as stdin:
-        try:
-            done = subprocess.run(
-                list(words), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return 124, f"no answer within {timeout:.0f} s"
-    return done.returncode, done.stdout.decode("utf-8", "replace")
+        done = call(words, environment=os.environ, stdin=stdin, limit=timeout, merged=True)
+    return done.code, done.text if done.code != TOO_LATE else f"no answer within {timeout:.0f} s"
 
 
 _CAUSES = (

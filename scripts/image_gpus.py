@@ -11,8 +11,9 @@ from typing import Any
 
 from scripts.archs import TABLE, Arch
 from scripts.audit_collect import audit_path
+from scripts.audit_coverage import Library
 from scripts.audit_models import TargetVerdict
-from scripts.audit_targets import Library, judge
+from scripts.audit_targets import judge
 from scripts.drivers import RELEASES, Target, numbers, parse_target
 
 NAME = "gpus.json"

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import ssl
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import certifi
 
 from scripts.errors import FetchError
+from scripts.process import call
 
 DEFAULT_INDEX = ""  # empty: the public index that unearth and uv know themselves
 _SECTIONS = (":env:", "download", "install", "global")  # pip's precedence, strongest first
@@ -101,17 +101,17 @@ def redacted(url: str) -> str:
 def read_indexes() -> Indexes:
     """Return the indexes that pip would use here: `pip config list` merges environment and every pip.conf."""
     pip = [sys.executable, "-m", "pip"]
-    if subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode:
+    if call([*pip, "--version"], environment=os.environ).code:
         found = shutil.which("pip") or shutil.which("pip3")
         pip = [found] if found else []
-    listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False) if pip else None
-    if listed and listed.returncode:  # never fall back to the public index in silence
+    listed = call([*pip, "config", "list"], environment=os.environ) if pip else None
+    if listed and listed.code:  # never fall back to the public index in silence
         raise FetchError(
             "pip's configuration cannot be read",
-            why=(listed.stderr.strip().splitlines() or ["pip config list failed"])[-1],
+            why=(listed.error_text.strip().splitlines() or ["pip config list failed"])[-1],
             fix="correct the pip.conf it names; `pip config debug` lists the files",
         )
-    return parse_pip_config(listed.stdout if listed else "", os.environ)
+    return parse_pip_config(listed.text if listed else "", os.environ)
 
 
 def _check_url(url: str) -> None:

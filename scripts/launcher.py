@@ -6,8 +6,6 @@ running, and neither it nor the kernel keeps a unit's peak memory. It is copied 
 
 Before the compiler starts it asks the scheduler (admission.py, in wheelsmith's own process) for its turn; without one,
 as when a user repeats a command by hand, it compiles at once.
-
-Also `launcher.py --guard COMMAND…`: become COMMAND, ended by the kernel when the parent dies.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import ctypes
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -187,20 +186,43 @@ def call(command: list[str], environment: dict[str, str] | None = None) -> tuple
     pipe, both = subprocess.PIPE, subprocess.STDOUT
     child = subprocess.Popen(command, stdout=pipe, stderr=both, preexec_fn=prefer_as_victim, env=environment)  # noqa: PLW1509
 
-    def stop(number: int, _frame: object) -> None:
-        _told_to_stop.append(number)
-        with suppress(ProcessLookupError):
-            os.kill(child.pid, number)  # not send_signal: it would reap a child that has ended, and wait4 find none
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    output = child.stdout.read() if child.stdout else b""
+    output = listen(child)
     _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+    return child.returncode, output, usage
+
+
+def listen(child: subprocess.Popen[bytes]) -> bytes:
+    """Return what a command writes until it has ended; signals that are to end us are passed on to it.
+
+    The handler only notes the signal; the pipe that the interpreter writes its number to wakes us.
+    """
+    ours, interpreters = os.pipe()
+    os.set_blocking(interpreters, False)
+    signal.set_wakeup_fd(interpreters)
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    blocks: list[bytes] = []
+    said = child.stdout.fileno() if child.stdout else ours
+    while blocks[-1:] != [b""]:
+        ready, _, _ = select.select([said, ours], [], [])
+        if ours in ready:
+            with suppress(ProcessLookupError):  # not send_signal: it would reap a child that has ended
+                os.kill(child.pid, os.read(ours, 1)[0])
+        if said in ready:
+            blocks.append(os.read(said, 1 << 16))
     for number, handler in before.items():
         signal.signal(number, handler)
-    child.returncode = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+    signal.set_wakeup_fd(-1)
+    for pipe in (ours, interpreters):
+        os.close(pipe)
     if child.stdout:
         child.stdout.close()
-    return child.returncode, output, usage
+    return b"".join(blocks)
+
+
+def note(number: int, _frame: object) -> None:
+    """Remember that we were told to stop."""
+    _told_to_stop.append(number)
 
 
 def was_killed(code: int, output: bytes) -> bool:
@@ -246,16 +268,5 @@ def finish(known: dict[str, object], started: float, code: int, usage: resource.
     append({**record, "cpu_seconds": round(cpu, 3), "peak_kb": peak})
 
 
-def guard(command: list[str]) -> None:
-    """Replace this process by `command`, which the kernel ends when our parent dies."""
-    parent = os.getppid()
-    die_with_parent()
-    if os.getppid() != parent:  # died before the request
-        sys.exit(1)
-    os.execvp(command[0], command)  # noqa: S606
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "--guard":
-        guard(sys.argv[2:])
     sys.exit(run(sys.argv[1:]))

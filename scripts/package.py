@@ -22,11 +22,11 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from scripts.cache import remove_tree
-from scripts.compile import BuildTree, unit_count_in_log
+from scripts.compile import BuildTree, run_in, unit_count_in_log
 from scripts.console import Console, human_bytes
 from scripts.errors import PackageError
 from scripts.finish import finish_wheel
-from scripts.process import Command, run_logged
+from scripts.process import Command
 from scripts.recipe import Component, Recipe
 from scripts.sbom import add_sbom, make_sbom
 from scripts.stable_names import source_date
@@ -104,8 +104,8 @@ def _build(tree: BuildTree, version: str, folder: Path, jobs: int) -> Path:
     before = unit_count_in_log(tree)
     options = ("-m", "build", "--wheel", "--no-isolation", "--outdir")
     python = tree.inside(tree.toolchain.python)
-    command: Command = [*tree.prefix, python, *options, seen / "dist", tree.inside(tree.sources)]
-    done = run_logged(command, log=tree.log, cwd=folder, environment=environment)
+    command: Command = [python, *options, seen / "dist", tree.inside(tree.sources)]
+    done = run_in(tree, command, cwd=folder, environment=environment)
     if done.code:
         raise _failed("python -m build failed", done.tail(), tree)
     compiled = unit_count_in_log(tree) - before
@@ -131,7 +131,7 @@ def _repair(tree: BuildTree, raw: Path, target: Path) -> Path:
     excluded = [word for name in EXTERNAL_LIBRARIES for word in ("--exclude", name)]
     environment = {**tree.environment, "PATH": f"{tools}:{tree.environment['PATH']}"}
     command: Command = [sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", target, raw]
-    done = run_logged(command, log=tree.log, cwd=tree.path, environment=environment)
+    done = run_in(tree, command, environment=environment, fixed=False)
     if done.code:
         raise _failed("auditwheel cannot repair the wheel", done.tail(), tree)
     return _only_wheel(target)
@@ -140,14 +140,14 @@ def _repair(tree: BuildTree, raw: Path, target: Path) -> Path:
 def _abi3audit(tree: BuildTree, wheel: Path) -> None:
     """Refuse a wheel tagged abi3 that uses symbols outside the stable ABI."""
     command: Command = [sys.executable, "-m", "abi3audit", "--strict", "--report", wheel]
-    done = run_logged(command, log=tree.log, cwd=tree.path, environment=tree.environment)
+    done = run_in(tree, command, fixed=False)
     if done.code:
         raise _failed("abi3audit found symbols outside Python's stable ABI", done.tail(), tree)
 
 
 def _failed(what: str, tail: str, tree: BuildTree) -> PackageError:
     if "No space left" in tail:
-        return PackageError(what, why="no space left on the filesystem", fix=f"free space at {tree.path} and TMPDIR")
+        return PackageError(what, why="no space left on the filesystem", fix=f"free space at {tree.path}")
     return PackageError(what, why="the end of its output is shown above", fix=f"read {tree.log}", detail=tail)
 
 

@@ -135,8 +135,7 @@ def prepare_tree(source: Archive | GitTree, patches: Sequence[Patch], *, cache: 
             unpack_sdist(source.path, target)
         apply_patches(target, patches)
 
-    with cache.lock(f"source-{key}", console):
-        path = cache.build_once("sources", key, make)
+    path = cache.once("sources", key, make, console=console)
     for patch in patches:
         console.note(f"{patch.name}: {patch.subject}")
     return SourceTree(path, key, tuple(patches))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,8 +68,7 @@ def prove_wheel(
 ) -> Proof:
     """Install, import and load the wheel in a new environment, and list its cubins. Raises AuditError."""
     console.stage("prove", "a new environment with only torch and the wheel, no GPU")
-    with tempfile.TemporaryDirectory(prefix="proof-", dir=cache.place("tmp", "x").parent) as name:
-        folder = Path(name)
+    with cache.scratch("proof-") as folder:
         cubins, ptx = list_device_code(wheel, recipe, folder / "members")
         check_archs(cubins, archs)
         lock = folder / "torch.txt"

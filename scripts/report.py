@@ -151,13 +151,17 @@ def enter(wheel: Path, report: Mapping[str, Any], wheelhouse: Path) -> Path:
     return final
 
 
-def read_report(wheel: Path) -> dict[str, Any] | None:
-    """Return the report of a wheel when both are whole: readable, and about this very file. Else None."""
+def read_report(wheel: Path, **wanted: str) -> dict[str, Any] | None:
+    """Return the report of a wheel when both are whole: readable, and about this very file. Else None.
+
+    `wanted` are values that the report must have (`build`, `recipe_digest`): the file is hashed only then.
+    """
     try:
         report = json.loads(report_path(wheel).read_text())
-        if report["schema"] == SCHEMA and report["wheel"]["sha256"] == file_sha256(wheel):
+        found = {"build": report.get("build"), "recipe_digest": report["recipe"]["digest"]} if wanted else {}
+        if report["schema"] == SCHEMA and found == wanted and report["wheel"]["sha256"] == file_sha256(wheel):
             return dict(report)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None
 
@@ -165,7 +169,6 @@ def read_report(wheel: Path) -> dict[str, Any] | None:
 def find_built(wheelhouse: Path, build: str, recipe_digest: str) -> tuple[Path, Mapping[str, Any]] | None:
     """Return the wheel (and its report) that this recipe's build has left in the wheelhouse, if it is whole."""
     for path in sorted(wheelhouse.glob("*.whl")):
-        report = read_report(path)
-        if report and report.get("build") == build and report["recipe"]["digest"] == recipe_digest:
+        if report := read_report(path, build=build, recipe_digest=recipe_digest):
             return path, report
     return None

@@ -9,15 +9,12 @@ import os
 import re
 import resource
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
-
-from securesystemslib.signer import CryptoSigner
 
 from scripts.audit_collect import audit_path
 from scripts.cache import Cache, write_atomic, write_json
@@ -47,9 +44,11 @@ from scripts.image_gpus import NO_HAZARDS, gpu_table, hazard_label
 from scripts.image_layers import lock_hashes
 from scripts.image_report import ImageReport, Phase, as_json, file_stem, show
 from scripts.image_sbom import image_sbom, licence_label
+from scripts.index_statements import STATEMENT
 from scripts.indexes import read_indexes
 from scripts.mirrors import VARIABLE, parse_mirrors
-from scripts.provenance import STATEMENT, SUFFIX, load_signer, sign
+from scripts.process import call
+from scripts.provenance import SUFFIX, KeyPair, load_signer, sign
 from scripts.recipe import ROOT
 
 DEFAULT_BASE = "python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254"
@@ -118,7 +117,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     return 0
 
 
-def write_bill(report: ImageReport, out: Path, lock: Path, signer: CryptoSigner | None) -> list[Path]:
+def write_bill(report: ImageReport, out: Path, lock: Path, signer: KeyPair | None) -> list[Path]:
     """Write the SBOM beside the image, and, with a key, an attestation of it for the image's id; return the files."""
     hashes = lock_hashes(lock.read_text()) | (
         lock_hashes((LOCKS / "worker.txt").read_text()) if report.target == "runpod" else {}
@@ -335,8 +334,8 @@ def _timestamp() -> int:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
+    done = call(["git", *arguments], environment=os.environ, cwd=ROOT)
+    return "" if done.code else done.text.strip()
 
 
 if __name__ == "__main__":

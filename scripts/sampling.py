@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import psutil
 
 from scripts.launcher import unit_of
 
+WINDOW = 60.0  # seconds over which the units' share of the cores is taken
 SAMPLES = "samples.jsonl"  # in the build tree
 
 
@@ -70,11 +72,12 @@ class Sampler:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: dict[int, _Seen | None] = {}
+        self._used: deque[tuple[float, float]] = deque()
 
     def look(self, processes: Sequence[psutil.Process], rss: int) -> None:
         """Note memory (bytes, all processes together) and the CPU time of each phase."""
         lines: list[dict[str, object]] = [{"time": round(time.time(), 2), "rss": rss}]
-        alive = {process.pid: process for process in processes}
+        alive, used = {process.pid: process for process in processes}, 0.0
         for pid in [pid for pid in self._seen if pid not in alive]:
             lines += self._ended(pid)
         for pid, process in alive.items():
@@ -83,8 +86,20 @@ class Sampler:
                     self._seen[pid] = _describe(process, alive)
                 if seen := self._seen[pid]:
                     times = process.cpu_times()
+                    used += times.user + times.system - seen.cpu
                     seen.cpu, seen.last = times.user + times.system, time.time()
+        self._used.append((time.monotonic(), used))
         self._write(lines)
+
+    def share(self, running: int) -> float:
+        """Return the part of a core that each running unit had in the last minute; 1 while that is not known."""
+        now = time.monotonic()
+        while self._used and self._used[0][0] < now - WINDOW:
+            self._used.popleft()
+        if not running or not self._used or now - self._used[0][0] < WINDOW / 3:
+            return 1.0
+        seconds = sum(used for _, used in self._used)
+        return min(1.0, max(0.02, seconds / (running * (now - self._used[0][0]))))
 
     def close(self) -> None:
         """Write what still ran."""

@@ -116,7 +116,7 @@ def renamed(sbom: bytes, version: str) -> bytes:
     return _text(bom)
 
 
-def cut_out_sbom(name: str, version: str, *, source: str, source_version: str, sha256: str) -> bytes:
+def cut_out_sbom(name: str, version: str, *, source: str, source_version: str, sha256: str, archs: str) -> bytes:
     """Return the SBOM of a wheel that was cut out of somebody else's: all that is known is that wheel's digest."""
     ref, ancestor = f"{name}@{version}", f"{name}@{source_version}#wheel"
     bom = {
@@ -131,6 +131,10 @@ def cut_out_sbom(name: str, version: str, *, source: str, source_version: str, s
                 "name": name,
                 "version": version,
                 "purl": PackageURL("pypi", None, name, version).to_string(),
+                "properties": [
+                    {"name": "wheelsmith:slim-of", "value": source},
+                    {"name": "wheelsmith:slim-archs", "value": archs},
+                ],
                 "pedigree": {
                     "ancestors": [
                         {
@@ -140,7 +144,6 @@ def cut_out_sbom(name: str, version: str, *, source: str, source_version: str, s
                             "version": source_version,
                             "purl": PackageURL("pypi", None, name, source_version).to_string(),
                             "hashes": [{"alg": "SHA-256", "content": sha256}],
-                            "properties": [{"name": "wheelsmith:cut-out-of", "value": source}],
                         }
                     ]
                 },

@@ -10,12 +10,8 @@ with the calls that wait for it, when one of them has done nothing for 20 s.
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -26,10 +22,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from scripts import interrupt
 from scripts.cache import Cache, remove_tree
 from scripts.errors import UsageError
 from scripts.indexes import redacted
-from scripts.process import LAUNCHER, capture
+from scripts.process import Daemon, capture
 
 DIST_TOKEN = "SCCACHE_DIST_TOKEN"  # noqa: S105  (the name of the variable with the token of --dist's scheduler)
 START_LIMIT = 20.0  # seconds for the daemon to reach its backend; sccache's client would give it 10
@@ -55,7 +52,6 @@ _OURS = re.compile(
     r"SCCACHE_(SERVER_\w+|DIST_\w+|NO_DAEMON|START_SERVER|LOG|ERROR_LOG|IDLE_TIMEOUT|STARTUP_NOTIFY|DIR|CLIENT\w*)"
 )
 _PASSED = re.compile(r"(SCCACHE|ACTIONS|AWS|GOOGLE|AZURE|OSS|COS|TENCENTCLOUD|ALIBABA_CLOUD)_\w+")
-_GUARD = (sys.executable, "-S", "-E", str(LAUNCHER), "--guard")  # the daemon ends when wheelsmith does, however
 _SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|KEY|CREDENTIAL|USERNAME|CONNECTION_STRING", re.IGNORECASE)
 
 
@@ -117,7 +113,7 @@ class _Call:
 class SharedCache:
     """A running daemon that has reached its backend."""
 
-    def __init__(self, shared: Shared, program: Path, folder: Path, daemon: subprocess.Popen[bytes]) -> None:
+    def __init__(self, shared: Shared, program: Path, folder: Path, daemon: Daemon) -> None:
         self.shared, self.program, self.folder, self._daemon = shared, program, folder, daemon
         self._calls: dict[int, _Call] = {}
         self._looked = time.monotonic()
@@ -134,7 +130,7 @@ class SharedCache:
 
     def trouble(self) -> str:
         """Return why the daemon can be used no longer, "" while all is well."""
-        if self._daemon.poll() is not None:
+        if not self._daemon.runs:
             return f"sccache has ended: {_last_words(self.folder, self.shared)}"
         if self.shared.scheduler:
             return ""  # a call whose steps run elsewhere looks like one that waits; sccache itself gives up after 30 s
@@ -170,14 +166,14 @@ class SharedCache:
     def drain(self) -> None:
         """Wait until everything compiled is stored: sccache answers a call first and stores its object afterwards."""
         deadline, before = time.monotonic() + DRAIN_LIMIT, -1
-        while time.monotonic() < deadline and self._daemon.poll() is None:
+        while time.monotonic() < deadline and self._daemon.runs and not interrupt.told():
             counts = read_counts(self._stats())
             stored = counts["stored"] + counts["errors"]
             if stored >= counts["misses"]:
                 return
             if stored > before:
                 deadline, before = time.monotonic() + DRAIN_LIMIT, stored
-            time.sleep(0.1)
+            interrupt.pause(0.1)
 
     def counts(self) -> dict[str, int]:
         """Return sccache's hits, misses, stores and errors (of steps: nvcc has several); zeros when it says nothing."""
@@ -196,13 +192,14 @@ class SharedCache:
         for call in self._calls.values():
             with suppress(psutil.NoSuchProcess):
                 call.process.kill()
-        _kill_group(self._daemon)
+        self._daemon.stop()
         if _answers(self.folder / "socket"):  # a client has started one of its own meanwhile
-            capture(
-                [self.program, "--stop-server"],
-                environment={**_places(self.folder), "HOME": str(self.folder)},
-                timeout=5,
-            )
+            with interrupt.tidying():
+                capture(
+                    [self.program, "--stop-server"],
+                    environment={**_places(self.folder), "HOME": str(self.folder)},
+                    timeout=1 if interrupt.told() else 5,
+                )
         remove_tree(self.folder)
 
 
@@ -218,39 +215,31 @@ def start_shared(
     values = {**environment, **_places(folder), "SCCACHE_DIR": str(cache.place("compiler-cache", "shared"))}
     values.update(shared.variables)
     values.update(SCCACHE_NO_DAEMON="1", SCCACHE_START_SERVER="1", SCCACHE_IDLE_TIMEOUT="0")
-    with (folder / "said").open("wb") as said:
-        daemon = subprocess.Popen(
-            [*_GUARD, *(str(word) for word in (*enter, program))],
-            env=values,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    daemon = Daemon([*enter, program], environment=values, folder=folder, log="said")
     try:
         why = _wait(daemon, shared, program, folder)
     except BaseException:
-        _kill_group(daemon)
+        daemon.stop()
+        remove_tree(folder)
         raise
     if not why:
         return SharedCache(shared, program, folder, daemon), ""
-    _kill_group(daemon)
+    daemon.stop()
     remove_tree(folder)
     return None, why
 
 
-def _wait(daemon: subprocess.Popen[bytes], shared: Shared, program: Path, folder: Path) -> str:
+def _wait(daemon: Daemon, shared: Shared, program: Path, folder: Path) -> str:
     """Wait until the daemon answers, and knows a builder where it needs one; return what is wrong, "" for nothing."""
     deadline = time.monotonic() + START_LIMIT
     why = f"no answer within {START_LIMIT:.0f} s"
-    while daemon.poll() is None and time.monotonic() < deadline:
+    while daemon.runs and time.monotonic() < deadline:
         if _answers(folder / "socket"):
             why = _scheduler_trouble(program, folder) if shared.scheduler else ""
             if not why or "NotConnected" not in why:  # it connects in the background
                 return why
-        time.sleep(0.05)
-    return why if daemon.poll() is None else _last_words(folder, shared)
+        interrupt.pause(0.05)
+    return why if daemon.runs else _last_words(folder, shared)
 
 
 def _places(folder: Path) -> dict[str, str]:
@@ -317,29 +306,23 @@ def _last_words(folder: Path, shared: Shared) -> str:
     return shared.hide("; ".join(line for line in lines if line)[-400:]) or "without a word"
 
 
-def _kill_group(daemon: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(daemon.pid, signal.SIGKILL)
-    daemon.wait()
-
-
 def _command_lines(pid: int) -> list[str]:
-    """Return the command lines of all descendants of a process: the steps that it runs now."""
+    """Return the command lines of all that the daemon below the guard `pid` has started: the steps that run now."""
     found = []
     with suppress(psutil.NoSuchProcess):
         for process in psutil.Process(pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                if process.status() != psutil.STATUS_STOPPED:
+                if process.ppid() != pid and process.status() != psutil.STATUS_STOPPED:
                     found.append(" ".join(process.cmdline()))
     return found
 
 
 def _clients(program: Path, *, besides: int) -> list[psutil.Process]:
-    """Return our descendants that run sccache as clients."""
+    """Return our descendants that run sccache as clients: not the daemon, the child of the guard `besides`."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            if process.pid != besides and process.cmdline()[:1] == [str(program)]:
+            if process.ppid() != besides and process.cmdline()[:1] == [str(program)]:
                 found.append(process)
     return found
 

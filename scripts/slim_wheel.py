@@ -275,7 +275,12 @@ class _Job:
         like = next(item for item in self._source.members if item.filename == f"{self._source.dist_info}/METADATA")
         old, project = self._name, str(canonicalize_name(new.name))
         sbom = cut_out_sbom(
-            project, new.version, source=str(old), source_version=old.version, sha256=self.source_sha256
+            project,
+            new.version,
+            source=str(old),
+            source_version=old.version,
+            sha256=self.source_sha256,
+            archs=arch_list(self._archs),
         )
         writer.add(like, f"{dist_info}/{SBOM_FOLDER}/{SBOM_NAME}", one_block(sbom), len(sbom))
 

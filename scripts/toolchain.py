@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from scripts.archs import Arch
@@ -21,7 +22,7 @@ from scripts.console import Console, human_seconds
 from scripts.cuda_home import shape_cuda_home
 from scripts.cuda_toolkit import needs_packages, provide_cuda
 from scripts.download import open_client
-from scripts.environments import make_environment
+from scripts.environments import forget_damaged, make_environment, recorded_digests
 from scripts.errors import ToolchainError
 from scripts.indexes import Indexes
 from scripts.process import capture
@@ -104,35 +105,44 @@ def provide_toolchain(
     check_python_headers()
     console.stage("toolchain", f"torch {recipe.torch.version}, CUDA {recipe.toolchain.cuda}, {host.version}")
     key = environment_key(recipe)
-    place = cache.place("toolchains", key)
+    place = cache.place("toolchains", key, kind=ToolchainError)
     outside = None
     if not needs_packages(recipe):  # before the large download: it may not be there
         with open_client(indexes) as client:
             outside = provide_cuda(
                 recipe, cache=cache, console=console, client=client, environment=environment, offline=offline
             )
-    with cache.lock(f"toolchain-{key}", console):
-        if not place.is_dir():
-            console.note(
-                f"first use: downloads about {recipe.cost.download_gb if recipe.cost else 3:.1f} GB "
-                "(torch and the CUDA wheels it needs) unless uv has them in its cache"
-            )
 
-        def make(target: Path) -> None:
-            seconds = make_environment(
-                target / "venv", recipe.lock_file, cache=cache, console=console, indexes=indexes, offline=offline
-            )
-            if outside is None:
-                shape_cuda_home(_site_packages(target / "venv") / CUDA_13_ROOT, target / "cuda", compiler=host.path)
-            console.note(f"installed in {human_seconds(seconds)}")
+    install = partial(make_environment, cache=cache, console=console, indexes=indexes, offline=offline)
+    forget = partial(forget_damaged, cache=cache, console=console, indexes=indexes, offline=offline)
 
-        cache.build_once("toolchains", key, make)
-        versions = installed_versions(place / "venv")
+    def make(target: Path) -> None:
+        console.note(
+            f"first use: downloads about {recipe.cost.download_gb if recipe.cost else 3:.1f} GB "
+            "(torch and the CUDA wheels it needs) unless uv has them in its cache"
+        )
+        seconds = install(target / "venv", recipe.lock_file)
         if outside is None:
-            toolchain = Toolchain(key, place / "venv", place / "cuda", host, versions, "package wheels")
-        else:
-            joined = digest([key, str(outside.home.resolve()), outside.origin])
-            toolchain = Toolchain(joined, place / "venv", outside.home, host, versions, outside.origin)
+            shape_cuda_home(_site_packages(target / "venv") / CUDA_13_ROOT, target / "cuda", compiler=host.path)
+        console.note(f"installed in {human_seconds(seconds)}")
+
+    cache.once(
+        "toolchains",
+        key,
+        make,
+        console=console,
+        kind=ToolchainError,
+        changing=("verified-*.json",),
+        known=lambda made: recorded_digests(_site_packages(made / "venv")),
+        mourn=lambda old, found: forget(_site_packages(old / "venv"), [old / change.path for change in found]),
+    )
+    versions = installed_versions(place / "venv")
+    if outside is None:
+        toolchain = Toolchain(key, place / "venv", place / "cuda", host, versions, "package wheels")
+    else:
+        joined = digest([key, str(outside.home.resolve()), outside.origin])
+        toolchain = Toolchain(joined, place / "venv", outside.home, host, versions, outside.origin)
+    with cache.lock(f"verify-{key}", console, kind=ToolchainError):
         _verify_once(toolchain, recipe, archs, place, console)
     return toolchain
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,8 @@ class UnitWatch:
     todo: int
     """Units that were out of date when ninja started."""
     forecast: Forecast
+    share: Callable[[], float] = lambda: 1.0
+    """The part of a core that each running unit gets now."""
     started: float = field(default_factory=time.monotonic)
     running: dict[str, float] = field(default_factory=dict)
     finished: list[UnitRecord] = field(default_factory=list)
@@ -113,9 +115,9 @@ class UnitWatch:
         age = time.monotonic() - made
         if made < 0 or age >= 1:
             now = time.time()
-            finished = {record.unit: record.seconds for record in self.finished}
+            finished = {record.unit: 0.0 if record.cache == "hit" else record.seconds for record in self.finished}
             running = {unit: max(0.0, now - start) for unit, start in self.running.items()}
-            self._eta = self.forecast.left(finished, running), time.monotonic()
+            self._eta = self.forecast.left(finished, running, self.share()), time.monotonic()
             return self._eta[0]
         return max(0.0, value - age)
 

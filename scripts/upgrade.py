@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from scripts.cli import Parser, run
 from scripts.console import Console
 from scripts.errors import ToolchainError, UsageError, nearest
 from scripts.indexes import read_indexes
+from scripts.process import Command, call
 from scripts.recipe import ROOT, SCHEMA_FILE, Recipe
 from scripts.recipe_files import json_schema, load_recipe, recipe_names
 
@@ -48,16 +48,14 @@ def compile_lock(
 ) -> None:
     """Resolve `source` into the hash-locked `target` for `python` and all later ones. Raises ToolchainError."""
     uv = Path(sys.executable).with_name("uv")
-    command = [uv, "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-header", "--no-annotate"]
-    command += ["--python-version", python, source, "-o", target, "--upgrade", *options]
+    settings = ["--quiet", "--universal", "--generate-hashes", "--no-header", "--no-annotate", "--upgrade"]
+    command: Command = [uv, "pip", "compile", *settings, "--python-version", python, source, "-o", target, *options]
     # Only the main index: a local folder's or an extra index's builds must not get into a lock file.
     indexes = dataclasses.replace(read_indexes(), extra_index_urls=(), find_links=())
     environment = indexes.uv_environment({**os.environ, "UV_NO_CONFIG": "1"})
-    done = subprocess.run(
-        [str(word) for word in command], env=environment, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT
-    )
-    if done.returncode:
-        raise ToolchainError(f"{target.relative_to(ROOT)} could not be resolved", detail=done.stderr[-3000:])
+    done = call(command, environment=environment, limit=None, cwd=ROOT)
+    if done.code:
+        raise ToolchainError(f"{target.relative_to(ROOT)} could not be resolved", detail=done.error_text[-3000:])
 
 
 def main(arguments: Sequence[str], console: Console) -> int:

@@ -7,9 +7,7 @@ never on a command line, and what uv says is shown without them.
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,17 +15,18 @@ from urllib.parse import urlsplit
 
 from packaging.utils import canonicalize_name
 
+from scripts import interrupt
 from scripts.console import Console, human_bytes
 from scripts.errors import PublishError, UsageError
 from scripts.index_entry import same_wheel
 from scripts.indexes import redacted
+from scripts.process import call
 from scripts.simple_client import Listed, SimpleClient, unknown_issuer
 from scripts.static_index import refuse_other_bytes
 from scripts.wheel_file import wheel_name
 from scripts.wheelhouse import Local
 
 ATTEMPTS = 3
-LAUNCHER = Path(__file__).with_name("launcher.py")
 _SECRETS = ("UV_PUBLISH_PASSWORD", "UV_PUBLISH_TOKEN")
 _MB = 1_000_000
 
@@ -164,7 +163,7 @@ def _warn_of_hazards(wheels: Sequence[Local], api: Api, client: SimpleClient, co
 
 def pause(seconds: float) -> None:
     """Wait before the next attempt."""
-    time.sleep(seconds)
+    interrupt.pause(seconds)
 
 
 def _upload_one(wheel: Local, api: Api, console: Console, environment: Mapping[str, str]) -> None:
@@ -192,21 +191,13 @@ def run_uv_publish(wheel: Path, api: Api, environment: Mapping[str, str]) -> tup
     if api.keyring:
         command += ["--keyring-provider", "subprocess", "--username", api.user]
     timeouts = {"UV_UPLOAD_HTTP_TIMEOUT": "3600", "UV_HTTP_TIMEOUT": "60", "NO_COLOR": "1", "UV_NO_CONFIG": "1"}
-    child = subprocess.Popen(
-        [sys.executable, "-S", "-E", str(LAUNCHER), "--guard", *command, str(wheel)],  # ends when we are killed
-        env={**timeouts, **api.certificates, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    done = call(
+        [*command, wheel],
+        environment={**timeouts, **api.certificates, **environment},
+        limit=None,
+        merged=True,
     )
-    try:
-        said, _ = child.communicate()
-    except BaseException:
-        child.terminate()
-        child.wait()
-        raise
-    return child.returncode, without_secrets(said, environment)
+    return done.code, without_secrets(done.text, environment)
 
 
 def without_secrets(text: str, environment: Mapping[str, str]) -> str:

@@ -77,7 +77,8 @@ def compile_kernel(nvcc: Path, archs: Sequence[Arch], environment: Mapping[str, 
         options = [option for arch in archs for option in gencode(arch)]
         command: list[str | Path] = [nvcc, "-ccbin", host, *options, source, "-o", Path(folder) / "kernel", "-lcuda"]
         command += [f"-L{nvcc.parent.parent}/lib64/stubs"]
-        code, text = capture(command, environment=environment, timeout=600)
+        values = {**environment, "TMPDIR": folder}  # nvcc leaves its files there when it is killed
+        code, text = capture(command, environment=values, timeout=600, scratch=Path(folder))
     if code == 0:
         return
     why, fix = f"host compiler {host}", ["read the compiler's output above"]

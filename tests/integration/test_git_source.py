@@ -293,7 +293,7 @@ def test_credentials_reach_the_server_but_no_command_line_config_or_message(
         seen.extend(arguments)
         return popen(arguments, **more)
 
-    monkeypatch.setattr("scripts.git_process.subprocess.Popen", spying)
+    monkeypatch.setattr("scripts.process.subprocess.Popen", spying)
     monkeypatch.setenv("GIT_TRACE", str(cache.root / "trace.log"))  # git's own view of every process it starts
     server.credentials = "me:s3cret"
     fetch(triton_source(server.url("triton", "me:s3cret"), triton), cache)
@@ -490,10 +490,10 @@ def test_missing_git_names_the_recipe_that_needs_none(monkeypatch: pytest.Monkey
 def test_an_interrupted_fetch_ends_git_and_leaves_nothing(
     server: GitServer, triton: Upstream, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> list[str]:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scripts.git_process._follow", interrupt)
+    monkeypatch.setattr("scripts.git_process._Said.take", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fetch(triton_source(server.url("triton"), triton), cache)
     monkeypatch.undo()

@@ -193,7 +193,9 @@ def sdist_tree(version: str) -> Path:
     cache = Cache.open(default_cache_dir())
     source = SdistSource(kind="sdist", name="vllm", version=version, sha256=SDISTS[version][0])
     archive = fetch_archive(source, cache=cache, console=Console(quiet=True), offline=False)
-    return cache.build_once("sources", archive.sha256[:20], lambda target: unpack_sdist(archive.path, target))
+    return cache.once(
+        "sources", archive.sha256[:20], lambda target: unpack_sdist(archive.path, target), console=Console()
+    )
 
 
 @pytest.mark.large

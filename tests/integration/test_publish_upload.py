@@ -137,7 +137,7 @@ def test_credentials_never_reach_a_command_line(index: Index, tmp_path: Path, mo
         seen.append([str(word) for word in command])
         return real([str(word) for word in command], **options)
 
-    monkeypatch.setattr("scripts.upload.subprocess.Popen", spy)
+    monkeypatch.setattr("scripts.process.subprocess.Popen", spy)
     monkeypatch.setenv("UV_PUBLISH_USERNAME", "team")
     monkeypatch.setenv("UV_PUBLISH_PASSWORD", "secret")
     assert run(small(tmp_path / "w"), index.url) == 0

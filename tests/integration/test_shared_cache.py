@@ -17,10 +17,10 @@ import pytest
 
 from scripts import shared_cache
 from scripts.cache import Cache, default_cache_dir
+from scripts.compile import LAUNCHER
 from scripts.compiler_cache import CompilerCache, compiler_cache, headers_digest, read_settings
 from scripts.console import Console
 from scripts.launcher import EVENTS
-from scripts.process import LAUNCHER
 from tests.cache_servers import PASSWORD, Server, free_port, missing, serve
 
 KINDS = [pytest.param(kind, marks=pytest.mark.skipif(bool(missing(kind)), reason=missing(kind))) for kind in

@@ -20,7 +20,7 @@ from scripts.console import Console
 from scripts.drivers import parse_target
 from scripts.errors import AuditError, UsageError
 from scripts.fatbin import read_device_code
-from scripts.provenance import statement
+from scripts.index_statements import slimmed
 from scripts.report import report_path
 from scripts.slim_wheel import slim, slim_version, slim_wheel
 from scripts.wheel_file import open_wheel, read_record
@@ -279,10 +279,11 @@ def test_a_slimmed_upstream_wheel_can_be_published_signed_and_verified(fat: Path
     report = json.loads(report_path(wheel).read_text())
     assert report["slimmed_from"]["sha256"] == file_sha256(fat)
     assert report["audit"]["ok"]
-    claim = statement(wheel.name, file_sha256(wheel), report, report_sha256="0" * 64)
+    claim = slimmed(wheel, file_sha256(wheel))
+    assert claim is not None
     definition = claim["predicate"]["buildDefinition"]
     assert definition["resolvedDependencies"] == [{"name": fat.name, "digest": {"sha256": file_sha256(fat)}}]
-    assert definition["externalParameters"] == {"archs": "8.6", "drop_empty": False}
+    assert definition["externalParameters"] == {"archs": "8.6"}
     with open_wheel(wheel) as archive:
         sbom = archive.read(f"{archive.dist_info}/sboms/wheelsmith.cdx.json")
     assert sbom is not None

@@ -198,7 +198,7 @@ def compilers_alive(miniature: Miniature) -> list[int]:
     return alive
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_run_stopped_while_compiling_leaves_no_process_and_goes_on_from_there(
     fresh: None, make: MakeWheel, miniature: Miniature, cache: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

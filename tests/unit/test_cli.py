@@ -74,7 +74,7 @@ def test_a_failure_is_one_message_and_the_exit_code_of_its_kind(
         raise error
 
     monkeypatch.setattr(sys, "argv", ["x"])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("scripts.interrupt.take_over", lambda: None)
     with pytest.raises(SystemExit) as raised:
         run(main)
     said = capsys.readouterr().err
@@ -91,7 +91,7 @@ def test_debug_adds_the_traceback(
         raise error
 
     monkeypatch.setattr(sys, "argv", ["x", "--debug"])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("scripts.interrupt.take_over", lambda: None)
     with pytest.raises(SystemExit):
         run(main)
     assert "Traceback" in capsys.readouterr().err
@@ -177,7 +177,7 @@ def test_an_os_error_that_no_stage_named_is_of_the_machine(
         raise OSError(28, "No space left on device", "/full/x")
 
     monkeypatch.setattr(sys, "argv", ["x", "--debug"])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("scripts.interrupt.take_over", lambda: None)
     with pytest.raises(SystemExit) as raised:
         run(main)
     said = capsys.readouterr().err

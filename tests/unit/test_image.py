@@ -41,6 +41,7 @@ from scripts.image_report import ImageReport, Phase, as_json, file_stem, show
 from scripts.image_sbom import image_sbom, licence_label, spdx
 from scripts.indexes import Indexes
 from scripts.mirrors import parse_mirrors
+from scripts.provenance import KeyPair
 from scripts.recipe import ROOT
 from scripts.upgrade import runtime_options
 from tests.fatbins import container, sass, shared_object
@@ -375,7 +376,9 @@ def test_the_licence_label_is_one_spdx_expression_of_all_that_is_inside() -> Non
 def test_an_attestation_of_the_sbom_is_a_dsse_envelope_about_the_image(tmp_path: Path) -> None:
     key = ed25519.Ed25519PrivateKey.generate()
     report = dataclasses.replace(image_report(), image_id="1" * 64)
-    bill, signed = runtime_image.write_bill(report, tmp_path, find_lock("0.15.1", None), CryptoSigner(key))
+    bill, signed = runtime_image.write_bill(
+        report, tmp_path, find_lock("0.15.1", None), KeyPair(CryptoSigner(key), key.public_key())
+    )
     row = json.loads(signed.read_text())
     envelope = Envelope.from_dict({name: row[name] for name in ("payload", "payloadType", "signatures")})
     envelope.verify([SSlibKey.from_crypto(key.public_key())], 1)
