@@ -20,9 +20,9 @@ from pathlib import Path
 
 import psutil
 
-from scripts import cgroup
+from scripts.core import cgroup
+from scripts.core.machine import RESERVE, memory_now
 from scripts.cost_model import CostBook, Unit, short_name
-from scripts.machine import RESERVE, memory_now
 from scripts.schedule import Task, choose, smallest
 
 LOOKAHEAD = 64  # launchers that wait for a turn; 5 MB each

@@ -10,8 +10,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.console import Console
-from scripts.errors import DoctorError
+from scripts.core.console import Console
+from scripts.core.errors import DoctorError
 from scripts.recipe import Component, Dependency, GitSource, Recipe
 from scripts.upstream import Fetch, Upstream, read_upstream
 

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scripts.errors import UsageError, nearest_of
+from scripts.core.errors import UsageError, nearest_of
 from scripts.gpus import PRODUCTS, plain, product_key
 from scripts.nvml import local_gpus
 

@@ -15,13 +15,14 @@ from scripts.audit_elf import read_site
 from scripts.audit_models import AuditReport, Level
 from scripts.audit_show import failures, html, show
 from scripts.audit_subject import Subject
-from scripts.cache import write_atomic, write_json
 from scripts.cli import Parser, run, user_path
-from scripts.console import Console
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, UsageError
+from scripts.core.files import write_atomic, write_json
+from scripts.core.paths import DEFAULT_RECIPE
 from scripts.drivers import Target, default_targets, parse_target
-from scripts.errors import AuditError, UsageError
 from scripts.labels import cuda_label
-from scripts.recipe import DEFAULT_RECIPE, Recipe
+from scripts.recipe import Recipe
 from scripts.recipe_files import load_recipe, recipe_names
 from scripts.wheel_file import wheel_name
 

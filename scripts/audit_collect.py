@@ -25,10 +25,10 @@ from scripts.audit_wheel import (
     torch_pin,
     triton_findings,
 )
-from scripts.cache import file_sha256
+from scripts.core.errors import AuditError, UsageError, from_os_error
+from scripts.core.files import file_sha256
 from scripts.drivers import Target
 from scripts.elf import Elf, open_blob, open_elf
-from scripts.errors import AuditError, UsageError, from_os_error
 from scripts.gpu_files import START, Form, form
 from scripts.recipe import Recipe
 from scripts.unit_names import read_units_of

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.audit_models import Finding, Host, Level
+from scripts.core.errors import AuditError
 from scripts.drivers import numbers
 from scripts.dynamic import Dynamic, Exports, read_dynamic, undefined_symbols
 from scripts.elf import Elf, is_elf, open_elf
-from scripts.errors import AuditError
 from scripts.torch_abi import TorchAbi, torch_abi
 
 BASE_IMAGES = (

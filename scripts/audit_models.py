@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Literal
 
-from scripts.recipe import Model
+from scripts.core.models import Model
 
 SCHEMA_VERSION: Literal[1] = 1
 

@@ -9,8 +9,8 @@ from html import escape
 from pathlib import PurePosixPath
 
 from scripts.audit_models import AuditReport, Coverage, Level, TargetVerdict
-from scripts.console import Console, human_bytes, human_seconds
-from scripts.page import page
+from scripts.core.console import Console, human_bytes, human_seconds
+from scripts.core.html import page
 
 MAX_SHOWN = 3  # findings of one kind on the terminal
 _HEADER = "native/compatible/JIT/missing"

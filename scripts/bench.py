@@ -11,16 +11,16 @@ from scripts.bench_ours import PARTS, Ours, plan_ours, run_ours
 from scripts.bench_proof import SAMPLE, SAMPLE_ARCHS, SAMPLE_RECIPE, Subject, prove_build, prove_units, report
 from scripts.bench_stock import Stock, plan_stock, run_stock, stock_patches
 from scripts.bench_table import bench_json, show
-from scripts.cache import write_json
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
-from scripts.console import Console
-from scripts.errors import BenchError, UsageError, nearest
+from scripts.core.console import Console
+from scripts.core.errors import BenchError, UsageError, nearest
+from scripts.core.files import write_json
+from scripts.core.machine import read_machine
+from scripts.core.paths import RECIPES
 from scripts.fetch import fetch_recipe, open_access
 from scripts.indexes import read_indexes
-from scripts.machine import read_machine
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
-from scripts.recipe import RECIPES
 from scripts.recipe_files import load_recipe, recipe_names
 from scripts.toolchain import provide_toolchain
 from scripts.wheel import choose_archs, choose_jobs

@@ -7,8 +7,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from scripts.errors import BenchError
-from scripts.process import Command, capture
+from scripts.core.errors import BenchError
+from scripts.core.process import Command, capture
 from scripts.recipe import Recipe
 from scripts.toolchain import Toolchain
 

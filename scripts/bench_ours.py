@@ -16,12 +16,14 @@ from typing import Any
 
 from scripts.archs import Arch, arch_list
 from scripts.bench_runs import Ledger, Taken, busy, run_part, unit_facts
-from scripts.cache import CACHEDIR_TAG, Cache, digest, remove_tree
 from scripts.compiler_cache import finished_events
-from scripts.console import Console
-from scripts.errors import BenchError
+from scripts.core.cache import CACHEDIR_TAG, Cache
+from scripts.core.console import Console
+from scripts.core.errors import BenchError
+from scripts.core.files import digest, remove_tree
+from scripts.core.paths import ROOT
 from scripts.patch import Patch
-from scripts.recipe import ROOT, Recipe
+from scripts.recipe import Recipe
 from scripts.toolchain import Toolchain
 from scripts.units import read_units
 

@@ -20,9 +20,10 @@ from scripts.bench_ours import COLD, Ours, run_ours
 from scripts.bench_stock import Stock, run_stock
 from scripts.compile import BuildTree, configure, list_units, plan_tree
 from scripts.compiler_cache import CacheSettings
-from scripts.console import Console, human_bytes
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import BenchError, UsageError
+from scripts.core.paths import WHEELHOUSE
 from scripts.cost_model import Unit
-from scripts.errors import BenchError, UsageError
 from scripts.fetch import fetch_recipe
 from scripts.fixed_paths import refusal
 from scripts.git_checkout import Access
@@ -31,7 +32,7 @@ from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
 from scripts.recipe import Recipe
 from scripts.toolchain import provide_toolchain
-from scripts.wheel import WHEELHOUSE, Job, compile_cached
+from scripts.wheel import Job, compile_cached
 
 SWITCH = "VLLM_LEAN_HEADERS"  # of patches/vllm/0006-lean-headers.patch
 SAMPLE_RECIPE, SAMPLE_ARCHS = "vllm-0.20.1-cu130", "9.0"

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scripts.cache import write_json
-from scripts.errors import BenchError
-from scripts.process import Command, Finished, run_logged
+from scripts.core.errors import BenchError
+from scripts.core.files import write_json
+from scripts.core.process import Command, Finished, run_logged
 from scripts.units import UnitRecord
 
 

@@ -17,14 +17,15 @@ from pathlib import Path
 
 from scripts.archs import Arch, arch_list
 from scripts.bench_runs import Ledger, Taken, busy, run_part, unit_facts
-from scripts.cache import Cache, digest, remove_tree
 from scripts.compile import LAUNCHER
 from scripts.compiler_cache import finished_events
-from scripts.console import Console
-from scripts.errors import BenchError
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import BenchError
+from scripts.core.files import digest, remove_tree
+from scripts.core.process import capture
 from scripts.launcher import EVENTS, FAILURES
 from scripts.patch import Patch, SourceTree
-from scripts.process import capture
 from scripts.recipe import Recipe
 from scripts.stable_names import map_names, source_date
 from scripts.toolchain import Toolchain

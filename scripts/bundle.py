@@ -21,13 +21,15 @@ from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from scripts.cache import Cache, file_sha256
-from scripts.console import Console, human_bytes
-from scripts.errors import FetchError, from_os_error
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import FetchError, from_os_error
+from scripts.core.files import file_sha256
+from scripts.core.models import CommitSha, Sha256
 from scripts.git_checkout import Access, Job, Work
 from scripts.git_source import walk
 from scripts.mirrors import repository_key
-from scripts.recipe import CommitSha, GitSource, Recipe, SdistSource, Sha256, WheelSource
+from scripts.recipe import GitSource, Recipe, SdistSource, WheelSource
 
 FORMAT = 1
 DOCS = "docs/sources.md#bundles"

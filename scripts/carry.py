@@ -21,13 +21,14 @@ from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.cache import Cache, digest, remove_tree
 from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
-from scripts.console import Console, human_bytes
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import FetchError, UsageError
+from scripts.core.files import digest, remove_tree
+from scripts.core.paths import ROOT
 from scripts.environments import run_uv
-from scripts.errors import FetchError, UsageError
 from scripts.indexes import Indexes, read_indexes
-from scripts.recipe import ROOT
 from scripts.wheel_file import open_wheel
 
 HERE = "/tmp/wheelsmith-gpu"  # noqa: S108  (on the GPU machine, which is ours alone)

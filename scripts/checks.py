@@ -16,12 +16,12 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 
 from scripts.archs import Arch
+from scripts.core.errors import DoctorError, WheelsmithError
+from scripts.core.machine import Machine
 from scripts.drivers import Target
-from scripts.errors import DoctorError, WheelsmithError
 from scripts.failures import catalogue
 from scripts.git_checkout import Access
 from scripts.indexes import Indexes
-from scripts.machine import Machine
 from scripts.recipe import Recipe
 
 

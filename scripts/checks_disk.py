@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
-from scripts.console import human_bytes
+from scripts.core.console import human_bytes
 from scripts.plan import TOOLCHAIN_GB
 from scripts.preflight import missing_git
 from scripts.recipe import Component, GitSource

@@ -7,9 +7,9 @@ import platform
 import pwd
 import resource
 
-from scripts.cgroup import memory_limit
 from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
-from scripts.console import human_bytes, human_seconds
+from scripts.core.cgroup import memory_limit
+from scripts.core.console import human_bytes, human_seconds
 from scripts.cost_model import cost_book
 from scripts.plan import cpu_seconds
 

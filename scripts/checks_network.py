@@ -14,11 +14,11 @@ import httpx2 as httpx
 from unearth import PackageFinder
 
 from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
+from scripts.core.paths import ROOT
+from scripts.core.process import capture
 from scripts.git_process import git_program
 from scripts.indexes import Indexes, redacted
 from scripts.preflight import git_problems, missing_git
-from scripts.process import capture
-from scripts.recipe import ROOT
 from scripts.toolchain import environment_key
 
 TIMEOUT = 5.0  # seconds for each answer

@@ -17,10 +17,10 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from scripts.checks import Result, Subject, blocked, check, ok, unknown
+from scripts.core.errors import DoctorError, WheelsmithError
+from scripts.core.process import capture
 from scripts.dynamic import read_dynamic
 from scripts.elf import open_elf
-from scripts.errors import DoctorError, WheelsmithError
-from scripts.process import capture
 from scripts.toolchain import environment_key
 from scripts.torch_check import names_float8
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from scripts import interrupt
-from scripts.cache import Cache, default_cache_dir
-from scripts.console import Console
-from scripts.errors import (
+from scripts.core import interrupt
+from scripts.core.cache import Cache, default_cache_dir
+from scripts.core.console import Console
+from scripts.core.errors import (
     BROKEN_PIPE,
     BUG,
     INTERRUPTED,

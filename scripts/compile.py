@@ -13,22 +13,23 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from scripts import manifest
 from scripts.admission import Admission, lookahead
 from scripts.archs import Arch, arch_list
-from scripts.cache import Cache, digest, remove_tree, write_json
 from scripts.compiler_cache import CacheSummary, CompilerCache
-from scripts.console import Console, human_seconds
+from scripts.core import manifest
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_seconds
+from scripts.core.errors import CompileError, UsageError, from_os_error
+from scripts.core.files import digest, remove_tree, write_json
+from scripts.core.machine import memory_now
+from scripts.core.manifest import Damage
+from scripts.core.process import Command, Finished, Look, capture, run_logged
 from scripts.cost_model import CostBook, Unit
-from scripts.errors import CompileError, UsageError, from_os_error
 from scripts.fixed_paths import LAYOUT, FixedPaths
 from scripts.fixed_paths import ROOT as FIXED_ROOT
 from scripts.forecast import Forecast
 from scripts.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
-from scripts.machine import memory_now
-from scripts.manifest import Damage
 from scripts.patch import SourceTree
-from scripts.process import Command, Finished, Look, capture, run_logged
 from scripts.recipe import Recipe
 from scripts.sampling import SAMPLES, Sampler
 from scripts.schedule import Task

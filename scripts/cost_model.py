@@ -17,8 +17,10 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from scripts.errors import UsageError
-from scripts.recipe import RECIPES, Component, Model, Recipe
+from scripts.core.errors import UsageError
+from scripts.core.models import Model
+from scripts.core.paths import RECIPES
+from scripts.recipe import Component, Recipe
 
 # Of the core-seconds of a light unit, how much does not depend on the number of archs: router_gemm.cu of vLLM 0.20.1
 # took 52 s for one arch and 71 s for two (parsing headers for the host twice, for the device once per arch).

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.cache import write_atomic
 from scripts.cli import Parser, recipe_argument, run, user_path
-from scripts.console import Console, human_bytes, human_seconds
+from scripts.core.console import Console, human_bytes, human_seconds
+from scripts.core.errors import UsageError
+from scripts.core.files import write_atomic
+from scripts.core.paths import DEFAULT_RECIPE
 from scripts.cost_model import CostData, Measured, cost_file, costs_json, read_costs, unit_name
-from scripts.errors import UsageError
-from scripts.recipe import DEFAULT_RECIPE
 from scripts.recipe_files import load_recipe, recipe_names
 
 BUSY = 0.02  # core-seconds per second below which a call was a cache's client, whose own figures say nothing

@@ -11,8 +11,8 @@ import re
 import shutil
 from pathlib import Path
 
-from scripts.errors import ToolchainError
-from scripts.process import Command, capture
+from scripts.core.errors import ToolchainError
+from scripts.core.process import Command, capture
 
 NEEDED = (
     "bin/nvcc",

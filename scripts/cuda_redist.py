@@ -20,12 +20,14 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from scripts import interrupt
-from scripts.cache import Cache, digest, file_sha256, write_atomic, write_json
-from scripts.console import Console, human_bytes
+from scripts.core import interrupt
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import FetchError, ToolchainError
+from scripts.core.files import digest, file_sha256, write_atomic, write_json
+from scripts.core.models import Sha256
 from scripts.download import Client, Transfer, download
-from scripts.errors import FetchError, ToolchainError
-from scripts.recipe import Redist, Sha256
+from scripts.recipe import Redist
 from scripts.unpack import unpack_sdist
 
 PLATFORM = "linux-x86_64"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.errors import ToolchainError
+from scripts.core.errors import ToolchainError
 from scripts.verify import nvcc_release
 
 USR_LOCAL = Path("/usr/local")

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.cache import Cache
-from scripts.console import Console, human_bytes
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import ToolchainError, WheelsmithError
 from scripts.cuda_redist import provide_redist
 from scripts.cuda_system import USR_LOCAL, Rejected, find_system_toolkit, need_system_toolkit, ways_to_get
 from scripts.download import Client
-from scripts.errors import ToolchainError, WheelsmithError
 from scripts.recipe import Recipe
 
 DOCS = "docs/production.md#toolkit"

@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from scripts.cache import write_json
 from scripts.cli import Parser, open_cache, run, user_path
-from scripts.console import Console
-from scripts.errors import UsageError, nearest
+from scripts.core.console import Console
+from scripts.core.errors import UsageError, nearest
+from scripts.core.files import write_json
 from scripts.failures import catalogue
 from scripts.recognise import Diagnosis, Finding, diagnose
 

@@ -22,16 +22,17 @@ from scripts import (  # noqa: F401  (importing a module registers its checks)
     checks_python,
 )
 from scripts.archs import parse_arch_list
-from scripts.cache import write_json
 from scripts.checks import CHECKS, Row, Subject, Verdict, require, run_checks
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
-from scripts.console import Console
+from scripts.core.console import Console
+from scripts.core.errors import DoctorError, UsageError, nearest
+from scripts.core.files import write_json
+from scripts.core.machine import read_machine
+from scripts.core.paths import DEFAULT_RECIPE, ROOT
 from scripts.drivers import parse_target
-from scripts.errors import DoctorError, UsageError, nearest
 from scripts.fetch import open_access
 from scripts.indexes import read_indexes
-from scripts.machine import read_machine
-from scripts.recipe import DEFAULT_RECIPE, ROOT, Recipe
+from scripts.recipe import Recipe
 from scripts.recipe_files import load_recipe
 
 SMALLEST = "quickstart"

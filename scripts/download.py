@@ -16,10 +16,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from unearth.fetchers import PyPIClient
 
-from scripts import interrupt
-from scripts.cache import Cache, file_sha256
-from scripts.console import Console, human_bytes, human_seconds
-from scripts.errors import FetchError, from_os_error
+from scripts.core import interrupt
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes, human_seconds
+from scripts.core.errors import FetchError, from_os_error
+from scripts.core.files import file_sha256
 from scripts.indexes import Indexes, redacted
 
 ATTEMPTS = 5

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scripts.archs import NATIVE, Arch, architecture, gpu_name, parse_arch
-from scripts.errors import UsageError
+from scripts.core.errors import UsageError
 from scripts.nvml import local_gpus
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from elftools.elf.constants import SH_FLAGS
 from elftools.elf.enums import ENUM_P_TYPE_BASE, ENUM_SH_TYPE_BASE
 
-from scripts.errors import AuditError
+from scripts.core.errors import AuditError
 
 Data = bytes | mmap.mmap
 

@@ -16,12 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from scripts.cache import Cache
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import ToolchainError
+from scripts.core.process import call
 from scripts.download import Transfer
-from scripts.errors import ToolchainError
 from scripts.indexes import Indexes
-from scripts.process import call
 
 
 def uv_variables(cache: Cache, indexes: Indexes, *, offline: bool) -> dict[str, str]:

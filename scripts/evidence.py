@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.cache import write_json
 from scripts.cli import Parser, run, user_path
-from scripts.console import Console
-from scripts.errors import UsageError
+from scripts.core.console import Console
+from scripts.core.errors import UsageError
+from scripts.core.files import write_json
+from scripts.core.paths import ROOT
 from scripts.gpu_check import SCHEMA_VERSION
-from scripts.recipe import ROOT
 from scripts.recipe_files import load_recipe
 
 FOLDER = ROOT / "docs" / "evidence"

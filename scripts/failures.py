@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from scripts.recipe import Model
+from scripts.core.models import Model
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+from scripts.core.paths import ROOT
 from scripts.doctor import CHECKS
 from scripts.failures import Failure, Stage, catalogue
-from scripts.recipe import ROOT
 
 PAGE = ROOT / "docs" / "failures.md"
 

@@ -18,16 +18,18 @@ import httpx2
 from unearth import Link, PackageFinder
 
 from scripts.bundle import read_bundle, write_bundle
-from scripts.cache import Cache, digest, file_sha256
 from scripts.cli import Parser, add_cache_options, open_cache, recipe_argument, run, user_path
-from scripts.console import Console, human_bytes
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import FetchError, UsageError
+from scripts.core.files import digest, file_sha256
+from scripts.core.paths import DEFAULT_RECIPE, RECIPES
 from scripts.download import Client, download, open_client, unreachable
-from scripts.errors import FetchError, UsageError
 from scripts.git_checkout import Access
 from scripts.git_source import GitTree, fetch_git
 from scripts.indexes import Indexes, read_indexes, redacted
 from scripts.mirrors import VARIABLE, parse_mirrors
-from scripts.recipe import DEFAULT_RECIPE, RECIPES, GitSource, Recipe, SdistSource, WheelSource
+from scripts.recipe import GitSource, Recipe, SdistSource, WheelSource
 from scripts.recipe_files import load_recipe
 from scripts.unpack import unpack_sdist, unpack_wheel
 

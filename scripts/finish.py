@@ -10,10 +10,10 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from scripts.core.errors import PackageError
+from scripts.core.process import capture
 from scripts.elf import open_elf
-from scripts.errors import PackageError
 from scripts.fatbin import device_code
-from scripts.process import capture
 from scripts.stable_names import zip_date
 from scripts.unit_names import UNITS, encode, units_of
 from scripts.wheel_file import WheelFile, WheelWriter, file_blocks, one_block, open_wheel

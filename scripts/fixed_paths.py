@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from scripts.cache import write_atomic, write_json
-from scripts.process import capture
+from scripts.core.files import write_atomic, write_json
+from scripts.core.process import capture
 
 ROOT = Path("/tmp/wheelsmith")  # noqa: S108  (only a mount point: what is mounted there, nobody else sees)
 NAMESPACE = Path(__file__).with_name("namespace.py")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from scripts import interrupt
-from scripts.cache import Cache
-from scripts.console import Console, human_bytes
-from scripts.errors import FetchError
+from scripts.core import interrupt
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import FetchError
 from scripts.git_process import DOCS, REFUSED, GitError, Repository, git_program, network_error
 from scripts.mirrors import VARIABLE, Address, Mirror, address, repository_key, rewrite
 

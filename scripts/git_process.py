@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from scripts import interrupt
-from scripts.cache import remove_tree
-from scripts.console import Console, lines
-from scripts.errors import FetchError
+from scripts.core import interrupt
+from scripts.core.console import Console, lines
+from scripts.core.errors import FetchError
+from scripts.core.files import remove_tree
+from scripts.core.process import call, capture
 from scripts.mirrors import VARIABLE, Address
-from scripts.process import call, capture
 
 MINIMUM = (2, 31)  # configuration through GIT_CONFIG_COUNT
 ATTEMPTS = 3

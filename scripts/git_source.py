@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from scripts import interrupt
-from scripts.cache import Cache, digest, write_json
-from scripts.console import Console
-from scripts.errors import FetchError
+from scripts.core import interrupt
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import FetchError
+from scripts.core.files import digest, write_json
+from scripts.core.paths import RECIPES
 from scripts.git_checkout import Access, Entry, Job, Work, is_below
 from scripts.mirrors import Mirror, repository_key, resolve
-from scripts.recipe import RECIPES, GitSource
+from scripts.recipe import GitSource
 from scripts.trees import check_files, read_list, tree_digest, tree_files
 
 RECORD = "fetched.json"

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from scripts.audit_collect import audit_path
-from scripts.cache import file_sha256, write_json
 from scripts.cli import Parser, run, user_path
-from scripts.console import Console
+from scripts.core.console import Console
+from scripts.core.errors import GpuError, NoGpuError, UsageError, WheelsmithError
+from scripts.core.files import file_sha256, write_json
+from scripts.core.process import capture
 from scripts.drivers import parse_target
-from scripts.errors import GpuError, NoGpuError, UsageError, WheelsmithError
 from scripts.gpu_compare import compare_digests, disagreements
 from scripts.gpu_kernels import FAMILIES, QUICK, Kernels, Place, check_families, operator_table, run_lines
-from scripts.process import capture
 from scripts.unpack import unpack_wheel
 
 SCHEMA_VERSION = 1

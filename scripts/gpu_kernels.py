@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.process import call
+from scripts.core.process import call
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = (

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from rich.text import Text
 
-from scripts.cache import Cache, digest
-from scripts.console import Console, human_seconds
-from scripts.errors import ImageError, UsageError
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_seconds
+from scripts.core.errors import ImageError, UsageError
+from scripts.core.files import digest
+from scripts.core.paths import ROOT
+from scripts.core.process import capture, run_logged
 from scripts.image_engine import Engine, explained
 from scripts.mirrors import VARIABLE, Mirror, rewrite
-from scripts.process import capture, run_logged
-from scripts.recipe import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 
-from scripts.errors import ImageError
+from scripts.core.errors import ImageError
+from scripts.core.process import capture
 from scripts.image_engine import Engine, Layer, Plan, fed, layers_folder, plan_words
-from scripts.process import capture
 
 # Bind-mounts the root read-only in a mount namespace of its own, with memory over the writable places.
 _READ_ONLY = """\

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.console import Console, human_bytes
-from scripts.errors import ImageError
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import ImageError
+from scripts.core.paths import ROOT
 from scripts.image_engine import Engine, Layer
 from scripts.image_layers import LARGEST
-from scripts.recipe import ROOT
 
 CHECKS = ROOT / "runtime" / "checks"
 STRANGER = "12345:12345"

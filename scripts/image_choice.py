@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.console import Console
-from scripts.errors import ImageError, UsageError
+from scripts.core.console import Console
+from scripts.core.errors import ImageError, UsageError
 from scripts.image_buildah import Buildah
 from scripts.image_docker import Docker
 from scripts.image_engine import Engine

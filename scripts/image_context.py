@@ -22,15 +22,16 @@ from packaging.version import Version
 from scripts.audit import label_archs, matching_recipe
 from scripts.audit_collect import audit_path
 from scripts.audit_models import AuditReport
-from scripts.cache import Cache, digest, file_sha256
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, FetchError, ImageError
+from scripts.core.files import digest, file_sha256
+from scripts.core.paths import DEFAULT_RECIPE, ROOT
 from scripts.download import download, open_client
 from scripts.drivers import Target, parse_target
-from scripts.errors import AuditError, FetchError, ImageError
 from scripts.image_gpus import NAME as GPU_TABLE
 from scripts.image_layers import layer_rules, split_lock
 from scripts.indexes import Indexes
-from scripts.recipe import DEFAULT_RECIPE, ROOT
 from scripts.recipe_files import load_recipe
 from scripts.wheel_file import open_wheel, wheel_name
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 
-from scripts.errors import ImageError
+from scripts.core.errors import ImageError
+from scripts.core.process import capture
 from scripts.image_engine import USER_DIRS, Engine, Layer, Plan, fed, plan_words
-from scripts.process import capture
 
 
 class ContainerEngine(Engine):

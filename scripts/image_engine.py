@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 
 from rich.text import Text
 
-from scripts.console import Console, human_seconds
-from scripts.errors import ImageError
-from scripts.process import TOO_LATE, call, capture, run_logged
+from scripts.core.console import Console, human_seconds
+from scripts.core.errors import ImageError
+from scripts.core.process import TOO_LATE, call, capture, run_logged
 
 USER_DIRS = ("/tmp", "/cache")  # noqa: S108 - the image's only writable places
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from scripts.errors import ImageError
-from scripts.recipe import ROOT
+from scripts.core.errors import ImageError
+from scripts.core.paths import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from scripts.errors import ImageError
+from scripts.core.errors import ImageError
 from scripts.image_docker import ContainerEngine
 from scripts.image_engine import Plan, plan_words
 

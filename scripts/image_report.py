@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.console import Console, human_bytes, human_seconds
+from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.image_checks import Facts, Result
 from scripts.image_context import WheelFacts
 from scripts.image_engine import Layer

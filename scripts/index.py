@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.cache import write_json
 from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
-from scripts.console import Console
-from scripts.errors import UsageError, nearest
+from scripts.core.console import Console
+from scripts.core.errors import UsageError, nearest
+from scripts.core.files import write_json
 from scripts.index_entry import Entry
 from scripts.index_publish import Done, Wishes
 from scripts.index_transfer import mirror, promote

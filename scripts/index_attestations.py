@@ -16,7 +16,7 @@ from typing import Any
 
 from cryptography import x509
 
-from scripts.errors import PublishError
+from scripts.core.errors import PublishError
 from scripts.index_entry import same_wheel
 from scripts.provenance import MAX_SIZE, signatures
 

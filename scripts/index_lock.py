@@ -18,8 +18,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import BinaryIO
 
-from scripts.console import Console, human_seconds
-from scripts.errors import PublishError
+from scripts.core.console import Console, human_seconds
+from scripts.core.errors import PublishError
 
 NAME = ".publish.lock"
 _PAUSE = 0.1  # seconds between two tries

@@ -9,8 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from scripts.cache import file_sha256, write_atomic
-from scripts.console import Console, human_bytes
+from scripts.core.console import Console, human_bytes
+from scripts.core.files import file_sha256, write_atomic
 from scripts.index_attestations import SUFFIX as PROVENANCE
 from scripts.index_attestations import provenance_of
 from scripts.index_entry import Entry, Origin, make_entry

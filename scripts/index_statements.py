@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.errors import PublishError
+from scripts.core.errors import PublishError
 from scripts.index_entry import Origin
 from scripts.sbom import FOLDER, NAME
 from scripts.wheel_file import open_wheel

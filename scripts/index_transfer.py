@@ -14,9 +14,9 @@ from pathlib import Path
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from scripts.cache import Cache
-from scripts.console import Console, human_bytes
-from scripts.errors import AuditError, PublishError, UsageError
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.index_attestations import SUFFIX as PROVENANCE
 from scripts.index_attestations import check_provenance
 from scripts.index_entry import Entry, Origin, same_wheel

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import certifi
 
-from scripts.errors import FetchError
-from scripts.process import call
+from scripts.core.errors import FetchError
+from scripts.core.process import call
 
 DEFAULT_INDEX = ""  # empty: the public index that unearth and uv know themselves
 _SECTIONS = (":env:", "download", "install", "global")  # pip's precedence, strongest first

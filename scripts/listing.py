@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from unearth import PackageFinder
 
+from scripts.core.errors import FetchError
 from scripts.download import open_client
-from scripts.errors import FetchError
 from scripts.indexes import Indexes
 
 

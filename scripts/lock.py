@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from scripts.agreement import KNOWN, Known
-from scripts.cache import Cache, write_atomic
 from scripts.cli import Parser, add_cache_options, run
-from scripts.console import Console
-from scripts.errors import FetchError, UsageError
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, UsageError
+from scripts.core.files import write_atomic
+from scripts.core.paths import RECIPES
 from scripts.fetch import open_access, source_tree
 from scripts.git_checkout import Access, Job, Work
 from scripts.indexes import read_indexes
 from scripts.labels import cuda_label
 from scripts.listing import find_sdist
 from scripts.mirrors import VARIABLE, repository_key
-from scripts.recipe import RECIPES, Component, GitSource, Recipe, SdistSource
+from scripts.recipe import Component, GitSource, Recipe, SdistSource
 from scripts.recipe_files import load_recipe, recipe_names
 from scripts.upgrade import compile_lock
 from scripts.upstream import Fetch, Upstream, read_upstream

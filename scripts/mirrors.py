@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from scripts.cache import digest
-from scripts.errors import UsageError
+from scripts.core.errors import UsageError
+from scripts.core.files import digest
 
 VARIABLE = "WHEELSMITH_MIRROR"
 DEFAULT_PREFIX = "https://github.com/"  # what a mirror without `FROM=` stands for: the host of all pinned sources

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.errors import UsageError
+from scripts.core.errors import UsageError
 
 
 @dataclass(frozen=True)

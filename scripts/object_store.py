@@ -17,9 +17,9 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError,
 from obstore.store import ObjectStore as Backend
 from obstore.store import from_url
 
-from scripts.cache import file_sha256
-from scripts.console import Console
-from scripts.errors import PublishError, UsageError, from_os_error
+from scripts.core.console import Console
+from scripts.core.errors import PublishError, UsageError, from_os_error
+from scripts.core.files import file_sha256
 from scripts.indexes import redacted
 from scripts.store import Stored, check_unchanged
 

@@ -21,12 +21,12 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
-from scripts.cache import remove_tree
 from scripts.compile import BuildTree, run_in, unit_count_in_log
-from scripts.console import Console, human_bytes
-from scripts.errors import PackageError
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import PackageError
+from scripts.core.files import remove_tree
+from scripts.core.process import Command
 from scripts.finish import finish_wheel
-from scripts.process import Command
 from scripts.recipe import Component, Recipe
 from scripts.sbom import add_sbom, make_sbom
 from scripts.stable_names import source_date

@@ -17,12 +17,14 @@ from unidiff.constants import LINE_TYPE_NO_NEWLINE
 from unidiff.errors import UnidiffParseError
 from unidiff.patch import Hunk, PatchedFile, PatchSet
 
-from scripts.cache import Cache, digest, file_sha256, write_json
-from scripts.console import Console
-from scripts.errors import PatchError
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import PatchError
+from scripts.core.files import digest, file_sha256, write_json
+from scripts.core.paths import ROOT
 from scripts.fetch import Archive
 from scripts.git_source import GitTree
-from scripts.recipe import ROOT, Recipe
+from scripts.recipe import Recipe
 from scripts.unpack import unpack_sdist
 
 PATCHES = ROOT / "patches"

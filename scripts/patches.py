@@ -11,15 +11,16 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.cache import write_json
 from scripts.cli import Parser, add_cache_options, run, user_path
-from scripts.console import Console
-from scripts.errors import PatchError, UsageError
+from scripts.core.console import Console
+from scripts.core.errors import PatchError, UsageError
+from scripts.core.files import write_json
+from scripts.core.paths import DEFAULT_RECIPE
 from scripts.fetch import open_access, source_tree
 from scripts.indexes import read_indexes
 from scripts.listing import find_sdist
 from scripts.patch import HunkProblem, Patch, apply_to, load_patches
-from scripts.recipe import DEFAULT_RECIPE, Recipe, SdistSource, WheelSource
+from scripts.recipe import Recipe, SdistSource, WheelSource
 from scripts.recipe_files import load_recipe
 
 

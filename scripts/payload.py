@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import lz4.block
 import zstandard
 
+from scripts.core.errors import AuditError
 from scripts.elf import EHDR, EM_CUDA, SHDR, SHF_EXECINSTR, Blob
-from scripts.errors import AuditError
 from scripts.fatbin_types import Compression, Entry, Kind
 
 MAX_PTX = 65_536  # bytes of PTX text that is decompressed to count its kernels: more is taken to have some

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scripts.archs import Arch, arch_list, loose_intersection
-from scripts.console import Console, human_seconds
+from scripts.core.console import Console, human_seconds
+from scripts.core.machine import Machine
 from scripts.cuda_system import find_system_toolkit
 from scripts.cuda_toolkit import needs_packages
-from scripts.machine import Machine
 from scripts.patches import recipe_patches
 from scripts.recipe import Cost, GitSource, Recipe, Source
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
-from scripts.cache import Cache
+from scripts.core.cache import Cache
+from scripts.core.paths import RECIPES
 from scripts.cuda_redist import is_cached
 from scripts.cuda_system import find_system_toolkit
 from scripts.cuda_toolkit import needs_packages
@@ -14,7 +15,7 @@ from scripts.git_checkout import Access
 from scripts.git_process import unreachable
 from scripts.git_source import tree_key
 from scripts.mirrors import Mirror, address, rewrite
-from scripts.recipe import RECIPES, GitSource, Recipe
+from scripts.recipe import GitSource, Recipe
 
 
 def missing_git(recipe: Recipe, cache: Cache, mirrors: Sequence[Mirror]) -> list[str]:

@@ -14,13 +14,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from scripts.archs import Arch
-from scripts.cache import Cache
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import AuditError
+from scripts.core.process import Command, capture
 from scripts.environments import make_environment, run_uv
-from scripts.errors import AuditError
 from scripts.fatbin import Kind, read_device_code
 from scripts.indexes import Indexes
-from scripts.process import Command, capture
 from scripts.recipe import Component, Recipe
 from scripts.toolchain import Toolchain
 

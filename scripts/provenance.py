@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from scripts.errors import AuditError, UsageError
+from scripts.core.errors import AuditError, UsageError
 from scripts.index_entry import same_wheel
 
 SUFFIX = ".intoto.jsonl"

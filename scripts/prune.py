@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from packaging.version import Version
 
-from scripts.errors import UsageError
+from scripts.core.errors import UsageError
 from scripts.index_entry import Entry, same_wheel
 
 

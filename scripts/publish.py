@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from scripts.cache import write_json
 from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
-from scripts.console import Console, human_bytes, human_seconds
-from scripts.errors import UsageError
+from scripts.core.console import Console, human_bytes, human_seconds
+from scripts.core.errors import UsageError
+from scripts.core.files import write_json
+from scripts.core.paths import ROOT
 from scripts.index_publish import GRACE, Done, Wishes, publish_static, sign_wheels
 from scripts.indexes import Indexes, read_indexes, redacted
 from scripts.object_store import SCHEMES, ObjectStore
 from scripts.provenance import load_signer
 from scripts.prune import parse_rule
-from scripts.recipe import ROOT
 from scripts.simple_client import SimpleClient
 from scripts.store import WAIT, Directory, Store
 from scripts.upload import Api, check_url_syntax, find_check_url, upload

@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from packaging.version import InvalidVersion, Version
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from scripts.archs import Arch, parse_arch, parse_arch_list
-from scripts.cache import digest
-from scripts.errors import UsageError
+from scripts.core.errors import UsageError
+from scripts.core.files import digest
+from scripts.core.models import CommitSha, Model, Sha256
+from scripts.core.paths import RECIPES, ROOT
 from scripts.labels import version_label
 
-ROOT = Path(__file__).resolve().parent.parent
-RECIPES = ROOT / "recipes"
 SCHEMA_FILE = ROOT / "docs" / "recipe.schema.json"
-DEFAULT_RECIPE = "vllm-0.15.1-cu128"
 
 
 class Component(str, Enum):
@@ -91,8 +90,6 @@ def _arch_list(value: Any) -> Any:
 
 
 VersionText = Annotated[str, AfterValidator(_version)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of the file, 64 lower-case hex digits")]
-CommitSha = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="full git commit id, 40 hex digits")]
 CudaVersion = Annotated[str, Field(pattern=r"^\d{2}\.\d$", description="CUDA toolkit as MAJOR.MINOR, such as 12.8")]
 EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 RelativePath = Annotated[str, Field(pattern=r"^[\w.+/-]+$"), AfterValidator(_relative)]
@@ -104,12 +101,6 @@ ArchListText = Annotated[
     BeforeValidator(_arch_list, json_schema_input_type=str),
     Field(json_schema_extra={"examples": ["8.0+PTX;9.0a"]}),
 ]
-
-
-class Model(BaseModel):
-    """Base: frozen, no unknown keys, attribute docstrings become the schema's descriptions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SdistSource(Model):

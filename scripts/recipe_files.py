@@ -11,17 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from scripts.archs import check_cuda_can
-from scripts.errors import UsageError, nearest
-from scripts.recipe import (
-    RECIPES,
-    ROOT,
-    Cost,
-    Dependency,
-    GitSource,
-    Recipe,
-    SdistSource,
-    WheelSource,
-)
+from scripts.core.errors import UsageError, nearest
+from scripts.core.paths import RECIPES, ROOT
+from scripts.recipe import Cost, Dependency, GitSource, Recipe, SdistSource, WheelSource
 
 if sys.version_info >= (3, 11):
     import tomllib

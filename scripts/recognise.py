@@ -14,7 +14,7 @@ from functools import cache
 from io import BytesIO
 from typing import IO
 
-from scripts.errors import WheelsmithError
+from scripts.core.errors import WheelsmithError
 from scripts.failures import Failure, catalogue, literal
 from scripts.logs import Block, plain, read_blocks
 

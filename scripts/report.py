@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.archs import arch_list
-from scripts.cache import file_sha256, install_file, write_atomic, write_json
 from scripts.compile import BuildTree, Compiled
-from scripts.errors import PackageError, from_os_error
+from scripts.core.errors import PackageError, from_os_error
+from scripts.core.files import file_sha256, install_file, write_atomic, write_json
 from scripts.fetch import Fetched
 from scripts.package import Wheel
 from scripts.prove import Proof

@@ -12,8 +12,8 @@ from typing import Any
 
 from scripts.audit_models import AuditReport
 from scripts.audit_show import sections
-from scripts.console import human_bytes, human_seconds
-from scripts.page import facts, page, table
+from scripts.core.console import human_bytes, human_seconds
+from scripts.core.html import facts, page, table
 from scripts.report_svg import gantt, legend, memory_curve, phase_class
 from scripts.timeline import Span, Timeline
 

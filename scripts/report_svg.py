@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from scripts.console import human_bytes, human_seconds
+from scripts.core.console import human_bytes, human_seconds
 from scripts.sampling import Phase
 from scripts.timeline import Span, Timeline
 

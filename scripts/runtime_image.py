@@ -17,10 +17,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from scripts.audit_collect import audit_path
-from scripts.cache import Cache, write_atomic, write_json
 from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
-from scripts.console import Console, human_bytes
-from scripts.errors import ImageError, UsageError, nearest
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import ImageError, UsageError, nearest
+from scripts.core.files import write_atomic, write_json
+from scripts.core.paths import ROOT
+from scripts.core.process import call
 from scripts.image_base import debian_base, parse_debian, reachable
 from scripts.image_checks import Facts, Result, check_image, read_facts, stopped_cleanly
 from scripts.image_choice import find_engine
@@ -47,9 +50,7 @@ from scripts.image_sbom import image_sbom, licence_label
 from scripts.index_statements import STATEMENT
 from scripts.indexes import read_indexes
 from scripts.mirrors import VARIABLE, parse_mirrors
-from scripts.process import call
 from scripts.provenance import SUFFIX, KeyPair, load_signer, sign
-from scripts.recipe import ROOT
 
 DEFAULT_BASE = "python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254"
 TARGETS = ("runtime", "runpod", "runtime-jit")

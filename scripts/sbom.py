@@ -17,7 +17,7 @@ from cyclonedx.model.component import Component, ComponentScope, ComponentType, 
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-from scripts.errors import PackageError, from_os_error
+from scripts.core.errors import PackageError, from_os_error
 from scripts.recipe import GitSource, Recipe, Source
 from scripts.wheel_file import WheelWriter, one_block, open_wheel, wheel_name
 

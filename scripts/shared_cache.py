@@ -22,11 +22,12 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from scripts import interrupt
-from scripts.cache import Cache, remove_tree
-from scripts.errors import UsageError
+from scripts.core import interrupt
+from scripts.core.cache import Cache
+from scripts.core.errors import UsageError
+from scripts.core.files import remove_tree
+from scripts.core.process import Daemon, capture
 from scripts.indexes import redacted
-from scripts.process import Daemon, capture
 
 DIST_TOKEN = "SCCACHE_DIST_TOKEN"  # noqa: S105  (the name of the variable with the token of --dist's scheduler)
 START_LIMIT = 20.0  # seconds for the daemon to reach its backend; sccache's client would give it 10

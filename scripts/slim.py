@@ -10,11 +10,11 @@ from typing import Any
 from scripts.archs import Arch, arch_list, parse_arch_list
 from scripts.audit_collect import audit_wheel
 from scripts.audit_models import AuditReport
-from scripts.cache import file_sha256, write_json
 from scripts.cli import Parser, run, user_path
-from scripts.console import Console, human_bytes, human_seconds
+from scripts.core.console import Console, human_bytes, human_seconds
+from scripts.core.files import file_sha256, write_json
+from scripts.core.paths import ROOT
 from scripts.drivers import default_targets
-from scripts.recipe import ROOT
 from scripts.report import SCHEMA, read_report, report_path
 from scripts.slim_wheel import SlimmedMember, SlimResult, slim
 from scripts.wheel_file import wheel_name

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from scripts.audit_coverage import choose
+from scripts.core.errors import AuditError
 from scripts.elf import EM_X86_64, ET_DYN, PHDR, PT_LOAD, SHDR, Elf, Section, Segment
-from scripts.errors import AuditError
 from scripts.fatbin import CONTAINER, SECTIONS, Container, DeviceCode, Entry, Kind
 
 PAGE = 0x1000

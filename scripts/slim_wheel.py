@@ -20,11 +20,11 @@ from packaging.version import Version
 from scripts.archs import Arch, arch_list, architecture, normalised
 from scripts.audit_alternatives import has_cuda_alternatives
 from scripts.audit_coverage import NAMES, Library, usable
-from scripts.cache import file_sha256
+from scripts.core.errors import AuditError, UsageError, from_os_error
+from scripts.core.files import file_sha256
 from scripts.drivers import release_for_ptx
 from scripts.dynamic import read_dynamic
 from scripts.elf import is_elf, open_elf
-from scripts.errors import AuditError, UsageError, from_os_error
 from scripts.fatbin import Kind, device_code
 from scripts.labels import cuda_label
 from scripts.sbom import FOLDER as SBOM_FOLDER

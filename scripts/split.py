@@ -10,9 +10,9 @@ from typing import Any
 from scripts.archs import Arch, normalised
 from scripts.audit_collect import audit_wheel
 from scripts.audit_show import failures
-from scripts.console import Console
+from scripts.core.console import Console
+from scripts.core.errors import AuditError
 from scripts.drivers import default_targets
-from scripts.errors import AuditError
 from scripts.report import SCHEMA, enter
 from scripts.slim_wheel import slim_wheel
 from scripts.wheel_file import wheel_name

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from scripts.errors import UsageError
+from scripts.core.errors import UsageError
 from scripts.fixed_paths import ROOT
 from scripts.launcher import MAPS
 

@@ -16,8 +16,8 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from scripts.console import Console, human_bytes
-from scripts.errors import PublishError, UsageError
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import PublishError, UsageError
 from scripts.index_entry import Entry, Event, entry_key, now, read_entry, same_wheel
 from scripts.index_pages import emptied, pages
 from scripts.index_records import Records

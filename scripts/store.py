@@ -12,9 +12,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from scripts.cache import replacing, write_atomic
-from scripts.console import Console, human_bytes
-from scripts.errors import PublishError, from_os_error
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import PublishError, from_os_error
+from scripts.core.files import replacing, write_atomic
 from scripts.index_lock import Held, publish_lock
 
 BLOCK = 1 << 20

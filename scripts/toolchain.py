@@ -17,15 +17,16 @@ from functools import partial
 from pathlib import Path
 
 from scripts.archs import Arch
-from scripts.cache import Cache, digest, file_sha256, write_json
-from scripts.console import Console, human_seconds
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_seconds
+from scripts.core.errors import ToolchainError
+from scripts.core.files import digest, file_sha256, write_json
+from scripts.core.process import capture
 from scripts.cuda_home import shape_cuda_home
 from scripts.cuda_toolkit import needs_packages, provide_cuda
 from scripts.download import open_client
 from scripts.environments import forget_damaged, make_environment, recorded_digests
-from scripts.errors import ToolchainError
 from scripts.indexes import Indexes
-from scripts.process import capture
 from scripts.recipe import Recipe
 from scripts.verify import verify_toolchain
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.archs import Arch
-from scripts.errors import ToolchainError
-from scripts.process import capture
+from scripts.core.errors import ToolchainError
+from scripts.core.process import capture
 from scripts.recipe import Torch
 
 DOCS = "docs/production.md#torch"

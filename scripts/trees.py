@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from scripts.cache import file_sha256
-from scripts.errors import FetchError
+from scripts.core.errors import FetchError
+from scripts.core.files import file_sha256
 from scripts.git_process import DOCS
 from scripts.recipe import GitSource
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from scripts.console import human_seconds, lines
+from scripts.core.console import human_seconds, lines
 from scripts.cost_model import short_name
 from scripts.forecast import Forecast
 

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from scripts.console import human_bytes
-from scripts.errors import FetchError
+from scripts.core.console import human_bytes
+from scripts.core.errors import FetchError
 
 MAX_FILES = 200_000
 MAX_BYTES = 20 * 10**9

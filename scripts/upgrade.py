@@ -10,13 +10,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.cache import write_json
 from scripts.cli import Parser, run
-from scripts.console import Console
-from scripts.errors import ToolchainError, UsageError, nearest
+from scripts.core.console import Console
+from scripts.core.errors import ToolchainError, UsageError, nearest
+from scripts.core.files import write_json
+from scripts.core.paths import ROOT
+from scripts.core.process import Command, call
 from scripts.indexes import read_indexes
-from scripts.process import Command, call
-from scripts.recipe import ROOT, SCHEMA_FILE, Recipe
+from scripts.recipe import SCHEMA_FILE, Recipe
 from scripts.recipe_files import json_schema, load_recipe, recipe_names
 
 OLDEST_PYTHON = "3.10"

@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 
 from packaging.utils import canonicalize_name
 
-from scripts import interrupt
-from scripts.console import Console, human_bytes
-from scripts.errors import PublishError, UsageError
+from scripts.core import interrupt
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import PublishError, UsageError
+from scripts.core.process import call
 from scripts.index_entry import same_wheel
 from scripts.indexes import redacted
-from scripts.process import call
 from scripts.simple_client import Listed, SimpleClient, unknown_issuer
 from scripts.static_index import refuse_other_bytes
 from scripts.wheel_file import wheel_name

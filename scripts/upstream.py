@@ -15,7 +15,7 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from scripts.errors import FetchError
+from scripts.core.errors import FetchError
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -25,11 +25,11 @@ from variantlib.variant_dist_info import VariantDistInfo
 from variantlib.variants_json import VariantsJson
 
 from scripts.archs import TABLE, TEGRA
-from scripts.cache import file_sha256
-from scripts.console import Console
-from scripts.errors import PublishError
+from scripts.core.console import Console
+from scripts.core.errors import PublishError
+from scripts.core.files import file_sha256
+from scripts.core.models import Model
 from scripts.index_entry import Entry, Served
-from scripts.recipe import Model
 from scripts.sbom import FOLDER as SBOM_FOLDER
 from scripts.sbom import NAME as SBOM_NAME
 from scripts.sbom import renamed

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from scripts.archs import Arch, arch_list
-from scripts.errors import ToolchainError
-from scripts.process import capture
+from scripts.core.errors import ToolchainError
+from scripts.core.process import capture
 from scripts.recipe import Recipe
 from scripts.torch_check import check_torch, torch_facts
 

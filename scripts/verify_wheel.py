@@ -12,10 +12,10 @@ from cyclonedx.validation.json import JsonStrictValidator
 from packaging.version import Version
 
 from scripts.audit_wheel import record_findings
-from scripts.cache import file_sha256, write_json
 from scripts.cli import Parser, run, user_path
-from scripts.console import Console
-from scripts.errors import AuditError, UsageError
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, UsageError
+from scripts.core.files import file_sha256, write_json
 from scripts.provenance import MAX_SIZE, SUFFIX, check, load_key
 from scripts.sbom import FOLDER, NAME
 from scripts.wheel_file import WheelFile, open_wheel, wheel_name

@@ -16,35 +16,35 @@ from scripts.archs import Arch, arch_list, check_cuda_can, parse_arch_list
 from scripts.audit_collect import audit_wheel
 from scripts.audit_models import AuditReport, Level
 from scripts.audit_show import failures, show
-from scripts.cache import Cache, digest
 from scripts.checks import Subject
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
 from scripts.compile import BuildTree, Compiled, compile_units, configure, list_units, plan_tree
 from scripts.compiler_cache import CacheSettings, CacheSummary, compiler_cache, headers_digest, read_settings
-from scripts.console import Console, human_bytes, human_seconds
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes, human_seconds
+from scripts.core.errors import AuditError, PackageError, UsageError, from_os_error
+from scripts.core.files import digest
+from scripts.core.machine import Machine, read_machine
+from scripts.core.paths import DEFAULT_RECIPE, WHEELHOUSE
 from scripts.cost_model import Unit, cost_book
 from scripts.doctor import add_skip_option, examine, read_skips, skipped
 from scripts.drivers import default_targets
-from scripts.errors import AuditError, PackageError, UsageError, from_os_error
 from scripts.fetch import Fetched, fetch_recipe, open_access
 from scripts.fixed_paths import refusal
 from scripts.git_checkout import Access
 from scripts.git_source import GitTree
 from scripts.indexes import Indexes, read_indexes
-from scripts.machine import Machine, read_machine
 from scripts.package import package_wheel
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
 from scripts.plan import show_plan
 from scripts.prove import prove_wheel
-from scripts.recipe import DEFAULT_RECIPE, ROOT, Recipe
+from scripts.recipe import Recipe
 from scripts.recipe_files import load_recipe, recipe_names
 from scripts.report import Stages, enter, find_built, make_report
 from scripts.shards import Shard, parse_shard, plan_json, units_of
 from scripts.split import split_wheel
 from scripts.toolchain import provide_toolchain
-
-WHEELHOUSE = ROOT / "wheelhouse"
 
 
 @dataclass(frozen=True)

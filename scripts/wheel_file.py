@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
-from scripts.errors import AuditError
+from scripts.core.errors import AuditError
 
 BLOCK = 1 << 20
 MAX_MEMBERS = 100_000  # flashinfer-cubin has 16,000

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.cache import Cache, digest, file_sha256, write_atomic
-from scripts.console import Console
-from scripts.errors import PublishError, UsageError
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import PublishError, UsageError
+from scripts.core.files import digest, file_sha256, write_atomic
 from scripts.report import report_path
 from scripts.wheel_file import open_wheel, wheel_name
 

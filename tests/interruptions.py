@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from scripts.recipe import ROOT
+from scripts.core.paths import ROOT
 from tests.miniature import Miniature, make_miniature
 
 MARK = "WHEELSMITH_TRIAL"

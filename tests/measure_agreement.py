@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.core.errors import AuditError
 from scripts.elf import open_blob, open_elf
-from scripts.errors import AuditError
 from scripts.fatbin import DeviceCode, Kind, device_code
 from scripts.gpu_files import START, Form, file_code, form
 

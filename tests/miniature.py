@@ -16,7 +16,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.recipe import RECIPES
+from scripts.core.paths import RECIPES
 from tests.fatbins import container, sass
 from tests.wheels import make_wheel
 

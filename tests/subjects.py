@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from scripts import doctor  # registers the checks
-from scripts.cache import Cache
 from scripts.checks import CHECKS, Row, Subject, Verdict, run_one
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.machine import Machine
 from scripts.git_checkout import Access
 from scripts.indexes import Indexes
-from scripts.machine import Machine
 from scripts.recipe import Recipe
 from scripts.recipe_files import load_recipe
 

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts import publish
-from scripts.cache import file_sha256
-from scripts.console import Console
-from scripts.errors import AuditError, PublishError
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, PublishError
+from scripts.core.files import file_sha256
 from scripts.index_attestations import bundle, check_provenance
 from tests.integration.index_servers import tool
 from tests.integration.test_provenance import key_pair, wheel_with_sbom

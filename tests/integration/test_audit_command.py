@@ -10,9 +10,9 @@ from scripts import audit
 from scripts.audit_collect import audit_path
 from scripts.audit_models import AuditReport
 from scripts.audit_show import html, show, signs
-from scripts.console import Console
-from scripts.errors import AuditError, UsageError
-from scripts.recipe import ROOT
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, UsageError
+from scripts.core.paths import ROOT
 from scripts.recipe_files import load_recipe
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel

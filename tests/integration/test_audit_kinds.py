@@ -11,9 +11,9 @@ import pytest
 from scripts import audit
 from scripts.audit_collect import audit_path, audit_wheel
 from scripts.audit_models import AuditReport, Level
-from scripts.console import Console
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, UsageError
 from scripts.drivers import parse_target
-from scripts.errors import AuditError, UsageError
 from tests.fatbins import container, cubin, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 

@@ -16,9 +16,9 @@ from scripts.bench import main
 from scripts.bench_operators import registered_operators
 from scripts.bench_ours import ADDED, ALONE, BASE, COLD, NOOP, WARM, Ours, run_ours
 from scripts.bench_runs import Taken
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.errors import BenchError, UsageError
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import BenchError, UsageError
 from scripts.recipe_files import load_recipe
 from tests.miniature import Miniature, make_miniature
 from tests.wheels import make_wheel

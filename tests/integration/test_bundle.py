@@ -13,9 +13,10 @@ import pytest
 
 from scripts import fetch
 from scripts.bundle import Manifest, read_bundle, write_bundle
-from scripts.cache import Cache, file_sha256
-from scripts.console import Console
-from scripts.errors import FetchError, UsageError
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, UsageError
+from scripts.core.files import file_sha256
 from scripts.fetch import fetch_archive
 from scripts.git_checkout import Access
 from scripts.git_source import fetch_git

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.console import Console
+from scripts.core.console import Console
+from scripts.core.errors import CompileError, UsageError
+from scripts.core.machine import Machine
+from scripts.core.paths import ROOT
 from scripts.cost_model import CostData, Measured, costs_json
-from scripts.errors import CompileError, UsageError
-from scripts.machine import Machine
-from scripts.recipe import ROOT
 from scripts.wheel import main
 from tests.groups import real_limit
 from tests.miniature import Miniature, full_environment, make_miniature, wheel_command

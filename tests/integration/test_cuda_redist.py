@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from scripts.cache import Cache
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, ToolchainError
 from scripts.cuda_redist import RedistToolkit, provide_redist
 from scripts.download import open_client
-from scripts.errors import FetchError, ToolchainError
 from scripts.indexes import Indexes
 from scripts.recipe import Redist
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from scripts.cache import Cache
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import ToolchainError
 from scripts.cuda_toolkit import CudaToolkit, needs_packages, provide_cuda
 from scripts.download import open_client
-from scripts.errors import ToolchainError
 from scripts.indexes import Indexes
 from scripts.recipe import Recipe
 from scripts.recipe_files import load_recipe

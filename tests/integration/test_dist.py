@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from scripts.compiler_cache import PROGRAMS, read_settings
-from scripts.console import Console
-from scripts.errors import UsageError
+from scripts.core.console import Console
+from scripts.core.errors import UsageError
 from scripts.shared_cache import DIST_TOKEN
 from scripts.wheel import main
 from tests.cache_servers import free_port

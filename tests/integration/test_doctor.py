@@ -19,9 +19,9 @@ import pytest
 
 from scripts import checks_network, checks_python
 from scripts.checks import Row, Subject, Verdict, require, run_checks
-from scripts.console import Console
+from scripts.core.console import Console
+from scripts.core.errors import DoctorError, UsageError
 from scripts.doctor import main, read_skips, skipped
-from scripts.errors import DoctorError, UsageError
 from scripts.indexes import Indexes
 from tests.subjects import answer, make_subject
 from tests.support import write_recipe

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cache import Cache
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import FetchError
 from scripts.download import download, open_client
-from scripts.errors import FetchError
 from scripts.fetch import Archive, fetch_archive
 from scripts.indexes import Indexes
 from scripts.recipe import SdistSource

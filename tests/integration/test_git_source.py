@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from scripts.cache import Cache, remove_tree
-from scripts.console import Console
-from scripts.errors import FetchError
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import FetchError
+from scripts.core.files import remove_tree
 from scripts.git_process import Repository, git_program
 from scripts.git_source import GitTree, fetch_git
 from scripts.mirrors import parse_mirrors, repository_key
@@ -293,7 +294,7 @@ def test_credentials_reach_the_server_but_no_command_line_config_or_message(
         seen.extend(arguments)
         return popen(arguments, **more)
 
-    monkeypatch.setattr("scripts.process.subprocess.Popen", spying)
+    monkeypatch.setattr("scripts.core.process.subprocess.Popen", spying)
     monkeypatch.setenv("GIT_TRACE", str(cache.root / "trace.log"))  # git's own view of every process it starts
     server.credentials = "me:s3cret"
     fetch(triton_source(server.url("triton", "me:s3cret"), triton), cache)

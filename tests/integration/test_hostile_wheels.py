@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from scripts.audit_collect import audit_wheel
+from scripts.core.errors import AuditError, UsageError
 from scripts.drivers import parse_target
 from scripts.elf import Elf
-from scripts.errors import AuditError, UsageError
 from scripts.slim_wheel import slim_wheel
 from tests.bounded import MEGABYTES, SECONDS, peak_megabytes, run_bounded
 from tests.hostile import ELVES, damaged, hostile_wheel, odd_metadata, wheel_of

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from scripts import runtime_image
-from scripts.console import Console
-from scripts.errors import ImageError
+from scripts.core.console import Console
+from scripts.core.errors import ImageError
 from scripts.image_buildah import Buildah
 from scripts.image_checks import read_facts
 from scripts.image_engine import Engine, Plan

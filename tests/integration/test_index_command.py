@@ -12,9 +12,9 @@ import pytest
 from obstore.store import MemoryStore
 
 from scripts import index, publish, verify_wheel
-from scripts.cache import file_sha256
-from scripts.console import Console
-from scripts.errors import AuditError, PublishError, UsageError
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, PublishError, UsageError
+from scripts.core.files import file_sha256
 from tests.integration.index_servers import clean_environment, serve, tool, venv
 from tests.integration.test_attestations import attestation
 from tests.integration.test_provenance import key_pair, wheel_with_sbom

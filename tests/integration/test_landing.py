@@ -16,7 +16,7 @@ import pytest
 
 from scripts import publish
 from scripts.archs import TABLE
-from scripts.console import Console
+from scripts.core.console import Console
 from scripts.drivers import RELEASES, release
 from scripts.index_entry import Entry, Served, read_entry
 from scripts.landing import landing_page

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import FetchError
+from scripts.core.errors import FetchError
 from scripts.indexes import Indexes
 from scripts.listing import find_sdist
 

@@ -10,15 +10,16 @@ import pytest
 
 from scripts import lock
 from scripts.agreement import disagreements
-from scripts.cache import Cache, default_cache_dir
-from scripts.console import Console
-from scripts.errors import FetchError, UsageError
+from scripts.core.cache import Cache, default_cache_dir
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, UsageError
+from scripts.core.paths import RECIPES
 from scripts.fetch import fetch_archive, source_tree
 from scripts.git_checkout import Access
 from scripts.listing import find_sdist
 from scripts.lock import UNRESOLVED, Resolver, recipe_data, source_table, toml, torch_cuda
 from scripts.mirrors import parse_mirrors
-from scripts.recipe import RECIPES, GitSource, Recipe, SdistSource
+from scripts.recipe import GitSource, Recipe, SdistSource
 from scripts.recipe_files import load_recipe
 from scripts.unpack import unpack_sdist
 from scripts.upstream import read_upstream

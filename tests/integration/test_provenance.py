@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts import publish, verify_wheel
-from scripts.cache import file_sha256
-from scripts.console import Console
-from scripts.errors import AuditError, PublishError, UsageError
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, PublishError, UsageError
+from scripts.core.files import file_sha256
 from scripts.provenance import check, load_key
 from scripts.recipe_files import load_recipe, recipe_names
 from scripts.sbom import add_sbom, make_sbom, renamed

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from scripts import publish
-from scripts.cache import file_sha256
-from scripts.console import Console
-from scripts.recipe import ROOT
+from scripts.core.console import Console
+from scripts.core.files import file_sha256
+from scripts.core.paths import ROOT
 from tests.integration.index_servers import JSON, basic, clean_environment, netrc, nginx, nginx_bytes, tool, venv
 from tests.integration.test_official_wheel import wheel as official
 from tests.integration.test_publish_static import _tamper

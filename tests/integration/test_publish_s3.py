@@ -17,11 +17,11 @@ import pytest
 from obstore.store import MemoryStore
 
 from scripts import publish
-from scripts.console import Console
-from scripts.errors import PublishError, UsageError
+from scripts.core.console import Console
+from scripts.core.errors import PublishError, UsageError
+from scripts.core.paths import ROOT
 from scripts.index_entry import Entry
 from scripts.object_store import ObjectStore
-from scripts.recipe import ROOT
 from scripts.static_index import StaticIndex
 from tests.integration.index_servers import clean_environment, free_port, nginx, nginx_bytes, started, tool, venv
 from tests.integration.test_publish_static import check_index, small

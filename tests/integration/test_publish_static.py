@@ -20,11 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts import publish
-from scripts.cache import Cache, file_sha256
-from scripts.console import Console
-from scripts.errors import AuditError, PublishError, UsageError
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, PublishError, UsageError
+from scripts.core.files import file_sha256
+from scripts.core.paths import ROOT
 from scripts.index_entry import read_entry
-from scripts.recipe import ROOT
 from tests.fatbins import container, sass, shared_object
 from tests.integration.index_servers import clean_environment, serve, tool, venv
 from tests.wheels import make_wheel

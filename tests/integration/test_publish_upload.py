@@ -21,10 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts import publish, upload
-from scripts.console import Console
-from scripts.errors import PublishError, UsageError
+from scripts.core.console import Console
+from scripts.core.errors import PublishError, UsageError
+from scripts.core.paths import ROOT
 from scripts.indexes import Indexes
-from scripts.recipe import ROOT
 from scripts.simple_client import Listed, SimpleClient, html_files, json_files
 from scripts.upload import Api, default_check_url, explain, without_secrets
 from tests.integration.index_servers import free_port, netrc, nginx
@@ -137,7 +137,7 @@ def test_credentials_never_reach_a_command_line(index: Index, tmp_path: Path, mo
         seen.append([str(word) for word in command])
         return real([str(word) for word in command], **options)
 
-    monkeypatch.setattr("scripts.process.subprocess.Popen", spy)
+    monkeypatch.setattr("scripts.core.process.subprocess.Popen", spy)
     monkeypatch.setenv("UV_PUBLISH_USERNAME", "team")
     monkeypatch.setenv("UV_PUBLISH_PASSWORD", "secret")
     assert run(small(tmp_path / "w"), index.url) == 0

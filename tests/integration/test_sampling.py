@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts.core.paths import ROOT
+from scripts.core.process import run_logged
 from scripts.launcher import EVENTS
-from scripts.process import run_logged
-from scripts.recipe import ROOT
 from scripts.sampling import Phase, Sampler, phase_of
 from scripts.timeline import read_timeline
 

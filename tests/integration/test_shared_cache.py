@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from scripts import shared_cache
-from scripts.cache import Cache, default_cache_dir
 from scripts.compile import LAUNCHER
 from scripts.compiler_cache import CompilerCache, compiler_cache, headers_digest, read_settings
-from scripts.console import Console
+from scripts.core.cache import Cache, default_cache_dir
+from scripts.core.console import Console
 from scripts.launcher import EVENTS
 from tests.cache_servers import PASSWORD, Server, free_port, missing, serve
 

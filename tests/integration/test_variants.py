@@ -11,9 +11,9 @@ import pytest
 from variantlib.variants_json import VariantsJson
 
 from scripts import publish
-from scripts.cache import file_sha256
-from scripts.console import Console
-from scripts.errors import PublishError, UsageError
+from scripts.core.console import Console
+from scripts.core.errors import PublishError, UsageError
+from scripts.core.files import file_sha256
 from tests.fatbins import container, sass, shared_object
 from tests.integration.index_servers import clean_environment, serve, tool, venv
 from tests.wheels import make_wheel

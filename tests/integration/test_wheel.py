@@ -15,9 +15,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts.console import Console
-from scripts.errors import AuditError, CompileError, FetchError, PackageError, PatchError, UsageError, WheelsmithError
-from scripts.recipe import ROOT
+from scripts.core.console import Console
+from scripts.core.errors import (
+    AuditError,
+    CompileError,
+    FetchError,
+    PackageError,
+    PatchError,
+    UsageError,
+    WheelsmithError,
+)
+from scripts.core.paths import ROOT
 from scripts.wheel import main
 from tests.miniature import Miniature, full_environment, make_miniature, wheel_command
 from tests.support import wait_for

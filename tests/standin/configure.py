@@ -16,12 +16,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts.cache import Cache
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.paths import RECIPES
 from scripts.fetch import fetch_archive
 from scripts.patch import apply_patches
 from scripts.patches import recipe_patches
-from scripts.recipe import RECIPES, SdistSource
+from scripts.recipe import SdistSource
 from scripts.recipe_files import load_recipe
 from scripts.unpack import unpack_sdist
 

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripts.admission import Admission, family_memory, lookahead
+from scripts.core.machine import RESERVE
+from scripts.core.paths import ROOT
 from scripts.cost_model import CostBook
 from scripts.launcher import ADMISSION, EVENTS, FAILURES, STOPPED, arch_count, was_killed
-from scripts.machine import RESERVE
-from scripts.recipe import ROOT
 from scripts.units import read_failures
 from tests.unit.test_cost_model import NOWHERE, book
 

@@ -15,7 +15,7 @@ from scripts.archs import (
     parse_arch,
     parse_arch_list,
 )
-from scripts.errors import UsageError
+from scripts.core.errors import UsageError
 from scripts.nvml import LocalGpu
 from tests.support import archs
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from scripts.audit_models import AuditReport, TargetVerdict
-from scripts.recipe import ROOT
+from scripts.core.paths import ROOT
 
 TEXT = (ROOT / "docs/audit.md").read_text()
 

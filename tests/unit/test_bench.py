@@ -16,9 +16,9 @@ from scripts.bench_proof import choose_units, compare_folders, report
 from scripts.bench_runs import Ledger, Taken, busy, median, run_part
 from scripts.bench_stock import pip, stock_patches
 from scripts.bench_table import disturbed, light_units, ratios, show, table_rows
-from scripts.console import Console
+from scripts.core.console import Console
+from scripts.core.errors import BenchError, UsageError
 from scripts.cost_model import Unit
-from scripts.errors import BenchError, UsageError
 from scripts.patch import load_patches
 from scripts.recipe_files import load_recipe
 from tests.builds import end_event

@@ -12,8 +12,8 @@ import pytest
 
 from scripts import carry
 from scripts.carry import chosen, have, own_scripts, pack, spread, wanted, write_load
-from scripts.console import Console
-from scripts.errors import FetchError, UsageError
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, UsageError
 from tests.wheels import make_wheel
 
 METADATA = """Metadata-Version: 2.4

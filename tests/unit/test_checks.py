@@ -18,8 +18,8 @@ import pytest
 from scripts import checks_compiler
 from scripts.checks import CHECKS, Subject, Verdict, blocked, check
 from scripts.checks_disk import cache_need
+from scripts.core.machine import Machine
 from scripts.drivers import parse_target
-from scripts.machine import Machine
 from scripts.recipe import Recipe
 from scripts.recipe_files import load_recipe
 from scripts.toolchain import environment_key

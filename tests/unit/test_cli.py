@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from scripts.cli import INVOKED_FROM, Parser, run, user_path
-from scripts.console import PLAIN_INTERVAL, Console, human_bytes, human_seconds
-from scripts.errors import CompileError, DoctorError, FetchError, UsageError, WheelsmithError, from_os_error
-from scripts.recipe import ROOT
+from scripts.core.console import PLAIN_INTERVAL, Console, human_bytes, human_seconds
+from scripts.core.errors import CompileError, DoctorError, FetchError, UsageError, WheelsmithError, from_os_error
+from scripts.core.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_failure_is_one_message_and_the_exit_code_of_its_kind(
         raise error
 
     monkeypatch.setattr(sys, "argv", ["x"])
-    monkeypatch.setattr("scripts.interrupt.take_over", lambda: None)
+    monkeypatch.setattr("scripts.core.interrupt.take_over", lambda: None)
     with pytest.raises(SystemExit) as raised:
         run(main)
     said = capsys.readouterr().err
@@ -91,7 +91,7 @@ def test_debug_adds_the_traceback(
         raise error
 
     monkeypatch.setattr(sys, "argv", ["x", "--debug"])
-    monkeypatch.setattr("scripts.interrupt.take_over", lambda: None)
+    monkeypatch.setattr("scripts.core.interrupt.take_over", lambda: None)
     with pytest.raises(SystemExit):
         run(main)
     assert "Traceback" in capsys.readouterr().err
@@ -127,7 +127,7 @@ def test_on_a_pipe_a_plain_line_comes_at_least_every_fifteen_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("scripts.console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("scripts.core.console.time.monotonic", lambda: now[0])
     assert PLAIN_INTERVAL <= 15
     with Console().progress(lambda: "live", lambda: f"at {now[0]:.0f}") as progress:
         for now[0] in range(61):
@@ -177,7 +177,7 @@ def test_an_os_error_that_no_stage_named_is_of_the_machine(
         raise OSError(28, "No space left on device", "/full/x")
 
     monkeypatch.setattr(sys, "argv", ["x", "--debug"])
-    monkeypatch.setattr("scripts.interrupt.take_over", lambda: None)
+    monkeypatch.setattr("scripts.core.interrupt.take_over", lambda: None)
     with pytest.raises(SystemExit) as raised:
         run(main)
     said = capsys.readouterr().err

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from scripts.compile import BuildTree, _compile_error, _configure_error
+from scripts.core.process import Finished
 from scripts.patch import SourceTree
-from scripts.process import Finished
 from scripts.toolchain import HostCompiler, Toolchain
 from scripts.units import Failure
 

@@ -20,7 +20,7 @@ from scripts.compiler_cache import (
     headers_digest,
     read_settings,
 )
-from scripts.console import Console
+from scripts.core.console import Console
 from scripts.launcher import COMPILER_CACHE, cache_failed, call_cached, read_switch
 from scripts.shared_cache import Shared, read_counts
 

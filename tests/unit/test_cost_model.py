@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from scripts.core.errors import UsageError
 from scripts.cost_model import (
     DEFAULT,
     CostBook,
@@ -17,7 +18,6 @@ from scripts.cost_model import (
     read_costs,
     unit_name,
 )
-from scripts.errors import UsageError
 from scripts.recipe import Component
 from scripts.recipe_files import load_recipe, recipe_names
 from tests.support import make_recipe

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from scripts.console import Console
+from scripts.core.console import Console
+from scripts.core.errors import UsageError
 from scripts.cost_model import Measured, read_costs
 from scripts.costs import main, read_records
-from scripts.errors import UsageError
 from tests.support import write_recipe
 from tests.unit.test_cost_model import COST
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.core.errors import ToolchainError
 from scripts.cuda_system import find_system_toolkit, need_system_toolkit
-from scripts.errors import ToolchainError
 
 
 def toolkit(home: Path, release: str, *, headers: str = "include", works: bool = True) -> Path:

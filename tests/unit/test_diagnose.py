@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cache import Cache
 from scripts.checks import CHECKS
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import UsageError
 from scripts.diagnose import main
-from scripts.errors import UsageError
 from scripts.failures import catalogue
 from scripts.failures_page import PAGE, page
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 
 from scripts.archs import TABLE, Arch, parse_arch
+from scripts.core.errors import UsageError
 from scripts.drivers import RELEASES, default_targets, floor, numbers, parse_target, release, release_for_ptx
-from scripts.errors import UsageError
 from scripts.nvml import LocalGpu
 
 

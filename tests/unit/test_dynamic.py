@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripts.audit_elf import inspect
+from scripts.core.errors import AuditError
 from scripts.dynamic import Exports, gnu_hash, read_dynamic, undefined_symbols
 from scripts.elf import Elf, is_elf, open_elf
-from scripts.errors import AuditError
 from scripts.fatbin import device_code
 from tests.fatbins import patched, shared_object
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cache import Cache
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import ToolchainError
 from scripts.environments import _uv_error, make_environment, uv_variables
-from scripts.errors import ToolchainError
 from scripts.indexes import Indexes
 
 HASH = "0" * 64

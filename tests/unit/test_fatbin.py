@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scripts.core.errors import AuditError
 from scripts.elf import Elf, open_elf
-from scripts.errors import AuditError
 from scripts.fatbin import Compression, Kind, device_code, kernel_names, read_device_code
 from tests.fatbins import container, cubin, entry, patched, ptx, ptx_entry, sass, shared_object
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from scripts import gpu_check
-from scripts.console import Console
-from scripts.errors import GpuError, NoGpuError, UsageError
+from scripts.core.console import Console
+from scripts.core.errors import GpuError, NoGpuError, UsageError
+from scripts.core.paths import ROOT
 from scripts.gpu_check import find_python, gpu_driver
 from scripts.gpu_compare import compare_digests, disagreements
 from scripts.gpu_kernels import Kernels, Place, check_families, operator_table, run_lines
-from scripts.recipe import ROOT
 from tests.fake_gpu import install
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.support import wait_for

@@ -18,9 +18,10 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from scripts import runtime_image
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.errors import ImageError, UsageError
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import ImageError, UsageError
+from scripts.core.paths import ROOT
 from scripts.image_base import debian_base, mmdebstrap_words, parse_debian, reachable
 from scripts.image_checks import Facts, Installed, Result, check_image, inside, read_facts, stopped_cleanly
 from scripts.image_choice import ENGINES, find_engine
@@ -42,7 +43,6 @@ from scripts.image_sbom import image_sbom, licence_label, spdx
 from scripts.indexes import Indexes
 from scripts.mirrors import parse_mirrors
 from scripts.provenance import KeyPair
-from scripts.recipe import ROOT
 from scripts.upgrade import runtime_options
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import FetchError
+from scripts.core.errors import FetchError
 from scripts.indexes import Indexes, parse_pip_config, read_indexes, redacted
 
 LISTED = """

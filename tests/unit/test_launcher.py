@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.core.paths import ROOT
 from scripts.launcher import COMPILER_CACHE, EVENTS, FAILURES, append, keep_failure, unit_of
-from scripts.recipe import ROOT
 from scripts.units import read_failures
 from tests.support import wait_for
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.cache import Cache, file_sha256
-from scripts.console import Console
-from scripts.errors import PatchError
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import PatchError
+from scripts.core.files import file_sha256
 from scripts.fetch import Archive
 from scripts.patch import CARRIED, PATCHES, Patch, apply_patches, apply_to, load_patch, prepare_tree
 from scripts.recipe_files import load_recipe, recipe_names

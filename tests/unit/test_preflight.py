@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 
-from scripts.cache import Cache, digest
 from scripts.checks import require
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import DoctorError
+from scripts.core.files import digest
+from scripts.core.paths import RECIPES
 from scripts.cuda_system import find_system_toolkit
-from scripts.errors import DoctorError
 from scripts.git_checkout import Access
 from scripts.git_source import tree_key
 from scripts.mirrors import parse_mirrors
 from scripts.preflight import missing_git
-from scripts.recipe import RECIPES, GitSource, Recipe
+from scripts.recipe import GitSource, Recipe
 from tests.subjects import answer, make_subject
 from tests.support import make_recipe
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.console import human_bytes
-from scripts.errors import CompileError
+from scripts.core.console import human_bytes
+from scripts.core.errors import CompileError
 from scripts.failures import Failure, Stage, catalogue, literal
 from scripts.failures_page import PAGE
 from scripts.logs import BLOCK, plain, read_blocks

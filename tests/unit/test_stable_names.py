@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import UsageError
+from scripts.core.errors import UsageError
 from scripts.launcher import MAPS, with_stable_names
 from scripts.stable_names import FIRST_DATE, map_names, source_date, zip_date
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripts import unpack
-from scripts.errors import FetchError
+from scripts.core.errors import FetchError
 from scripts.unpack import unpack_sdist, unpack_wheel
 
 Entry = tuple[str, bytes, str]  # name, type, content of a file or goal of a link

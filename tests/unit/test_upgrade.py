@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from scripts import upgrade
-from scripts.console import Console
-from scripts.errors import ToolchainError, UsageError
+from scripts.core.console import Console
+from scripts.core.errors import ToolchainError, UsageError
+from scripts.core.paths import RECIPES
 from scripts.indexes import read_indexes
-from scripts.recipe import RECIPES, SCHEMA_FILE
+from scripts.recipe import SCHEMA_FILE
 from scripts.recipe_files import load_recipe, recipe_names
 from tests.support import make_recipe
 

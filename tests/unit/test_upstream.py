@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from scripts.agreement import check_agreement, disagreements
-from scripts.console import Console
-from scripts.errors import DoctorError, FetchError
+from scripts.core.console import Console
+from scripts.core.errors import DoctorError, FetchError
 from scripts.recipe import Recipe
 from scripts.upstream import Extension, Fetch, read_upstream
 from tests import trees

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts.archs import parse_arch, parse_arch_list
-from scripts.errors import ToolchainError
+from scripts.core.errors import ToolchainError
 from scripts.torch_check import TorchFacts
 from scripts.verify import compile_kernel, gencode, nvcc_release, verify_toolchain
 from tests.support import make_recipe

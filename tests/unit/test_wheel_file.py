@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from scripts.audit_collect import audit_wheel
-from scripts.errors import AuditError
+from scripts.core.errors import AuditError
 from scripts.wheel_file import open_wheel, read_record, wheel_name
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from noxfile import PYTHONS
-from scripts.recipe import ROOT
+from scripts.core.paths import ROOT
 from scripts.recipe_files import load_recipe
 from scripts.shards import JOB_SECONDS, plan_json
 from scripts.wheel import read_arguments

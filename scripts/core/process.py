@@ -25,7 +25,7 @@ from typing import IO
 
 import psutil
 
-from scripts import interrupt
+from scripts.core import interrupt
 
 Command = Sequence[str | Path]
 GUARD = Path(__file__).with_name("guard.py")

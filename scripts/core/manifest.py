@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from scripts import interrupt
+from scripts.core import interrupt
 
 FORMAT = "wheelsmith manifest 1"
 CACHES = "__pycache__"

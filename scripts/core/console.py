@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from scripts import interrupt
-from scripts.errors import WheelsmithError
+from scripts.core import interrupt
+from scripts.core.errors import WheelsmithError
 
 PLAIN_INTERVAL = 15.0  # seconds between progress lines on a pipe or in CI
 

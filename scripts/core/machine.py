@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from scripts import cgroup
+from scripts.core import cgroup
 
 RESERVE = 1.0  # GB left to the rest of the machine
 
