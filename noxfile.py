@@ -196,7 +196,7 @@ def _refuse_python(session: nox.Session, version: str) -> None:
 
 
 def _run(session: nox.Session, *arguments: str) -> int:
-    """Run the environment's Python under scripts/guard.py; return its exit code.
+    """Run the environment's Python under scripts/core/standalone/guard.py; return its exit code.
 
     nox's own runner terminates a child 0.3 s after Ctrl-C, too soon for compilers to be stopped and state saved, knows
     no SIGTERM, and turns every exit code into 1. Signals only set a flag here; the guard gets them, ends the command
