@@ -9,7 +9,6 @@ from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
-from scripts.archs import Arch, parse_arch
 from scripts.audit_collect import audit_path, environment_site
 from scripts.audit_elf import read_site
 from scripts.audit_models import AuditReport, Level
@@ -20,8 +19,9 @@ from scripts.core.console import Console
 from scripts.core.errors import AuditError, UsageError
 from scripts.core.files import write_atomic, write_json
 from scripts.core.paths import DEFAULT_RECIPE
-from scripts.drivers import Target, default_targets, parse_target
-from scripts.labels import cuda_label
+from scripts.cuda.archs import Arch, parse_arch
+from scripts.cuda.drivers import Target, default_targets, parse_target
+from scripts.cuda.labels import cuda_label
 from scripts.recipe import Recipe
 from scripts.recipe_files import load_recipe, recipe_names
 from scripts.wheel_file import wheel_name

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from scripts.audit_coverage import Library
-from scripts.drivers import Target, numbers
+from scripts.cuda.drivers import Target, numbers
 
 _CUDA = re.compile(r"(?<![a-z0-9])(?:cuda|cu)[-_]?(\d{2,3})(?!\d)")
 _SM = re.compile(r"(?<![a-z0-9])sm_?(\d{2,3})[af]?(?![0-9a-z])")

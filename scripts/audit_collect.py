@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.archs import Arch
 from scripts.audit_elf import Site, read_site
 from scripts.audit_models import AuditReport, Finding, Level
 from scripts.audit_subject import Subject
@@ -27,7 +26,8 @@ from scripts.audit_wheel import (
 )
 from scripts.core.errors import AuditError, UsageError, from_os_error
 from scripts.core.files import file_sha256
-from scripts.drivers import Target
+from scripts.cuda.archs import Arch
+from scripts.cuda.drivers import Target
 from scripts.elf import Elf, open_blob, open_elf
 from scripts.gpu_files import START, Form, form
 from scripts.recipe import Recipe

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePosixPath
 
-from scripts.archs import TEGRA
 from scripts.audit_models import Coverage, JitUnit, KernelCounts
-from scripts.drivers import release_for_ptx
+from scripts.cuda.archs import TEGRA
+from scripts.cuda.drivers import release_for_ptx
 from scripts.fatbin import Container, DeviceCode, Entry, Kind
 
 MAX_UNITS = 200  # units listed per library and GPU; all are counted

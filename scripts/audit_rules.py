@@ -18,7 +18,7 @@ from typing import Literal
 from scripts.audit_coverage import How, Library, Taken, taken, unit_name
 from scripts.audit_models import HazardFound, Level
 from scripts.core.models import Model
-from scripts.drivers import Target, numbers, release_for_ptx
+from scripts.cuda.drivers import Target, numbers, release_for_ptx
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -11,14 +11,14 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Literal
 
-from scripts.archs import TABLE, Arch
 from scripts.audit_coverage import Library
 from scripts.audit_elf import NO_HOST, Site, inspect
 from scripts.audit_models import AuditReport, ComponentReport, Finding, Host, Level
 from scripts.audit_rules import wants_kernel_names
 from scripts.audit_targets import judge
 from scripts.core.errors import AuditError
-from scripts.drivers import CudaRelease, Target, newest, release, release_for_ptx
+from scripts.cuda.archs import TABLE, Arch
+from scripts.cuda.drivers import CudaRelease, Target, newest, release, release_for_ptx
 from scripts.elf import ET_REL, Blob, Elf
 from scripts.fatbin import MAX_ENTRIES, Container, DeviceCode, Kind, device_code
 from scripts.gpu_files import Form, file_code

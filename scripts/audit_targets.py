@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scripts.archs import architecture
 from scripts.audit_alternatives import Chosen, choose_libraries
 from scripts.audit_coverage import How, Library, cover, is_useless, taken, unit_name, usable
 from scripts.audit_models import Coverage, HazardFound, KernelCounts, Level, TargetVerdict
 from scripts.audit_rules import found_hazards, optional_for
-from scripts.drivers import CudaRelease, Target, floor, newest, numbers, release_for_ptx
+from scripts.cuda.archs import architecture
+from scripts.cuda.drivers import CudaRelease, Target, floor, newest, numbers, release_for_ptx
 
 NOTHING = "there is no GPU code inside that the audit can judge"
 _FAMILIES = (

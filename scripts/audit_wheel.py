@@ -10,11 +10,11 @@ from packaging.tags import parse_tag
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from scripts.archs import Arch
 from scripts.audit_elf import Site
 from scripts.audit_models import ComponentReport, Finding, Level
 from scripts.core.paths import RECIPES
-from scripts.drivers import numbers
+from scripts.cuda.archs import Arch
+from scripts.cuda.drivers import numbers
 from scripts.recipe import Component, GitSource, Recipe
 from scripts.wheel_file import MAX_TAGS, Hash, WheelFile, WheelName, read_record, tag_count
 

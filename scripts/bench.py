@@ -6,7 +6,6 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from scripts.archs import parse_arch_list
 from scripts.bench_ours import PARTS, Ours, plan_ours, run_ours
 from scripts.bench_proof import SAMPLE, SAMPLE_ARCHS, SAMPLE_RECIPE, Subject, prove_build, prove_units, report
 from scripts.bench_stock import Stock, plan_stock, run_stock, stock_patches
@@ -17,6 +16,7 @@ from scripts.core.errors import BenchError, UsageError, nearest
 from scripts.core.files import write_json
 from scripts.core.machine import read_machine
 from scripts.core.paths import RECIPES
+from scripts.cuda.archs import parse_arch_list
 from scripts.fetch import fetch_recipe, open_access
 from scripts.indexes import read_indexes
 from scripts.patch import prepare_tree

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scripts.archs import Arch, arch_list
 from scripts.bench_runs import Ledger, Taken, busy, run_part, unit_facts
 from scripts.compiler_cache import finished_events
 from scripts.core.cache import CACHEDIR_TAG, Cache
@@ -22,6 +21,7 @@ from scripts.core.console import Console
 from scripts.core.errors import BenchError
 from scripts.core.files import digest, remove_tree
 from scripts.core.paths import ROOT
+from scripts.cuda.archs import Arch, arch_list
 from scripts.patch import Patch
 from scripts.recipe import Recipe
 from scripts.toolchain import Toolchain

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from scripts.archs import Arch, arch_list
 from scripts.bench_device import Comparison, Outcome, compare
 from scripts.bench_operators import operator_differences, registered_operators
 from scripts.bench_ours import COLD, Ours, run_ours
@@ -24,6 +23,7 @@ from scripts.core.console import Console, human_bytes
 from scripts.core.errors import BenchError, UsageError
 from scripts.core.paths import WHEELHOUSE
 from scripts.cost_model import Unit
+from scripts.cuda.archs import Arch, arch_list
 from scripts.fetch import fetch_recipe
 from scripts.fixed_paths import refusal
 from scripts.git_checkout import Access

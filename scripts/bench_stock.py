@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.archs import Arch, arch_list
 from scripts.bench_runs import Ledger, Taken, busy, run_part, unit_facts
 from scripts.compile import LAUNCHER
 from scripts.compiler_cache import finished_events
@@ -24,6 +23,7 @@ from scripts.core.console import Console
 from scripts.core.errors import BenchError
 from scripts.core.files import digest, remove_tree
 from scripts.core.process import capture
+from scripts.cuda.archs import Arch, arch_list
 from scripts.launcher import EVENTS, FAILURES
 from scripts.patch import Patch, SourceTree
 from scripts.recipe import Recipe

@@ -10,11 +10,11 @@ from typing import Any
 
 import psutil
 
-from scripts.archs import arch_list
 from scripts.bench_ours import ADDED, ALONE, COLD, NOOP, PARTS, WARM, Ours
 from scripts.bench_runs import Taken, median
 from scripts.bench_stock import Stock
 from scripts.core.console import Console, human_bytes, human_seconds
+from scripts.cuda.archs import arch_list
 
 LIGHT = 1.2  # a CUDA unit is light when stock takes at most this many times the core-seconds of the median one
 Units = Mapping[str, Mapping[str, Any]]

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from scripts.archs import Arch
 from scripts.core.errors import DoctorError, WheelsmithError
 from scripts.core.machine import Machine
-from scripts.drivers import Target
+from scripts.cuda.archs import Arch
+from scripts.cuda.drivers import Target
 from scripts.failures import catalogue
 from scripts.git_checkout import Access
 from scripts.indexes import Indexes

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from scripts.archs import Arch, arch_list, architecture, check_cuda_can, loose_intersection
 from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.core.errors import ToolchainError, UsageError
+from scripts.cuda.archs import Arch, arch_list, architecture, check_cuda_can, loose_intersection, runs_on_cubin
+from scripts.cuda.drivers import floor, numbers, release
 from scripts.cuda_system import find_system_toolkit, ways_to_get
 from scripts.cuda_toolkit import needs_packages
-from scripts.drivers import floor, numbers, release
-from scripts.plan import runs_on_cubin
 from scripts.preflight import toolkit_problem
 from scripts.recipe import Component
 from scripts.verify import nvcc_release

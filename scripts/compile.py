@@ -14,7 +14,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from scripts.admission import Admission, lookahead
-from scripts.archs import Arch, arch_list
 from scripts.compiler_cache import CacheSummary, CompilerCache
 from scripts.core import manifest
 from scripts.core.cache import Cache
@@ -25,6 +24,7 @@ from scripts.core.machine import memory_now
 from scripts.core.manifest import Damage
 from scripts.core.process import Command, Finished, Look, capture, run_logged
 from scripts.cost_model import CostBook, Unit
+from scripts.cuda.archs import Arch, arch_list
 from scripts.fixed_paths import LAYOUT, FixedPaths
 from scripts.fixed_paths import ROOT as FIXED_ROOT
 from scripts.forecast import Forecast

@@ -21,7 +21,6 @@ from scripts import (  # noqa: F401  (importing a module registers its checks)
     checks_network,
     checks_python,
 )
-from scripts.archs import parse_arch_list
 from scripts.checks import CHECKS, Row, Subject, Verdict, require, run_checks
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
 from scripts.core.console import Console
@@ -29,7 +28,8 @@ from scripts.core.errors import DoctorError, UsageError, nearest
 from scripts.core.files import write_json
 from scripts.core.machine import read_machine
 from scripts.core.paths import DEFAULT_RECIPE, ROOT
-from scripts.drivers import parse_target
+from scripts.cuda.archs import parse_arch_list
+from scripts.cuda.drivers import parse_target
 from scripts.fetch import open_access
 from scripts.indexes import read_indexes
 from scripts.recipe import Recipe

@@ -24,7 +24,7 @@ from scripts.core.console import Console
 from scripts.core.errors import GpuError, NoGpuError, UsageError, WheelsmithError
 from scripts.core.files import file_sha256, write_json
 from scripts.core.process import capture
-from scripts.drivers import parse_target
+from scripts.cuda.drivers import parse_target
 from scripts.gpu_compare import compare_digests, disagreements
 from scripts.gpu_kernels import FAMILIES, QUICK, Kernels, Place, check_families, operator_table, run_lines
 from scripts.unpack import unpack_wheel

@@ -27,8 +27,8 @@ from scripts.core.console import Console
 from scripts.core.errors import AuditError, FetchError, ImageError
 from scripts.core.files import digest, file_sha256
 from scripts.core.paths import DEFAULT_RECIPE, ROOT
+from scripts.cuda.drivers import Target, parse_target
 from scripts.download import download, open_client
-from scripts.drivers import Target, parse_target
 from scripts.image_gpus import NAME as GPU_TABLE
 from scripts.image_layers import layer_rules, split_lock
 from scripts.indexes import Indexes

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.archs import TABLE, Arch
 from scripts.audit_collect import audit_path
 from scripts.audit_coverage import Library
 from scripts.audit_models import TargetVerdict
 from scripts.audit_targets import judge
-from scripts.drivers import RELEASES, Target, numbers, parse_target
+from scripts.cuda.archs import TABLE, Arch
+from scripts.cuda.drivers import RELEASES, Target, numbers, parse_target
 
 NAME = "gpus.json"
 NO_HAZARDS = "none known"

@@ -15,12 +15,12 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import InvalidVersion, Version
 from pydantic import Field, ValidationError, field_validator
 
-from scripts.archs import TABLE, Arch
 from scripts.audit_collect import audit_wheel
 from scripts.audit_models import AuditReport, Level, TargetVerdict
 from scripts.core.errors import AuditError, PublishError
 from scripts.core.models import Model
-from scripts.drivers import Target
+from scripts.cuda.archs import TABLE, Arch
+from scripts.cuda.drivers import Target
 from scripts.wheel_file import WheelFile, WheelName, open_wheel, wheel_name
 
 ENTRIES = "entries/"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from scripts.archs import TABLE
-from scripts.drivers import RELEASES
+from scripts.cuda.archs import TABLE
+from scripts.cuda.drivers import RELEASES
 from scripts.index_entry import Entry
 
 TEMPLATE = Path(__file__).with_name("landing.html")

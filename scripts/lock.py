@@ -21,10 +21,10 @@ from scripts.core.console import Console
 from scripts.core.errors import FetchError, UsageError
 from scripts.core.files import write_atomic
 from scripts.core.paths import RECIPES
+from scripts.cuda.labels import cuda_label
 from scripts.fetch import open_access, source_tree
 from scripts.git_checkout import Access, Job, Work
 from scripts.indexes import read_indexes
-from scripts.labels import cuda_label
 from scripts.listing import find_sdist
 from scripts.mirrors import VARIABLE, repository_key
 from scripts.recipe import Component, GitSource, Recipe, SdistSource

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.archs import Arch, arch_list, loose_intersection
 from scripts.core.console import Console, human_seconds
 from scripts.core.machine import Machine
+from scripts.cuda.archs import Arch, arch_list, loose_intersection, runs_on_cubin
 from scripts.cuda_system import find_system_toolkit
 from scripts.cuda_toolkit import needs_packages
 from scripts.patches import recipe_patches
@@ -69,12 +69,6 @@ def _family_rows(recipe: Recipe, archs: Sequence[Arch]) -> list[tuple[str, str]]
         left += [f"nothing for {arch_list(none)}"] if none else []
         rows.append(("kernels", f"{name}: {arch_list(gets) or 'none'}" + (f" ({'; '.join(left)})" if left else "")))
     return rows
-
-
-def runs_on_cubin(cubin: Arch, arch: Arch) -> bool:
-    """Whether a cubin runs on an arch: its own number; without `a`, also higher minor versions of its major one."""
-    same = cubin.minor == arch.minor if cubin.suffix == "a" else cubin.minor <= arch.minor
-    return cubin.major == arch.major and same
 
 
 def _toolchain(recipe: Recipe, environment: Mapping[str, str]) -> str:

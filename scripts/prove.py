@@ -13,11 +13,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.archs import Arch
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import AuditError
 from scripts.core.process import Command, capture
+from scripts.cuda.archs import Arch
 from scripts.environments import make_environment, run_uv
 from scripts.fatbin import Kind, read_device_code
 from scripts.indexes import Indexes

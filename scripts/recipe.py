@@ -16,12 +16,12 @@ from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from scripts.archs import Arch, parse_arch, parse_arch_list
 from scripts.core.errors import UsageError
 from scripts.core.files import digest
 from scripts.core.models import CommitSha, Model, Sha256
 from scripts.core.paths import RECIPES, ROOT
-from scripts.labels import version_label
+from scripts.cuda.archs import Arch, parse_arch, parse_arch_list
+from scripts.cuda.labels import version_label
 
 SCHEMA_FILE = ROOT / "docs" / "recipe.schema.json"
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from scripts.archs import check_cuda_can
 from scripts.core.errors import UsageError, nearest
 from scripts.core.paths import RECIPES, ROOT
+from scripts.cuda.archs import check_cuda_can
 from scripts.recipe import Cost, Dependency, GitSource, Recipe, SdistSource, WheelSource
 
 if sys.version_info >= (3, 11):

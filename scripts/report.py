@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.archs import arch_list
 from scripts.compile import BuildTree, Compiled
 from scripts.core.errors import PackageError, from_os_error
 from scripts.core.files import file_sha256, install_file, write_atomic, write_json
+from scripts.cuda.archs import arch_list
 from scripts.fetch import Fetched
 from scripts.package import Wheel
 from scripts.prove import Proof

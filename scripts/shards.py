@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.archs import Arch, arch_list
 from scripts.core.errors import UsageError
 from scripts.cost_model import CostBook, Estimate, Unit, cost_book
+from scripts.cuda.archs import Arch, arch_list
 from scripts.plan import TOOLCHAIN_GB, cpu_seconds
 from scripts.recipe import Recipe
 from scripts.schedule import Task, split

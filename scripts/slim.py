@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.archs import Arch, arch_list, parse_arch_list
 from scripts.audit_collect import audit_wheel
 from scripts.audit_models import AuditReport
 from scripts.cli import Parser, run, user_path
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.files import file_sha256, write_json
 from scripts.core.paths import ROOT
-from scripts.drivers import default_targets
+from scripts.cuda.archs import Arch, arch_list, parse_arch_list
+from scripts.cuda.drivers import default_targets
 from scripts.report import SCHEMA, read_report, report_path
 from scripts.slim_wheel import SlimmedMember, SlimResult, slim
 from scripts.wheel_file import wheel_name

@@ -17,16 +17,16 @@ from packaging.tags import parse_tag
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
-from scripts.archs import Arch, arch_list, architecture, normalised
 from scripts.audit_alternatives import has_cuda_alternatives
 from scripts.audit_coverage import NAMES, Library, usable
 from scripts.core.errors import AuditError, UsageError, from_os_error
 from scripts.core.files import file_sha256
-from scripts.drivers import release_for_ptx
+from scripts.cuda.archs import Arch, arch_list, architecture, normalised
+from scripts.cuda.drivers import release_for_ptx
+from scripts.cuda.labels import cuda_label
 from scripts.dynamic import read_dynamic
 from scripts.elf import is_elf, open_elf
 from scripts.fatbin import Kind, device_code
-from scripts.labels import cuda_label
 from scripts.sbom import FOLDER as SBOM_FOLDER
 from scripts.sbom import NAME as SBOM_NAME
 from scripts.sbom import cut_out_sbom, renamed

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.archs import Arch, normalised
 from scripts.audit_collect import audit_wheel
 from scripts.audit_show import failures
 from scripts.core.console import Console
 from scripts.core.errors import AuditError
-from scripts.drivers import default_targets
+from scripts.cuda.archs import Arch, normalised
+from scripts.cuda.drivers import default_targets
 from scripts.report import SCHEMA, enter
 from scripts.slim_wheel import slim_wheel
 from scripts.wheel_file import wheel_name

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from scripts.archs import Arch
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_seconds
 from scripts.core.errors import ToolchainError
 from scripts.core.files import digest, file_sha256, write_json
 from scripts.core.process import capture
+from scripts.cuda.archs import Arch
 from scripts.cuda_home import shape_cuda_home
 from scripts.cuda_toolkit import needs_packages, provide_cuda
 from scripts.download import open_client

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.archs import Arch
 from scripts.core.errors import ToolchainError
 from scripts.core.process import capture
+from scripts.cuda.archs import Arch
 from scripts.recipe import Torch
 
 DOCS = "docs/production.md#torch"

@@ -24,11 +24,11 @@ from variantlib.models.variant_info import ProviderInfo, VariantInfo
 from variantlib.variant_dist_info import VariantDistInfo
 from variantlib.variants_json import VariantsJson
 
-from scripts.archs import TABLE, TEGRA
 from scripts.core.console import Console
 from scripts.core.errors import PublishError
 from scripts.core.files import file_sha256
 from scripts.core.models import Model
+from scripts.cuda.archs import TABLE, TEGRA
 from scripts.index_entry import Entry, Served
 from scripts.sbom import FOLDER as SBOM_FOLDER
 from scripts.sbom import NAME as SBOM_NAME

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from scripts.archs import Arch, arch_list
 from scripts.core.errors import ToolchainError
 from scripts.core.process import capture
+from scripts.cuda.archs import Arch, arch_list
 from scripts.recipe import Recipe
 from scripts.torch_check import check_torch, torch_facts
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from scripts.agreement import check_agreement
-from scripts.archs import Arch, arch_list, check_cuda_can, parse_arch_list
 from scripts.audit_collect import audit_wheel
 from scripts.audit_models import AuditReport, Level
 from scripts.audit_show import failures, show
@@ -27,8 +26,9 @@ from scripts.core.files import digest
 from scripts.core.machine import Machine, read_machine
 from scripts.core.paths import DEFAULT_RECIPE, WHEELHOUSE
 from scripts.cost_model import Unit, cost_book
+from scripts.cuda.archs import Arch, arch_list, check_cuda_can, parse_arch_list
+from scripts.cuda.drivers import default_targets
 from scripts.doctor import add_skip_option, examine, read_skips, skipped
-from scripts.drivers import default_targets
 from scripts.fetch import Fetched, fetch_recipe, open_access
 from scripts.fixed_paths import refusal
 from scripts.git_checkout import Access

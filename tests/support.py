@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from scripts.archs import TABLE, Arch
+from scripts.cuda.archs import TABLE, Arch
 from scripts.recipe import Recipe
 from scripts.recipe_files import check_recipe
 

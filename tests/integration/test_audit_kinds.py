@@ -13,7 +13,7 @@ from scripts.audit_collect import audit_path, audit_wheel
 from scripts.audit_models import AuditReport, Level
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, UsageError
-from scripts.drivers import parse_target
+from scripts.cuda.drivers import parse_target
 from tests.fatbins import container, cubin, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 

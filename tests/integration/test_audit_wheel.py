@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.archs import parse_arch_list
 from scripts.audit_collect import audit_path, audit_wheel
 from scripts.audit_models import AuditReport, Finding, Level
 from scripts.core.errors import AuditError, UsageError
-from scripts.drivers import parse_target
+from scripts.cuda.archs import parse_arch_list
+from scripts.cuda.drivers import parse_target
 from scripts.recipe import Component, GitSource, Recipe
 from scripts.recipe_files import load_recipe
 from tests.fatbins import container, ptx_entry, sass, shared_object

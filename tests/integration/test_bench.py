@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from scripts import bench_ours
-from scripts.archs import parse_arch_list
 from scripts.bench import main
 from scripts.bench_operators import registered_operators
 from scripts.bench_ours import ADDED, ALONE, BASE, COLD, NOOP, WARM, Ours, run_ours
@@ -19,6 +18,7 @@ from scripts.bench_runs import Taken
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import BenchError, UsageError
+from scripts.cuda.archs import parse_arch_list
 from scripts.recipe_files import load_recipe
 from tests.miniature import Miniature, make_miniature
 from tests.wheels import make_wheel

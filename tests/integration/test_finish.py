@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.archs import parse_arch_list
 from scripts.audit_collect import audit_wheel
 from scripts.core.errors import AuditError, PackageError
-from scripts.drivers import parse_target
+from scripts.cuda.archs import parse_arch_list
+from scripts.cuda.drivers import parse_target
 from scripts.finish import find_strip, finish_wheel, strip_file
 from scripts.slim_wheel import slim_wheel
 from scripts.unit_names import device_facts

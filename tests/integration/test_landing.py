@@ -15,9 +15,9 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from scripts import publish
-from scripts.archs import TABLE
 from scripts.core.console import Console
-from scripts.drivers import RELEASES, release
+from scripts.cuda.archs import TABLE
+from scripts.cuda.drivers import RELEASES, release
 from scripts.index_entry import Entry, Served, read_entry
 from scripts.landing import landing_page
 from scripts.static_index import StaticIndex

@@ -195,7 +195,7 @@ def test_a_slim_wheel_has_an_sbom_of_its_own(tmp_path: Path) -> None:
     library = shared_object(tmp_path / "x.so", {"a.cu": container(sass("90", "a"), sass("80", "b"))}).read_bytes()
     raw = make_wheel(tmp_path, {"vllm/_C.abi3.so": library}, version="0.20.1+cu130")
     sbom = make_sbom(load_recipe("quickstart"), "0.20.1+cu130", patches=[], packages={})
-    from scripts.archs import parse_arch_list
+    from scripts.cuda.archs import parse_arch_list
 
     assert verify(slim_wheel(add_sbom(raw, sbom, tmp_path / "f"), parse_arch_list("9.0"), tmp_path / "out")) == 0
 

@@ -13,12 +13,12 @@ from cyclonedx.validation.json import JsonStrictValidator
 from packaging.utils import parse_wheel_filename
 
 from scripts import slim as command
-from scripts.archs import parse_arch_list
 from scripts.audit_collect import audit_wheel
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, UsageError
 from scripts.core.files import file_sha256
-from scripts.drivers import parse_target
+from scripts.cuda.archs import parse_arch_list
+from scripts.cuda.drivers import parse_target
 from scripts.fatbin import read_device_code
 from scripts.index_statements import slimmed
 from scripts.report import report_path

@@ -19,7 +19,7 @@ from scripts import checks_compiler
 from scripts.checks import CHECKS, Subject, Verdict, blocked, check
 from scripts.checks_disk import cache_need
 from scripts.core.machine import Machine
-from scripts.drivers import parse_target
+from scripts.cuda.drivers import parse_target
 from scripts.recipe import Recipe
 from scripts.recipe_files import load_recipe
 from scripts.toolchain import environment_key
@@ -295,7 +295,7 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
 
 
 def archs(name: str, text: str, *targets: str) -> Case:
-    from scripts.archs import parse_arch_list
+    from scripts.cuda.archs import parse_arch_list
 
     wanted = tuple(parse_target(target) for target in targets)
     return lambda folder, _: make_subject(folder, name, archs=parse_arch_list(text), targets=wanted)

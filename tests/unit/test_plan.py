@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from scripts.archs import parse_arch_list
 from scripts.core.console import Console
 from scripts.core.machine import Machine
+from scripts.cuda.archs import parse_arch_list
 from scripts.cuda_system import find_system_toolkit
 from scripts.patches import recipe_patches
 from scripts.plan import cpu_seconds, describe, show_plan

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.archs import parse_arch, parse_arch_list
 from scripts.core.cache import default_cache_dir
 from scripts.core.errors import ToolchainError
 from scripts.core.paths import RECIPES
+from scripts.cuda.archs import parse_arch, parse_arch_list
 from scripts.recipe_files import load_recipe
 from scripts.torch_check import TorchFacts, check_torch, runs_on, torch_facts
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.archs import parse_arch, parse_arch_list
 from scripts.core.errors import ToolchainError
+from scripts.cuda.archs import parse_arch, parse_arch_list
 from scripts.torch_check import TorchFacts
 from scripts.verify import compile_kernel, gencode, nvcc_release, verify_toolchain
 from tests.support import make_recipe

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from packaging.version import Version
 
-from scripts.archs import Arch, normalised
+from scripts.cuda.archs import Arch, normalised
 
 
 def cuda_label(cuda: str) -> str:

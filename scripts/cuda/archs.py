@@ -3,7 +3,7 @@
 An arch is written as in TORCH_CUDA_ARCH_LIST: `9.0`, `9.0a` (arch-specific), `12.0f` (family-specific, CUDA 12.9+),
 `8.0+PTX` (cubin and PTX). Also understood: `sm_90`, `sm90a`, `compute_90`, and the GPU names of the table.
 
-GPU names are those of `scripts.gpus`, in any of nvidia-smi's decorations (`NVIDIA A100-SXM4-80GB`); `native` is
+GPU names are those of `scripts.cuda.gpus`, in any of nvidia-smi's decorations (`NVIDIA A100-SXM4-80GB`); `native` is
 the GPU of this machine, which its driver is asked for.
 
 Sources: NVIDIA's CUDA release notes (first toolkit that compiles for an arch, first Linux driver per toolkit) and
@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scripts.core.errors import UsageError, nearest_of
-from scripts.gpus import PRODUCTS, plain, product_key
-from scripts.nvml import local_gpus
+from scripts.cuda.gpus import PRODUCTS, plain, product_key
+from scripts.cuda.nvml import local_gpus
 
 
 @dataclass(frozen=True, order=True)
@@ -273,3 +273,9 @@ def check_cuda_can(archs: Iterable[Arch], cuda: str) -> None:
                 why=f"support ended with CUDA {row.last_cuda}",
                 fix="leave the arch out, or take a recipe with an older CUDA",
             )
+
+
+def runs_on_cubin(cubin: Arch, arch: Arch) -> bool:
+    """Whether a cubin runs on an arch: its own number; without `a`, also higher minor versions of its major one."""
+    same = cubin.minor == arch.minor if cubin.suffix == "a" else cubin.minor <= arch.minor
+    return cubin.major == arch.major and same

@@ -22,9 +22,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scripts.archs import NATIVE, Arch, architecture, gpu_name, parse_arch
 from scripts.core.errors import UsageError
-from scripts.nvml import local_gpus
+from scripts.cuda.archs import NATIVE, Arch, architecture, gpu_name, parse_arch
+from scripts.cuda.nvml import local_gpus
 
 
 @dataclass(frozen=True)
