@@ -24,7 +24,7 @@ from scripts.core.errors import (
     from_os_error,
     nearest,
 )
-from scripts.recognise import recognised
+from scripts.failures.recognise import recognised
 
 INVOKED_FROM = "WHEELSMITH_INVOKED_FROM"  # set by the noxfile: where the user typed the command
 

@@ -14,8 +14,8 @@ from scripts.cli import Parser, open_cache, run, user_path
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_json
-from scripts.failures import catalogue
-from scripts.recognise import Diagnosis, Finding, diagnose
+from scripts.failures.catalogue import catalogue
+from scripts.failures.recognise import Diagnosis, Finding, diagnose
 
 
 def newest_log(root: Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from scripts.core.paths import ROOT
 from scripts.doctor import CHECKS
-from scripts.failures import Failure, Stage, catalogue
+from scripts.failures.catalogue import Failure, Stage, catalogue
 
 PAGE = ROOT / "docs" / "failures.md"
 

@@ -15,7 +15,7 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import UsageError
 from scripts.diagnose import main
-from scripts.failures import catalogue
+from scripts.failures.catalogue import catalogue
 from scripts.failures_page import PAGE, page
 
 LOG = "one\nfatal: write error: No space left on device\n"

@@ -15,7 +15,7 @@ from noxfile import PYTHONS
 from scripts.checks import Verdict
 from scripts.checks_compiler import python_version
 from scripts.core.paths import ROOT
-from scripts.failures import catalogue
+from scripts.failures.catalogue import catalogue
 from tests.subjects import make_subject
 
 if sys.version_info >= (3, 11):

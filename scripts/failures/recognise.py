@@ -15,8 +15,8 @@ from io import BytesIO
 from typing import IO
 
 from scripts.core.errors import WheelsmithError
-from scripts.failures import Failure, catalogue, literal
-from scripts.logs import Block, plain, read_blocks
+from scripts.failures.catalogue import Failure, catalogue, literal
+from scripts.failures.logs import Block, plain, read_blocks
 
 SHOWN = 300  # characters of a line that are shown
 END = 65536  # bytes at the end of a log in which success is looked for
