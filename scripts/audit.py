@@ -22,9 +22,9 @@ from scripts.core.paths import DEFAULT_RECIPE
 from scripts.cuda.archs import Arch, parse_arch
 from scripts.cuda.drivers import Target, default_targets, parse_target
 from scripts.cuda.labels import cuda_label
+from scripts.formats.wheel import wheel_name
 from scripts.recipe import Recipe
 from scripts.recipe_files import load_recipe, recipe_names
-from scripts.wheel_file import wheel_name
 
 DESCRIPTION = """\
 Tell which GPUs and drivers wheels, shared objects, directories or installed environments really run on.

@@ -28,11 +28,11 @@ from scripts.core.errors import AuditError, UsageError, from_os_error
 from scripts.core.files import file_sha256
 from scripts.cuda.archs import Arch
 from scripts.cuda.drivers import Target
-from scripts.elf import Elf, open_blob, open_elf
-from scripts.gpu_files import START, Form, form
+from scripts.formats.elf import Elf, open_blob, open_elf
+from scripts.formats.gpu_files import START, Form, form
+from scripts.formats.unit_names import read_units_of
+from scripts.formats.wheel import SHARED_OBJECT, Hash, WheelFile, open_wheel, record_digest, wheel_name
 from scripts.recipe import Recipe
-from scripts.unit_names import read_units_of
-from scripts.wheel_file import SHARED_OBJECT, Hash, WheelFile, open_wheel, record_digest, wheel_name
 
 TargetChoice = Callable[[Subject], Sequence[Target]]
 SMALL = 4 << 20  # bytes of an ELF member that is read in memory, not by way of a file: cubins come in thousands

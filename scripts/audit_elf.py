@@ -11,8 +11,8 @@ from pathlib import Path
 from scripts.audit_models import Finding, Host, Level
 from scripts.core.errors import AuditError
 from scripts.cuda.drivers import numbers
-from scripts.dynamic import Dynamic, Exports, read_dynamic, undefined_symbols
-from scripts.elf import Elf, is_elf, open_elf
+from scripts.formats.dynamic import Dynamic, Exports, read_dynamic, undefined_symbols
+from scripts.formats.elf import Elf, is_elf, open_elf
 from scripts.torch_abi import TorchAbi, torch_abi
 
 BASE_IMAGES = (

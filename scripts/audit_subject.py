@@ -19,13 +19,13 @@ from scripts.audit_targets import judge
 from scripts.core.errors import AuditError
 from scripts.cuda.archs import TABLE, Arch
 from scripts.cuda.drivers import CudaRelease, Target, newest, release, release_for_ptx
-from scripts.elf import ET_REL, Blob, Elf
-from scripts.fatbin import MAX_ENTRIES, Container, DeviceCode, Kind, device_code
-from scripts.gpu_files import Form, file_code
-from scripts.payload import first_kernel
+from scripts.formats.elf import ET_REL, Blob, Elf
+from scripts.formats.fatbin import MAX_ENTRIES, Container, DeviceCode, Kind, device_code
+from scripts.formats.gpu_files import Form, file_code
+from scripts.formats.payload import first_kernel
+from scripts.formats.unit_names import with_units
+from scripts.formats.wheel import SHARED_OBJECT
 from scripts.torch_abi import TorchAbi
-from scripts.unit_names import with_units
-from scripts.wheel_file import SHARED_OBJECT
 
 MAX_LIBRARIES = 2_000  # shared objects of one wheel
 MAX_FINDINGS = 1_000

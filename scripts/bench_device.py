@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from scripts.elf import open_elf
-from scripts.fatbin import device_code
+from scripts.formats.elf import open_elf
+from scripts.formats.fatbin import device_code
 
 _SCHEMA = re.compile(rb"[\w:.]+\([^\0]*\) ?-> ?[^\0]+")  # what m.def() takes: `topk(Tensor x, int k) -> Tensor`
 

@@ -19,8 +19,8 @@ from packaging.version import Version
 from scripts.checks import Result, Subject, blocked, check, ok, unknown
 from scripts.core.errors import DoctorError, WheelsmithError
 from scripts.core.process import capture
-from scripts.dynamic import read_dynamic
-from scripts.elf import open_elf
+from scripts.formats.dynamic import read_dynamic
+from scripts.formats.elf import open_elf
 from scripts.toolchain import environment_key
 from scripts.torch_check import names_float8
 

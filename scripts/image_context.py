@@ -29,11 +29,11 @@ from scripts.core.files import digest, file_sha256
 from scripts.core.paths import DEFAULT_RECIPE, ROOT
 from scripts.cuda.drivers import Target, parse_target
 from scripts.download import download, open_client
+from scripts.formats.wheel import open_wheel, wheel_name
 from scripts.image_gpus import NAME as GPU_TABLE
 from scripts.image_layers import layer_rules, split_lock
 from scripts.indexes import Indexes
 from scripts.recipe_files import load_recipe
-from scripts.wheel_file import open_wheel, wheel_name
 
 RUNTIME = ROOT / "runtime"
 LOCKS = RUNTIME / "requirements"

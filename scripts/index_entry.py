@@ -21,7 +21,7 @@ from scripts.core.errors import AuditError, PublishError
 from scripts.core.models import Model
 from scripts.cuda.archs import TABLE, Arch
 from scripts.cuda.drivers import Target
-from scripts.wheel_file import WheelFile, WheelName, open_wheel, wheel_name
+from scripts.formats.wheel import WheelFile, WheelName, open_wheel, wheel_name
 
 ENTRIES = "entries/"
 PUBLIC = "_public"

@@ -11,6 +11,8 @@ from typing import Any
 
 from scripts.core.console import Console, human_bytes
 from scripts.core.files import file_sha256, write_atomic
+from scripts.formats.sbom import FOLDER, NAME
+from scripts.formats.wheel import open_wheel
 from scripts.index_attestations import SUFFIX as PROVENANCE
 from scripts.index_attestations import provenance_of
 from scripts.index_entry import Entry, Origin, make_entry
@@ -18,11 +20,9 @@ from scripts.index_statements import built, mirrored, slimmed
 from scripts.provenance import SUFFIX, KeyPair, is_signed, key_id, sign
 from scripts.prune import Rule, doomed
 from scripts.report import report_path
-from scripts.sbom import FOLDER, NAME
 from scripts.static_index import Item, StaticIndex
 from scripts.store import Store
 from scripts.variants import Variant, VariantIndex, describe
-from scripts.wheel_file import open_wheel
 from scripts.wheelhouse import Local
 
 SBOM = ".cdx.json"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.core.errors import PublishError
+from scripts.formats.sbom import FOLDER, NAME
+from scripts.formats.wheel import open_wheel
 from scripts.index_entry import Origin
-from scripts.sbom import FOLDER, NAME
-from scripts.wheel_file import open_wheel
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"

@@ -19,7 +19,7 @@ from scripts.core.errors import AuditError
 from scripts.core.process import Command, capture
 from scripts.cuda.archs import Arch
 from scripts.environments import make_environment, run_uv
-from scripts.fatbin import Kind, read_device_code
+from scripts.formats.fatbin import Kind, read_device_code
 from scripts.indexes import Indexes
 from scripts.recipe import Component, Recipe
 from scripts.toolchain import Toolchain

@@ -6,10 +6,8 @@ The same inputs give the same bytes: no clock and no random numbers, so that two
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, Property, XsUri
 from cyclonedx.model.bom import Bom
@@ -18,11 +16,10 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
 from scripts.core.errors import PackageError, from_os_error
+from scripts.formats.sbom import FOLDER, NAME, _text
+from scripts.formats.wheel import WheelWriter, one_block, open_wheel, wheel_name
 from scripts.recipe import GitSource, Recipe, Source
-from scripts.wheel_file import WheelWriter, one_block, open_wheel, wheel_name
 
-FOLDER = "sboms"
-NAME = "wheelsmith.cdx.json"
 _COMPILED_WITH = ("nvidia-cuda-nvcc", "nvidia-nvvm", "cmake", "ninja", "setuptools")
 
 
@@ -54,12 +51,6 @@ def make_sbom(
     bom.metadata.component = wheel
     bom.register_dependency(wheel, [*inside, torch, cuda])
     return _text(json.loads(JsonV1Dot6(bom).output_as_string()))
-
-
-def _text(bom: dict[str, Any]) -> bytes:
-    bom.pop("serialNumber", None)
-    bom["metadata"].pop("timestamp", None)
-    return (json.dumps(bom, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _distribution(name: str, version: str) -> Component:
@@ -102,20 +93,6 @@ def _from_source(name: str, version: str, source: Source) -> Component:
     return component
 
 
-def renamed(sbom: bytes, version: str) -> bytes:
-    """Return the SBOM of a wheel that was cut out of another: its own version, the old one as ancestor."""
-    bom = json.loads(sbom)
-    wheel = bom["metadata"]["component"]
-    old, name = wheel["bom-ref"], wheel["name"]
-    ancestor = {key: wheel[key] for key in ("type", "name", "version", "purl") if key in wheel}
-    wheel.update({"version": version, "bom-ref": f"{name}@{version}"})
-    wheel["purl"] = PackageURL("pypi", None, name, version).to_string()
-    wheel.setdefault("pedigree", {}).setdefault("ancestors", []).insert(0, ancestor)
-    for row in bom.get("dependencies", []):
-        row["ref"] = wheel["bom-ref"] if row["ref"] == old else row["ref"]
-    return _text(bom)
-
-
 def cut_out_sbom(name: str, version: str, *, source: str, source_version: str, sha256: str, archs: str) -> bytes:
     """Return the SBOM of a wheel that was cut out of somebody else's: all that is known is that wheel's digest."""
     ref, ancestor = f"{name}@{version}", f"{name}@{source_version}#wheel"
@@ -152,11 +129,6 @@ def cut_out_sbom(name: str, version: str, *, source: str, source_version: str, s
         "dependencies": [{"ref": ref}],
     }
     return _text(bom)
-
-
-def sbom_members(names: Iterable[str]) -> list[str]:
-    """Return which members of a wheel are SBOMs."""
-    return [name for name in names if re.fullmatch(rf"[^/]+\.dist-info/{FOLDER}/.+\.json", name)]
 
 
 def add_sbom(wheel: Path, sbom: bytes, out: Path) -> Path:

@@ -15,9 +15,9 @@ from scripts.core.files import file_sha256, write_json
 from scripts.core.paths import ROOT
 from scripts.cuda.archs import Arch, arch_list, parse_arch_list
 from scripts.cuda.drivers import default_targets
+from scripts.formats.wheel import wheel_name
 from scripts.report import SCHEMA, read_report, report_path
 from scripts.slim_wheel import SlimmedMember, SlimResult, slim
-from scripts.wheel_file import wheel_name
 
 DESCRIPTION = """\
 Make a wheel for some GPUs out of a wheel for many, without compiling.

@@ -24,14 +24,13 @@ from scripts.core.files import file_sha256
 from scripts.cuda.archs import Arch, arch_list, architecture, normalised
 from scripts.cuda.drivers import release_for_ptx
 from scripts.cuda.labels import cuda_label
-from scripts.dynamic import read_dynamic
-from scripts.elf import is_elf, open_elf
-from scripts.fatbin import Kind, device_code
-from scripts.sbom import FOLDER as SBOM_FOLDER
-from scripts.sbom import NAME as SBOM_NAME
-from scripts.sbom import cut_out_sbom, renamed
-from scripts.slim_elf import Slimmed, slim_shared_object
-from scripts.wheel_file import (
+from scripts.formats.dynamic import read_dynamic
+from scripts.formats.elf import is_elf, open_elf
+from scripts.formats.fatbin import Kind, device_code
+from scripts.formats.sbom import FOLDER as SBOM_FOLDER
+from scripts.formats.sbom import NAME as SBOM_NAME
+from scripts.formats.sbom import renamed
+from scripts.formats.wheel import (
     WheelFile,
     WheelName,
     WheelWriter,
@@ -41,6 +40,8 @@ from scripts.wheel_file import (
     read_record,
     wheel_name,
 )
+from scripts.sbom import cut_out_sbom
+from scripts.slim_elf import Slimmed, slim_shared_object
 
 _SIGNATURES = {"RECORD", "RECORD.jws", "RECORD.p7s"}
 

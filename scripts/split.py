@@ -13,9 +13,9 @@ from scripts.core.console import Console
 from scripts.core.errors import AuditError
 from scripts.cuda.archs import Arch, normalised
 from scripts.cuda.drivers import default_targets
+from scripts.formats.wheel import wheel_name
 from scripts.report import SCHEMA, enter
 from scripts.slim_wheel import slim_wheel
-from scripts.wheel_file import wheel_name
 
 
 def split_wheel(

@@ -19,11 +19,11 @@ from scripts.core import interrupt
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import PublishError, UsageError
 from scripts.core.process import call
+from scripts.formats.wheel import wheel_name
 from scripts.index_entry import same_wheel
 from scripts.indexes import redacted
 from scripts.simple_client import Listed, SimpleClient, unknown_issuer
 from scripts.static_index import refuse_other_bytes
-from scripts.wheel_file import wheel_name
 from scripts.wheelhouse import Local
 
 ATTEMPTS = 3

@@ -29,12 +29,12 @@ from scripts.core.errors import PublishError
 from scripts.core.files import file_sha256
 from scripts.core.models import Model
 from scripts.cuda.archs import TABLE, TEGRA
+from scripts.formats.sbom import FOLDER as SBOM_FOLDER
+from scripts.formats.sbom import NAME as SBOM_NAME
+from scripts.formats.sbom import renamed
+from scripts.formats.wheel import WheelFile, WheelWriter, one_block, open_wheel, wheel_name
 from scripts.index_entry import Entry, Served
-from scripts.sbom import FOLDER as SBOM_FOLDER
-from scripts.sbom import NAME as SBOM_NAME
-from scripts.sbom import renamed
 from scripts.store import Store
-from scripts.wheel_file import WheelFile, WheelWriter, one_block, open_wheel, wheel_name
 
 ROOT = "variants/"
 ENTRIES = f"{ROOT}entries/"

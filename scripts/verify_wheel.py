@@ -16,9 +16,9 @@ from scripts.cli import Parser, run, user_path
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, UsageError
 from scripts.core.files import file_sha256, write_json
+from scripts.formats.sbom import FOLDER, NAME
+from scripts.formats.wheel import WheelFile, open_wheel, wheel_name
 from scripts.provenance import MAX_SIZE, SUFFIX, check, load_key
-from scripts.sbom import FOLDER, NAME
-from scripts.wheel_file import WheelFile, open_wheel, wheel_name
 
 DESCRIPTION = """\
 Check that a wheel is what its builder signed, and that its SBOM is about it.

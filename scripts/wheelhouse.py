@@ -14,8 +14,8 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import PublishError, UsageError
 from scripts.core.files import digest, file_sha256, write_atomic
+from scripts.formats.wheel import open_wheel, wheel_name
 from scripts.report import report_path
-from scripts.wheel_file import open_wheel, wheel_name
 
 _SETTLED = 1e9  # nanoseconds that a file must not have changed before its digest is remembered
 

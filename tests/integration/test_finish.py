@@ -14,9 +14,9 @@ from scripts.core.errors import AuditError, PackageError
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
 from scripts.finish import find_strip, finish_wheel, strip_file
+from scripts.formats.unit_names import device_facts
+from scripts.formats.wheel import open_wheel, read_record
 from scripts.slim_wheel import slim_wheel
-from scripts.unit_names import device_facts
-from scripts.wheel_file import open_wheel, read_record
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 

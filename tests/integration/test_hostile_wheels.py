@@ -10,7 +10,7 @@ import pytest
 from scripts.audit_collect import audit_wheel
 from scripts.core.errors import AuditError, UsageError
 from scripts.cuda.drivers import parse_target
-from scripts.elf import Elf
+from scripts.formats.elf import Elf
 from scripts.slim_wheel import slim_wheel
 from tests.bounded import MEGABYTES, SECONDS, peak_megabytes, run_bounded
 from tests.hostile import ELVES, damaged, hostile_wheel, odd_metadata, wheel_of

@@ -19,11 +19,11 @@ from scripts.core.errors import AuditError, UsageError
 from scripts.core.files import file_sha256
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
-from scripts.fatbin import read_device_code
+from scripts.formats.fatbin import read_device_code
+from scripts.formats.wheel import open_wheel, read_record
 from scripts.index_statements import slimmed
 from scripts.report import report_path
 from scripts.slim_wheel import slim, slim_version, slim_wheel
-from scripts.wheel_file import open_wheel, read_record
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 

@@ -12,8 +12,8 @@ import pytest
 
 from scripts.core.errors import ToolchainError
 from scripts.cuda_home import NEEDED, driver_functions, shape_cuda_home, write_stub
-from scripts.dynamic import read_dynamic
-from scripts.elf import open_elf
+from scripts.formats.dynamic import read_dynamic
+from scripts.formats.elf import open_elf
 
 HEADER = """
 #if defined(__CUDA_API_VERSION_INTERNAL)

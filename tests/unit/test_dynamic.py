@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from scripts.audit_elf import inspect
 from scripts.core.errors import AuditError
-from scripts.dynamic import Exports, gnu_hash, read_dynamic, undefined_symbols
-from scripts.elf import Elf, is_elf, open_elf
-from scripts.fatbin import device_code
+from scripts.formats.dynamic import Exports, gnu_hash, read_dynamic, undefined_symbols
+from scripts.formats.elf import Elf, is_elf, open_elf
+from scripts.formats.fatbin import device_code
 from tests.fatbins import patched, shared_object
 
 SOURCE = """

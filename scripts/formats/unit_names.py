@@ -15,9 +15,9 @@ from typing import Literal
 from pydantic import ValidationError
 
 from scripts.core.models import Model
-from scripts.elf import open_elf
-from scripts.fatbin import DeviceCode, Kind, device_code
-from scripts.wheel_file import WheelFile, open_wheel
+from scripts.formats.elf import open_elf
+from scripts.formats.fatbin import DeviceCode, Kind, device_code
+from scripts.formats.wheel import WheelFile, open_wheel
 
 UNITS = "units.json"  # in .dist-info
 

@@ -25,8 +25,21 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from scripts.elf import BLOCK, ET_REL, PT_LOAD, RELA, RELEASE, SHT_RELA, STT_FILE, SYM, Blob, Elf, Section, open_elf
-from scripts.fatbin_types import (
+from scripts.formats.elf import (
+    BLOCK,
+    ET_REL,
+    PT_LOAD,
+    RELA,
+    RELEASE,
+    SHT_RELA,
+    STT_FILE,
+    SYM,
+    Blob,
+    Elf,
+    Section,
+    open_elf,
+)
+from scripts.formats.fatbin_types import (
     CONTAINER,
     CONTAINER_MAGIC,
     ENTRY,
@@ -43,7 +56,7 @@ from scripts.fatbin_types import (
     Kind,
     Wrapper,
 )
-from scripts.payload import cubin_entry, kernel_headers, kernel_names, ptx_kernels
+from scripts.formats.payload import cubin_entry, kernel_headers, kernel_names, ptx_kernels
 
 __all__ = [
     "CONTAINER",

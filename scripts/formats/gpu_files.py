@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 
-from scripts.elf import Blob, Elf
-from scripts.fatbin import DeviceCode, device_code, fatbin_code
-from scripts.fatbin_types import CONTAINER_MAGIC, Container
+from scripts.formats.elf import Blob, Elf
+from scripts.formats.fatbin import DeviceCode, device_code, fatbin_code
+from scripts.formats.fatbin_types import CONTAINER_MAGIC, Container
 
 START = 8  # bytes that `form` needs
 MAX_OBJECT = 64 << 20  # bytes of an object file in an archive: it is copied into memory

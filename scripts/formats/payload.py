@@ -16,8 +16,8 @@ import lz4.block
 import zstandard
 
 from scripts.core.errors import AuditError
-from scripts.elf import EHDR, EM_CUDA, SHDR, SHF_EXECINSTR, Blob
-from scripts.fatbin_types import Compression, Entry, Kind
+from scripts.formats.elf import EHDR, EM_CUDA, SHDR, SHF_EXECINSTR, Blob
+from scripts.formats.fatbin_types import Compression, Entry, Kind
 
 MAX_PTX = 65_536  # bytes of PTX text that is decompressed to count its kernels: more is taken to have some
 MAX_PEEK = 32 << 20  # bytes of LZ4 that are decompressed to find a kernel's name: LZ4 blocks have no middle

@@ -1,4 +1,4 @@
-"""The parts of GPU code in a host file: kinds, entries, containers, wrappers. `scripts.fatbin` reads them.
+"""The parts of GPU code in a host file: kinds, entries, containers, wrappers. `scripts.formats.fatbin` reads them.
 
 Sizes are bytes, offsets count from the start of the file, addresses are virtual ones of the ELF file.
 """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from elftools.elf.enums import ENUM_D_TAG, ENUM_P_TYPE_BASE, ENUM_SH_TYPE_BASE
 
-from scripts.elf import EM_AARCH64, EM_X86_64, SYM, Elf, Section
+from scripts.formats.elf import EM_AARCH64, EM_X86_64, SYM, Elf, Section
 
 MAX_NEEDED = 1_000
 MAX_CHAIN = 100_000  # symbols in one bucket of a hash table
