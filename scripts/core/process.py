@@ -28,7 +28,7 @@ import psutil
 from scripts.core import interrupt
 
 Command = Sequence[str | Path]
-GUARD = Path(__file__).with_name("guard.py")
+GUARD = Path(__file__).parent / "standalone" / "guard.py"
 GRACE = 1.5  # seconds that a command has to end after it was told to
 SHORT = 60.0  # seconds: what may take longer is guarded
 SAMPLE = 0.5  # seconds

@@ -1,4 +1,4 @@
-"""TODO-DOC."""
+"""The SBOM inside a wheel, as text: where it lies, what a renamed wheel's says."""
 
 from __future__ import annotations
 
