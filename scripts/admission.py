@@ -22,7 +22,7 @@ import psutil
 
 from scripts.core import cgroup
 from scripts.core.machine import RESERVE, memory_now
-from scripts.cost_model import CostBook, Unit, short_name
+from scripts.recipe.costs import CostBook, Unit, short_name
 from scripts.schedule import Task, choose, smallest
 
 LOOKAHEAD = 64  # launchers that wait for a turn; 5 MB each

@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 from scripts.core.console import Console
 from scripts.core.errors import DoctorError
-from scripts.recipe import Component, Dependency, GitSource, Recipe
+from scripts.recipe.model import Component, Dependency, GitSource, Recipe
 from scripts.upstream import Fetch, Upstream, read_upstream
 
 

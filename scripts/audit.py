@@ -23,8 +23,8 @@ from scripts.cuda.archs import Arch, parse_arch
 from scripts.cuda.drivers import Target, default_targets, parse_target
 from scripts.cuda.labels import cuda_label
 from scripts.formats.wheel import wheel_name
-from scripts.recipe import Recipe
-from scripts.recipe_files import load_recipe, recipe_names
+from scripts.recipe.files import load_recipe, recipe_names
+from scripts.recipe.model import Recipe
 
 DESCRIPTION = """\
 Tell which GPUs and drivers wheels, shared objects, directories or installed environments really run on.

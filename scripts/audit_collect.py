@@ -32,7 +32,7 @@ from scripts.formats.elf import Elf, open_blob, open_elf
 from scripts.formats.gpu_files import START, Form, form
 from scripts.formats.unit_names import read_units_of
 from scripts.formats.wheel import SHARED_OBJECT, Hash, WheelFile, open_wheel, record_digest, wheel_name
-from scripts.recipe import Recipe
+from scripts.recipe.model import Recipe
 
 TargetChoice = Callable[[Subject], Sequence[Target]]
 SMALL = 4 << 20  # bytes of an ELF member that is read in memory, not by way of a file: cubins come in thousands

@@ -16,7 +16,7 @@ from scripts.core.paths import RECIPES
 from scripts.cuda.archs import Arch
 from scripts.cuda.drivers import numbers
 from scripts.formats.wheel import MAX_TAGS, Hash, WheelFile, WheelName, read_record, tag_count
-from scripts.recipe import Component, GitSource, Recipe
+from scripts.recipe.model import Component, GitSource, Recipe
 
 MAX_REQUIREMENT = 1_000  # characters
 TRITON_KERNELS = "vllm/third_party/triton_kernels/"

@@ -21,7 +21,7 @@ from scripts.fetch import fetch_recipe, open_access
 from scripts.indexes import read_indexes
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
-from scripts.recipe_files import load_recipe, recipe_names
+from scripts.recipe.files import load_recipe, recipe_names
 from scripts.toolchain import provide_toolchain
 from scripts.wheel import choose_archs, choose_jobs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.core.errors import BenchError
 from scripts.core.process import Command, capture
-from scripts.recipe import Recipe
+from scripts.recipe.model import Recipe
 from scripts.toolchain import Toolchain
 
 # Prints what loading each library adds to torch's operators: schemas, and the dispatch keys with a kernel.

@@ -22,7 +22,6 @@ from scripts.compiler_cache import CacheSettings
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import BenchError, UsageError
 from scripts.core.paths import WHEELHOUSE
-from scripts.cost_model import Unit
 from scripts.cuda.archs import Arch, arch_list
 from scripts.fetch import fetch_recipe
 from scripts.fixed_paths import refusal
@@ -30,7 +29,8 @@ from scripts.git_checkout import Access
 from scripts.indexes import read_indexes
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
-from scripts.recipe import Recipe
+from scripts.recipe.costs import Unit
+from scripts.recipe.model import Recipe
 from scripts.toolchain import provide_toolchain
 from scripts.wheel import Job, compile_cached
 

@@ -26,7 +26,7 @@ from scripts.core.process import capture
 from scripts.cuda.archs import Arch, arch_list
 from scripts.launcher import EVENTS, FAILURES
 from scripts.patch import Patch, SourceTree
-from scripts.recipe import Recipe
+from scripts.recipe.model import Recipe
 from scripts.stable_names import map_names, source_date
 from scripts.toolchain import Toolchain
 from scripts.units import read_units

@@ -29,7 +29,7 @@ from scripts.core.models import CommitSha, Sha256
 from scripts.git_checkout import Access, Job, Work
 from scripts.git_source import walk
 from scripts.mirrors import repository_key
-from scripts.recipe import GitSource, Recipe, SdistSource, WheelSource
+from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
 
 FORMAT = 1
 DOCS = "docs/sources.md#bundles"

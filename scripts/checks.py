@@ -22,7 +22,7 @@ from scripts.cuda.drivers import Target
 from scripts.failures.catalogue import catalogue
 from scripts.git_checkout import Access
 from scripts.indexes import Indexes
-from scripts.recipe import Recipe
+from scripts.recipe.model import Recipe
 
 
 class Verdict(str, Enum):

@@ -12,7 +12,7 @@ from scripts.cuda.drivers import floor, numbers, release
 from scripts.cuda_system import find_system_toolkit, ways_to_get
 from scripts.cuda_toolkit import needs_packages
 from scripts.preflight import toolkit_problem
-from scripts.recipe import Component
+from scripts.recipe.model import Component
 from scripts.verify import nvcc_release
 
 HEADERS = ("cusparse.h", "cublas_v2.h", "cusolverDn.h", "curand.h", "nvrtc.h", "cuda_runtime_api.h")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.core.console import human_bytes
-from scripts.plan import TOOLCHAIN_GB
 from scripts.preflight import missing_git
-from scripts.recipe import Component, GitSource
+from scripts.recipe.costs import TOOLCHAIN_GB
+from scripts.recipe.model import Component, GitSource
 from scripts.toolchain import environment_key
 
 GB = 1e9

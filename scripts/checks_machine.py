@@ -10,8 +10,7 @@ import resource
 from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.core.cgroup import memory_limit
 from scripts.core.console import human_bytes, human_seconds
-from scripts.cost_model import cost_book
-from scripts.plan import cpu_seconds
+from scripts.recipe.costs import cost_book, cpu_seconds
 
 GB = 1e9
 UNIT_GB = 4.0  # where the recipe has no figure

@@ -23,14 +23,14 @@ from scripts.core.files import digest, remove_tree, write_json
 from scripts.core.machine import memory_now
 from scripts.core.manifest import Damage
 from scripts.core.process import Command, Finished, Look, capture, run_logged
-from scripts.cost_model import CostBook, Unit
 from scripts.cuda.archs import Arch, arch_list
 from scripts.fixed_paths import LAYOUT, FixedPaths
 from scripts.fixed_paths import ROOT as FIXED_ROOT
 from scripts.forecast import Forecast
 from scripts.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
 from scripts.patch import SourceTree
-from scripts.recipe import Recipe
+from scripts.recipe.costs import CostBook, Unit
+from scripts.recipe.model import Recipe
 from scripts.sampling import SAMPLES, Sampler
 from scripts.schedule import Task
 from scripts.stable_names import LINKER, map_names, source_date

@@ -27,7 +27,7 @@ from scripts.core.errors import FetchError, ToolchainError
 from scripts.core.files import digest, file_sha256, write_atomic, write_json
 from scripts.core.models import Sha256
 from scripts.download import Client, Transfer, download
-from scripts.recipe import Redist
+from scripts.recipe.model import Redist
 from scripts.unpack import unpack_sdist
 
 PLATFORM = "linux-x86_64"

@@ -32,8 +32,8 @@ from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
 from scripts.fetch import open_access
 from scripts.indexes import read_indexes
-from scripts.recipe import Recipe
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Recipe
 
 SMALLEST = "quickstart"
 __all__ = ["CHECKS"]  # once their modules are imported: all of them

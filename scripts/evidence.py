@@ -18,7 +18,7 @@ from scripts.core.errors import UsageError
 from scripts.core.files import write_json
 from scripts.core.paths import ROOT
 from scripts.gpu_check import SCHEMA_VERSION
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
 
 FOLDER = ROOT / "docs" / "evidence"
 README = ROOT / "README.md"

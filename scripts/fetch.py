@@ -29,8 +29,8 @@ from scripts.git_checkout import Access
 from scripts.git_source import GitTree, fetch_git
 from scripts.indexes import Indexes, read_indexes, redacted
 from scripts.mirrors import VARIABLE, parse_mirrors
-from scripts.recipe import GitSource, Recipe, SdistSource, WheelSource
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
 from scripts.unpack import unpack_sdist, unpack_wheel
 
 IndexSource = SdistSource | WheelSource

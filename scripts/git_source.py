@@ -22,7 +22,7 @@ from scripts.core.files import digest, write_json
 from scripts.core.paths import RECIPES
 from scripts.git_checkout import Access, Entry, Job, Work, is_below
 from scripts.mirrors import Mirror, repository_key, resolve
-from scripts.recipe import GitSource
+from scripts.recipe.model import GitSource
 from scripts.trees import check_files, read_list, tree_digest, tree_files
 
 RECORD = "fetched.json"

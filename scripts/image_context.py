@@ -33,7 +33,7 @@ from scripts.formats.wheel import open_wheel, wheel_name
 from scripts.image_gpus import NAME as GPU_TABLE
 from scripts.image_layers import layer_rules, split_lock
 from scripts.indexes import Indexes
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
 
 RUNTIME = ROOT / "runtime"
 LOCKS = RUNTIME / "requirements"

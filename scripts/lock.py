@@ -27,8 +27,8 @@ from scripts.git_checkout import Access, Job, Work
 from scripts.indexes import read_indexes
 from scripts.listing import find_sdist
 from scripts.mirrors import VARIABLE, repository_key
-from scripts.recipe import Component, GitSource, Recipe, SdistSource
-from scripts.recipe_files import load_recipe, recipe_names
+from scripts.recipe.files import load_recipe, recipe_names, toml
+from scripts.recipe.model import Component, GitSource, Recipe, SdistSource
 from scripts.upgrade import compile_lock
 from scripts.upstream import Fetch, Upstream, read_upstream
 
@@ -177,32 +177,6 @@ def _toolchain(version: str, cuda: str, upstream: Upstream) -> dict[str, Any]:
 
 def _cuda_packages(cuda: str) -> list[str]:
     return [f"cuda-toolkit[nvcc,nvvm,crt,cccl]=={TOOLKIT_WHEELS[cuda]}"] if cuda in TOOLKIT_WHEELS else []
-
-
-def toml(data: Mapping[str, Any], *, prefix: str = "") -> str:
-    """Return tables, lists, strings as TOML: values first, then tables, in the given order."""
-    lines = [f"{key} = {_value(value)}" for key, value in data.items() if not _is_table(key, value)]
-    parts = ["\n".join(lines)] if lines else []
-    for key, value in data.items():
-        if _is_table(key, value):
-            name = f"{prefix}{key}"
-            inner = toml(value, prefix=f"{name}.")
-            parts.append(f"[{name}]\n{inner}" if any(not _is_table(k, v) for k, v in value.items()) else inner)
-    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
-
-
-def _is_table(key: str, value: Any) -> bool:
-    return isinstance(value, Mapping) and key not in {"submodules", "cmake"}
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f'"{key}" = {_value(item)}' for key, item in value.items()) + " }"
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    items = [_value(item) for item in value]
-    short = f"[{', '.join(items)}]"
-    return short if len(short) < 100 else "[\n" + "".join(f"  {item},\n" for item in items) + "]"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

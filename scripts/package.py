@@ -27,7 +27,7 @@ from scripts.core.errors import PackageError
 from scripts.core.files import remove_tree
 from scripts.core.process import Command
 from scripts.finish import finish_wheel
-from scripts.recipe import Component, Recipe
+from scripts.recipe.model import Component, Recipe
 from scripts.sbom import add_sbom, make_sbom
 from scripts.stable_names import source_date
 

@@ -24,7 +24,7 @@ from scripts.core.files import digest, file_sha256, write_json
 from scripts.core.paths import ROOT
 from scripts.fetch import Archive
 from scripts.git_source import GitTree
-from scripts.recipe import Recipe
+from scripts.recipe.model import Recipe
 from scripts.unpack import unpack_sdist
 
 PATCHES = ROOT / "patches"

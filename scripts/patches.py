@@ -20,8 +20,8 @@ from scripts.fetch import open_access, source_tree
 from scripts.indexes import read_indexes
 from scripts.listing import find_sdist
 from scripts.patch import HunkProblem, Patch, apply_to, load_patches
-from scripts.recipe import Recipe, SdistSource, WheelSource
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Recipe, SdistSource, WheelSource
 
 
 class Verdict(str, Enum):

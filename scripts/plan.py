@@ -11,14 +11,8 @@ from scripts.cuda.archs import Arch, arch_list, loose_intersection, runs_on_cubi
 from scripts.cuda_system import find_system_toolkit
 from scripts.cuda_toolkit import needs_packages
 from scripts.patches import recipe_patches
-from scripts.recipe import Cost, GitSource, Recipe, Source
-
-TOOLCHAIN_GB = 5.3  # torch, CUDA wheels and compiler; hard links between uv's cache, environment and CUDA_HOME
-
-
-def cpu_seconds(cost: Cost, archs: Sequence[Arch]) -> float:
-    """Return the core-seconds to expect for a list of archs."""
-    return cost.cpu_seconds + cost.cpu_seconds_per_arch * (len(archs) - 1)
+from scripts.recipe.costs import cpu_seconds
+from scripts.recipe.model import Cost, Recipe, describe
 
 
 def show_plan(
@@ -99,11 +93,3 @@ def _cost_rows(cost: Cost, archs: Sequence[Arch], jobs: int) -> list[tuple[str, 
         ("disk", f"about {cost.disk_gb:.1f} GB"),
         ("measured", cost.measured),
     ]
-
-
-def describe(source: Source) -> str:
-    """Return a source in one line: where from and its pin."""
-    if isinstance(source, GitSource):
-        return f"git {source.repository} at {source.commit[:12]}" + (f" ({source.tag})" if source.tag else "")
-    inside = f", folder {source.path}" if source.kind == "wheel" else ""
-    return f"{source.kind} {source.name} {source.version}{inside}, sha256 {source.sha256[:12]}…"

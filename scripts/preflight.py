@@ -15,7 +15,7 @@ from scripts.git_checkout import Access
 from scripts.git_process import unreachable
 from scripts.git_source import tree_key
 from scripts.mirrors import Mirror, address, rewrite
-from scripts.recipe import GitSource, Recipe
+from scripts.recipe.model import GitSource, Recipe
 
 
 def missing_git(recipe: Recipe, cache: Cache, mirrors: Sequence[Mirror]) -> list[str]:

@@ -21,7 +21,7 @@ from scripts.cuda.archs import Arch
 from scripts.environments import make_environment, run_uv
 from scripts.formats.fatbin import Kind, read_device_code
 from scripts.indexes import Indexes
-from scripts.recipe import Component, Recipe
+from scripts.recipe.model import Component, Recipe
 from scripts.toolchain import Toolchain
 
 # Loads each shared object lazily (there is no driver to resolve against) and prints the operators it registers.

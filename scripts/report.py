@@ -18,7 +18,7 @@ from scripts.fetch import Fetched
 from scripts.formats.unit_names import DeviceFacts, device_facts
 from scripts.package import Wheel
 from scripts.prove import Proof
-from scripts.recipe import GitSource, Recipe, Source
+from scripts.recipe.model import GitSource, Recipe, Source
 from scripts.report_html import report_page
 from scripts.timeline import Timeline, read_timeline
 from scripts.toolchain import toolchain_report

@@ -18,7 +18,7 @@ from packageurl import PackageURL
 from scripts.core.errors import PackageError, from_os_error
 from scripts.formats.sbom import FOLDER, NAME, _text
 from scripts.formats.wheel import WheelWriter, one_block, open_wheel, wheel_name
-from scripts.recipe import GitSource, Recipe, Source
+from scripts.recipe.model import GitSource, Recipe, Source
 
 _COMPILED_WITH = ("nvidia-cuda-nvcc", "nvidia-nvvm", "cmake", "ninja", "setuptools")
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from scripts.core.errors import UsageError
-from scripts.cost_model import CostBook, Estimate, Unit, cost_book
 from scripts.cuda.archs import Arch, arch_list
-from scripts.plan import TOOLCHAIN_GB, cpu_seconds
-from scripts.recipe import Recipe
+from scripts.recipe.costs import TOOLCHAIN_GB, CostBook, Estimate, Unit, cost_book, cpu_seconds
+from scripts.recipe.model import Recipe
 from scripts.schedule import Task, split
 
 # GitHub's standard runner for Linux: 4 cores, 16 GB of memory, 14 GB of disk, 6 hours a job.

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from scripts.cost_model import short_name
+from scripts.recipe.costs import short_name
 from scripts.sampling import SAMPLES
 
 PAUSE = 30.0  # seconds without any sign of life that are a pause between runs

@@ -27,7 +27,7 @@ from scripts.cuda_toolkit import needs_packages, provide_cuda
 from scripts.download import open_client
 from scripts.environments import forget_damaged, make_environment, recorded_digests
 from scripts.indexes import Indexes
-from scripts.recipe import Recipe
+from scripts.recipe.model import Recipe
 from scripts.verify import verify_toolchain
 
 SHAPE = 3  # raise when the layout of a toolchain in the cache changes

@@ -16,7 +16,7 @@ from pathlib import Path
 from scripts.core.errors import ToolchainError
 from scripts.core.process import capture
 from scripts.cuda.archs import Arch
-from scripts.recipe import Torch
+from scripts.recipe.model import Torch
 
 DOCS = "docs/production.md#torch"
 _TYPE = "Float8_e8m0fnu"  # vLLM's MX kernels name it; torch before 2.7 has no such type

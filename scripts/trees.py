@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from scripts.core.errors import FetchError
 from scripts.core.files import file_sha256
 from scripts.git_process import DOCS
-from scripts.recipe import GitSource
+from scripts.recipe.model import GitSource
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from scripts.core.console import human_seconds, lines
-from scripts.cost_model import short_name
 from scripts.forecast import Forecast
+from scripts.recipe.costs import short_name
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from scripts.core.files import write_json
 from scripts.core.paths import ROOT
 from scripts.core.process import Command, call
 from scripts.indexes import read_indexes
-from scripts.recipe import SCHEMA_FILE, Recipe
-from scripts.recipe_files import json_schema, load_recipe, recipe_names
+from scripts.recipe.files import json_schema, load_recipe, recipe_names
+from scripts.recipe.model import SCHEMA_FILE, Recipe
 
 OLDEST_PYTHON = "3.10"
 RUNTIME = ROOT / "runtime" / "requirements"

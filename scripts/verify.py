@@ -12,7 +12,7 @@ from typing import Protocol
 from scripts.core.errors import ToolchainError
 from scripts.core.process import capture
 from scripts.cuda.archs import Arch, arch_list
-from scripts.recipe import Recipe
+from scripts.recipe.model import Recipe
 from scripts.torch_check import check_torch, torch_facts
 
 _KERNEL = """#include <cuda.h>

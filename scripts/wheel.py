@@ -25,7 +25,6 @@ from scripts.core.errors import AuditError, PackageError, UsageError, from_os_er
 from scripts.core.files import digest
 from scripts.core.machine import Machine, read_machine
 from scripts.core.paths import DEFAULT_RECIPE, WHEELHOUSE
-from scripts.cost_model import Unit, cost_book
 from scripts.cuda.archs import Arch, arch_list, check_cuda_can, parse_arch_list
 from scripts.cuda.drivers import default_targets
 from scripts.doctor import add_skip_option, examine, read_skips, skipped
@@ -39,8 +38,9 @@ from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
 from scripts.plan import show_plan
 from scripts.prove import prove_wheel
-from scripts.recipe import Recipe
-from scripts.recipe_files import load_recipe, recipe_names
+from scripts.recipe.costs import Unit, cost_book
+from scripts.recipe.files import load_recipe, recipe_names
+from scripts.recipe.model import Recipe
 from scripts.report import Stages, enter, find_built, make_report
 from scripts.shards import Shard, parse_shard, plan_json, units_of
 from scripts.split import split_wheel

@@ -22,7 +22,7 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes
 from scripts.git_source import fetch_git
 from scripts.mirrors import parse_mirrors
-from scripts.recipe import GitSource
+from scripts.recipe.model import GitSource
 from tests.integration.git_servers import GitServer, Upstream, git, serving
 
 

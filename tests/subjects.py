@@ -13,8 +13,8 @@ from scripts.core.console import Console
 from scripts.core.machine import Machine
 from scripts.git_checkout import Access
 from scripts.indexes import Indexes
-from scripts.recipe import Recipe
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Recipe
 
 assert doctor.read_skips(CHECKS) == frozenset(CHECKS)
 

@@ -13,7 +13,7 @@ from scripts.audit_show import html, show, signs
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, UsageError
 from scripts.core.paths import ROOT
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 

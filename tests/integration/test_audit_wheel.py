@@ -10,8 +10,8 @@ from scripts.audit_models import AuditReport, Finding, Level
 from scripts.core.errors import AuditError, UsageError
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
-from scripts.recipe import Component, GitSource, Recipe
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Component, GitSource, Recipe
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import METADATA, digest, make_wheel
 

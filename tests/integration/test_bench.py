@@ -19,7 +19,7 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import BenchError, UsageError
 from scripts.cuda.archs import parse_arch_list
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
 from tests.miniature import Miniature, make_miniature
 from tests.wheels import make_wheel
 

@@ -21,8 +21,8 @@ from scripts.fetch import fetch_archive
 from scripts.git_checkout import Access
 from scripts.git_source import fetch_git
 from scripts.mirrors import parse_mirrors
-from scripts.recipe import GitSource, Recipe, SdistSource, WheelSource
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
 from tests.integration.git_servers import Upstream, git
 
 QUIET = Console(quiet=True)

@@ -15,7 +15,7 @@ from scripts.core.console import Console
 from scripts.core.errors import CompileError, UsageError
 from scripts.core.machine import Machine
 from scripts.core.paths import ROOT
-from scripts.cost_model import CostData, Measured, costs_json
+from scripts.recipe.costs import CostData, Measured, costs_json
 from scripts.wheel import main
 from tests.groups import real_limit
 from tests.miniature import Miniature, full_environment, make_miniature, wheel_command

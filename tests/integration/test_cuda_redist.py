@@ -22,7 +22,7 @@ from scripts.core.errors import FetchError, ToolchainError
 from scripts.cuda_redist import RedistToolkit, provide_redist
 from scripts.download import open_client
 from scripts.indexes import Indexes
-from scripts.recipe import Redist
+from scripts.recipe.model import Redist
 
 NVCC = b"#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n"
 STATIC = b"".join(hashlib.sha256(b"%d" % i).digest() for i in range(20_000))  # does not compress

@@ -13,8 +13,8 @@ from scripts.core.errors import ToolchainError
 from scripts.cuda_toolkit import CudaToolkit, needs_packages, provide_cuda
 from scripts.download import open_client
 from scripts.indexes import Indexes
-from scripts.recipe import Recipe
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Recipe
 from tests.integration.test_cuda_redist import Site, cache, redist, site
 from tests.unit.test_cuda_system import toolkit
 

@@ -16,7 +16,7 @@ from scripts.core.errors import FetchError
 from scripts.download import download, open_client
 from scripts.fetch import Archive, fetch_archive
 from scripts.indexes import Indexes
-from scripts.recipe import SdistSource
+from scripts.recipe.model import SdistSource
 
 
 def _sdist() -> bytes:

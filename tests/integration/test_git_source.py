@@ -18,7 +18,7 @@ from scripts.core.files import remove_tree
 from scripts.git_process import Repository, git_program
 from scripts.git_source import GitTree, fetch_git
 from scripts.mirrors import parse_mirrors, repository_key
-from scripts.recipe import GitSource
+from scripts.recipe.model import GitSource
 from scripts.trees import tree_digest
 from tests.integration.git_servers import GitServer, Upstream, git, serving
 

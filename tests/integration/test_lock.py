@@ -17,10 +17,10 @@ from scripts.core.paths import RECIPES
 from scripts.fetch import fetch_archive, source_tree
 from scripts.git_checkout import Access
 from scripts.listing import find_sdist
-from scripts.lock import UNRESOLVED, Resolver, recipe_data, source_table, toml, torch_cuda
+from scripts.lock import UNRESOLVED, Resolver, recipe_data, source_table, torch_cuda
 from scripts.mirrors import parse_mirrors
-from scripts.recipe import GitSource, Recipe, SdistSource
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe, toml
+from scripts.recipe.model import GitSource, Recipe, SdistSource
 from scripts.unpack import unpack_sdist
 from scripts.upstream import read_upstream
 from tests import trees

@@ -16,8 +16,8 @@ from scripts.fetch import source_tree
 from scripts.git_checkout import Access
 from scripts.patch import load_patch
 from scripts.patches import Verdict, check_series, locked_versions, recipe_patches
-from scripts.recipe import Recipe, SdistSource
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Recipe, SdistSource
 from tests.integration.test_lock import sdist_tree
 
 HEADER = "Subject: s\nWhy: w\nUpstream: u\nVersions: 1\n"

@@ -20,7 +20,7 @@ from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.core.files import file_sha256
 from scripts.formats.sbom import renamed
 from scripts.provenance import check, load_key
-from scripts.recipe_files import load_recipe, recipe_names
+from scripts.recipe.files import load_recipe, recipe_names
 from scripts.sbom import add_sbom, make_sbom
 from scripts.slim_wheel import slim_wheel
 from tests.fatbins import container, sass, shared_object

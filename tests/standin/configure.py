@@ -22,8 +22,8 @@ from scripts.core.paths import RECIPES
 from scripts.fetch import fetch_archive
 from scripts.patch import apply_patches
 from scripts.patches import recipe_patches
-from scripts.recipe import SdistSource
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import SdistSource
 from scripts.unpack import unpack_sdist
 
 NVCC = Path(__file__).with_name("nvcc.py")

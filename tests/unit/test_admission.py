@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from scripts.admission import Admission, family_memory, lookahead
 from scripts.core.machine import RESERVE
 from scripts.core.paths import ROOT
-from scripts.cost_model import CostBook
 from scripts.launcher import ADMISSION, EVENTS, FAILURES, STOPPED, arch_count, was_killed
+from scripts.recipe.costs import CostBook
 from scripts.units import read_failures
 from tests.unit.test_cost_model import NOWHERE, book
 

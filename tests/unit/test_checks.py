@@ -20,8 +20,8 @@ from scripts.checks import CHECKS, Subject, Verdict, blocked, check
 from scripts.checks_disk import cache_need
 from scripts.core.machine import Machine
 from scripts.cuda.drivers import parse_target
-from scripts.recipe import Recipe
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Recipe
 from scripts.toolchain import environment_key
 from tests.subjects import answer, make_subject
 from tests.support import make_recipe

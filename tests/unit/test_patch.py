@@ -16,7 +16,7 @@ from scripts.core.errors import PatchError
 from scripts.core.files import file_sha256
 from scripts.fetch import Archive
 from scripts.patch import CARRIED, PATCHES, Patch, apply_patches, apply_to, load_patch, prepare_tree
-from scripts.recipe_files import load_recipe, recipe_names
+from scripts.recipe.files import load_recipe, recipe_names
 
 HEADER = "Subject: A change\nWhy: because\n of two lines\nUpstream: none\nVersions: 0.1, 0.2\n\n"
 

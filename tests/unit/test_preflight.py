@@ -22,7 +22,7 @@ from scripts.git_checkout import Access
 from scripts.git_source import tree_key
 from scripts.mirrors import parse_mirrors
 from scripts.preflight import missing_git
-from scripts.recipe import GitSource, Recipe
+from scripts.recipe.model import GitSource, Recipe
 from tests.subjects import answer, make_subject
 from tests.support import make_recipe
 

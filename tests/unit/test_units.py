@@ -4,8 +4,8 @@ import json
 import time
 from pathlib import Path
 
-from scripts.cost_model import short_name
 from scripts.forecast import Forecast
+from scripts.recipe.costs import short_name
 from scripts.schedule import Task
 from scripts.units import UnitWatch, read_failures
 

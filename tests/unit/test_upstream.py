@@ -10,7 +10,7 @@ import pytest
 from scripts.agreement import check_agreement, disagreements
 from scripts.core.console import Console
 from scripts.core.errors import DoctorError, FetchError
-from scripts.recipe import Recipe
+from scripts.recipe.model import Recipe
 from scripts.upstream import Extension, Fetch, read_upstream
 from tests import trees
 from tests.trees import vllm_tree

@@ -14,7 +14,7 @@ import yaml
 
 from noxfile import PYTHONS
 from scripts.core.paths import ROOT
-from scripts.recipe_files import load_recipe
+from scripts.recipe.files import load_recipe
 from scripts.shards import JOB_SECONDS, plan_json
 from scripts.wheel import read_arguments
 

@@ -319,3 +319,11 @@ class Recipe(Model):
             recipe_archs=self.archs,
             note=self.package.label,
         )
+
+
+def describe(source: Source) -> str:
+    """Return a source in one line: where from and its pin."""
+    if isinstance(source, GitSource):
+        return f"git {source.repository} at {source.commit[:12]}" + (f" ({source.tag})" if source.tag else "")
+    inside = f", folder {source.path}" if source.kind == "wheel" else ""
+    return f"{source.kind} {source.name} {source.version}{inside}, sha256 {source.sha256[:12]}…"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,10 @@ from pydantic import Field, ValidationError
 from scripts.core.errors import UsageError
 from scripts.core.models import Model
 from scripts.core.paths import RECIPES
-from scripts.recipe import Component, Recipe
+from scripts.cuda.archs import Arch
+from scripts.recipe.model import Component, Cost, Recipe
+
+TOOLCHAIN_GB = 5.3  # torch, CUDA wheels and compiler; hard links between uv's cache, environment and CUDA_HOME
 
 # Of the core-seconds of a light unit, how much does not depend on the number of archs: router_gemm.cu of vLLM 0.20.1
 # took 52 s for one arch and 71 s for two (parsing headers for the host twice, for the device once per arch).
@@ -197,3 +200,8 @@ def costs_json(data: CostData) -> str:
         for name, counts in sorted(data.units.items())
     ]
     return f'{{\n  "measured": {json.dumps(data.measured)},\n  "units": {{\n' + ",\n".join(rows) + "\n  }\n}\n"
+
+
+def cpu_seconds(cost: Cost, archs: Sequence[Arch]) -> float:
+    """Return the core-seconds to expect for a list of archs."""
+    return cost.cpu_seconds + cost.cpu_seconds_per_arch * (len(archs) - 1)
