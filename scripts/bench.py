@@ -17,8 +17,8 @@ from scripts.core.files import write_json
 from scripts.core.machine import read_machine
 from scripts.core.paths import RECIPES
 from scripts.cuda.archs import parse_arch_list
+from scripts.downloads.indexes import read_indexes
 from scripts.fetch import fetch_recipe, open_access
-from scripts.indexes import read_indexes
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
 from scripts.recipe.files import load_recipe, recipe_names

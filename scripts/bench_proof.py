@@ -23,10 +23,10 @@ from scripts.core.console import Console, human_bytes
 from scripts.core.errors import BenchError, UsageError
 from scripts.core.paths import WHEELHOUSE
 from scripts.cuda.archs import Arch, arch_list
+from scripts.downloads.access import Access
+from scripts.downloads.indexes import read_indexes
 from scripts.fetch import fetch_recipe
 from scripts.fixed_paths import refusal
-from scripts.git_checkout import Access
-from scripts.indexes import read_indexes
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
 from scripts.recipe.costs import Unit

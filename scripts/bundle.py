@@ -26,9 +26,10 @@ from scripts.core.console import Console, human_bytes
 from scripts.core.errors import FetchError, from_os_error
 from scripts.core.files import file_sha256
 from scripts.core.models import CommitSha, Sha256
-from scripts.git_checkout import Access, Job, Work
+from scripts.downloads.access import Access
+from scripts.downloads.mirrors import repository_key
+from scripts.git_checkout import Job, Work
 from scripts.git_source import walk
-from scripts.mirrors import repository_key
 from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
 
 FORMAT = 1

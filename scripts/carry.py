@@ -27,9 +27,9 @@ from scripts.core.console import Console, human_bytes
 from scripts.core.errors import FetchError, UsageError
 from scripts.core.files import digest, remove_tree
 from scripts.core.paths import ROOT
+from scripts.downloads.indexes import Indexes, read_indexes
 from scripts.environments import run_uv
 from scripts.formats.wheel import open_wheel
-from scripts.indexes import Indexes, read_indexes
 
 HERE = "/tmp/wheelsmith-gpu"  # noqa: S108  (on the GPU machine, which is ours alone)
 PYTHON = "3.12"

@@ -19,9 +19,9 @@ from scripts.core.errors import DoctorError, WheelsmithError
 from scripts.core.machine import Machine
 from scripts.cuda.archs import Arch
 from scripts.cuda.drivers import Target
+from scripts.downloads.access import Access
+from scripts.downloads.indexes import Indexes
 from scripts.failures.catalogue import catalogue
-from scripts.git_checkout import Access
-from scripts.indexes import Indexes
 from scripts.recipe.model import Recipe
 
 

@@ -26,9 +26,9 @@ from scripts.core.console import Console, human_bytes
 from scripts.core.errors import FetchError, ToolchainError
 from scripts.core.files import digest, file_sha256, write_atomic, write_json
 from scripts.core.models import Sha256
-from scripts.download import Client, Transfer, download
+from scripts.downloads.download import Client, Transfer, download
+from scripts.downloads.unpack import unpack_sdist
 from scripts.recipe.model import Redist
-from scripts.unpack import unpack_sdist
 
 PLATFORM = "linux-x86_64"
 DOCS = "docs/production.md#redist"

@@ -11,7 +11,7 @@ from scripts.core.console import Console, human_bytes
 from scripts.core.errors import ToolchainError, WheelsmithError
 from scripts.cuda_redist import provide_redist
 from scripts.cuda_system import USR_LOCAL, Rejected, find_system_toolkit, need_system_toolkit, ways_to_get
-from scripts.download import Client
+from scripts.downloads.download import Client
 from scripts.recipe.model import Recipe
 
 DOCS = "docs/production.md#toolkit"

@@ -30,8 +30,8 @@ from scripts.core.machine import read_machine
 from scripts.core.paths import DEFAULT_RECIPE, ROOT
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
+from scripts.downloads.indexes import read_indexes
 from scripts.fetch import open_access
-from scripts.indexes import read_indexes
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe
 

@@ -20,8 +20,8 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import ToolchainError
 from scripts.core.process import call
-from scripts.download import Transfer
-from scripts.indexes import Indexes
+from scripts.downloads.download import Transfer
+from scripts.downloads.indexes import Indexes
 
 
 def uv_variables(cache: Cache, indexes: Indexes, *, offline: bool) -> dict[str, str]:

@@ -6,17 +6,16 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from scripts.core import interrupt
-from scripts.core.cache import Cache
-from scripts.core.console import Console, human_bytes
+from scripts.core.console import human_bytes
 from scripts.core.errors import FetchError
+from scripts.downloads.access import Access
+from scripts.downloads.mirrors import VARIABLE, Address, address, repository_key, rewrite
 from scripts.git_process import DOCS, REFUSED, GitError, Repository, git_program, network_error
-from scripts.mirrors import VARIABLE, Address, Mirror, address, repository_key, rewrite
 
 _LICENSES = re.compile(r"(LICEN[CS]E|COPYING|NOTICE|COPYRIGHT)[^/]*", re.IGNORECASE)
 
@@ -40,18 +39,6 @@ class Entry:
     kind: str
     oid: str
     path: str
-
-
-@dataclass(frozen=True)
-class Access:
-    """How repositories are reached."""
-
-    cache: Cache
-    console: Console
-    mirrors: Sequence[Mirror]
-    offline: bool
-    ca_bundle: str = ""
-    pause: Callable[[float], None] = interrupt.pause
 
 
 class Work:

@@ -20,7 +20,7 @@ from scripts.core.console import Console, lines
 from scripts.core.errors import FetchError
 from scripts.core.files import remove_tree
 from scripts.core.process import call, capture
-from scripts.mirrors import VARIABLE, Address
+from scripts.downloads.mirrors import VARIABLE, Address
 
 MINIMUM = (2, 31)  # configuration through GIT_CONFIG_COUNT
 ATTEMPTS = 3

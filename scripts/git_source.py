@@ -20,8 +20,9 @@ from scripts.core.console import Console
 from scripts.core.errors import FetchError
 from scripts.core.files import digest, write_json
 from scripts.core.paths import RECIPES
-from scripts.git_checkout import Access, Entry, Job, Work, is_below
-from scripts.mirrors import Mirror, repository_key, resolve
+from scripts.downloads.access import Access
+from scripts.downloads.mirrors import Mirror, repository_key, resolve
+from scripts.git_checkout import Entry, Job, Work, is_below
 from scripts.recipe.model import GitSource
 from scripts.trees import check_files, read_list, tree_digest, tree_files
 

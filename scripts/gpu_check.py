@@ -25,9 +25,9 @@ from scripts.core.errors import GpuError, NoGpuError, UsageError, WheelsmithErro
 from scripts.core.files import file_sha256, write_json
 from scripts.core.process import capture
 from scripts.cuda.drivers import parse_target
+from scripts.downloads.unpack import unpack_wheel
 from scripts.gpu_compare import compare_digests, disagreements
 from scripts.gpu_kernels import FAMILIES, QUICK, Kernels, Place, check_families, operator_table, run_lines
-from scripts.unpack import unpack_wheel
 
 SCHEMA_VERSION = 1
 PARTS = ("kernels", "speed", "engine", "audit", "slim")

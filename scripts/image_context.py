@@ -28,11 +28,11 @@ from scripts.core.errors import AuditError, FetchError, ImageError
 from scripts.core.files import digest, file_sha256
 from scripts.core.paths import DEFAULT_RECIPE, ROOT
 from scripts.cuda.drivers import Target, parse_target
-from scripts.download import download, open_client
+from scripts.downloads.download import download, open_client
+from scripts.downloads.indexes import Indexes
 from scripts.formats.wheel import open_wheel, wheel_name
 from scripts.image_gpus import NAME as GPU_TABLE
 from scripts.image_layers import layer_rules, split_lock
-from scripts.indexes import Indexes
 from scripts.recipe.files import load_recipe
 
 RUNTIME = ROOT / "runtime"

@@ -12,10 +12,10 @@ from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_json
+from scripts.downloads.indexes import read_indexes
 from scripts.index_entry import Entry
 from scripts.index_publish import Done, Wishes
 from scripts.index_transfer import mirror, promote
-from scripts.indexes import read_indexes
 from scripts.provenance import load_key, load_signer
 from scripts.publish import add_store_options, open_store, show, who
 from scripts.simple_client import SimpleClient

@@ -17,11 +17,11 @@ from packaging.version import InvalidVersion, Version
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import AuditError, PublishError, UsageError
+from scripts.downloads.indexes import redacted
 from scripts.index_attestations import SUFFIX as PROVENANCE
 from scripts.index_attestations import check_provenance
 from scripts.index_entry import Entry, Origin, same_wheel
 from scripts.index_publish import SBOM, Done, Wishes, publish_static
-from scripts.indexes import redacted
 from scripts.provenance import SUFFIX, PublicKey, check
 from scripts.simple_client import Listed, SimpleClient
 from scripts.static_index import StaticIndex, refuse_other_bytes

@@ -22,11 +22,12 @@ from scripts.core.errors import FetchError, UsageError
 from scripts.core.files import write_atomic
 from scripts.core.paths import RECIPES
 from scripts.cuda.labels import cuda_label
+from scripts.downloads.access import Access
+from scripts.downloads.indexes import read_indexes
+from scripts.downloads.listing import find_sdist
+from scripts.downloads.mirrors import VARIABLE, repository_key
 from scripts.fetch import open_access, source_tree
-from scripts.git_checkout import Access, Job, Work
-from scripts.indexes import read_indexes
-from scripts.listing import find_sdist
-from scripts.mirrors import VARIABLE, repository_key
+from scripts.git_checkout import Job, Work
 from scripts.recipe.files import load_recipe, recipe_names, toml
 from scripts.recipe.model import Component, GitSource, Recipe, SdistSource
 from scripts.upgrade import compile_lock

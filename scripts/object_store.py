@@ -20,7 +20,7 @@ from obstore.store import from_url
 from scripts.core.console import Console
 from scripts.core.errors import PublishError, UsageError, from_os_error
 from scripts.core.files import file_sha256
-from scripts.indexes import redacted
+from scripts.downloads.indexes import redacted
 from scripts.store import Stored, check_unchanged
 
 SCHEMES = ("s3://", "gs://", "az://")

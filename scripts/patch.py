@@ -22,10 +22,10 @@ from scripts.core.console import Console
 from scripts.core.errors import PatchError
 from scripts.core.files import digest, file_sha256, write_json
 from scripts.core.paths import ROOT
+from scripts.downloads.unpack import unpack_sdist
 from scripts.fetch import Archive
 from scripts.git_source import GitTree
 from scripts.recipe.model import Recipe
-from scripts.unpack import unpack_sdist
 
 PATCHES = ROOT / "patches"
 CARRIED = ".wheelsmith-patches.json"

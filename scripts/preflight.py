@@ -11,10 +11,10 @@ from scripts.core.paths import RECIPES
 from scripts.cuda_redist import is_cached
 from scripts.cuda_system import find_system_toolkit
 from scripts.cuda_toolkit import needs_packages
-from scripts.git_checkout import Access
+from scripts.downloads.access import Access
+from scripts.downloads.mirrors import Mirror, address, rewrite
 from scripts.git_process import unreachable
 from scripts.git_source import tree_key
-from scripts.mirrors import Mirror, address, rewrite
 from scripts.recipe.model import GitSource, Recipe
 
 

@@ -18,9 +18,9 @@ from scripts.core.console import Console
 from scripts.core.errors import AuditError
 from scripts.core.process import Command, capture
 from scripts.cuda.archs import Arch
+from scripts.downloads.indexes import Indexes
 from scripts.environments import make_environment, run_uv
 from scripts.formats.fatbin import Kind, read_device_code
-from scripts.indexes import Indexes
 from scripts.recipe.model import Component, Recipe
 from scripts.toolchain import Toolchain
 

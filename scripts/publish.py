@@ -16,8 +16,8 @@ from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.errors import UsageError
 from scripts.core.files import write_json
 from scripts.core.paths import ROOT
+from scripts.downloads.indexes import Indexes, read_indexes, redacted
 from scripts.index_publish import GRACE, Done, Wishes, publish_static, sign_wheels
-from scripts.indexes import Indexes, read_indexes, redacted
 from scripts.object_store import SCHEMES, ObjectStore
 from scripts.provenance import load_signer
 from scripts.prune import parse_rule

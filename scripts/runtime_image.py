@@ -24,6 +24,8 @@ from scripts.core.errors import ImageError, UsageError, nearest
 from scripts.core.files import write_atomic, write_json
 from scripts.core.paths import ROOT
 from scripts.core.process import call
+from scripts.downloads.indexes import read_indexes
+from scripts.downloads.mirrors import VARIABLE, parse_mirrors
 from scripts.image_base import debian_base, parse_debian, reachable
 from scripts.image_checks import Facts, Result, check_image, read_facts, stopped_cleanly
 from scripts.image_choice import find_engine
@@ -48,8 +50,6 @@ from scripts.image_layers import lock_hashes
 from scripts.image_report import ImageReport, Phase, as_json, file_stem, show
 from scripts.image_sbom import image_sbom, licence_label
 from scripts.index_statements import STATEMENT
-from scripts.indexes import read_indexes
-from scripts.mirrors import VARIABLE, parse_mirrors
 from scripts.provenance import SUFFIX, KeyPair, load_signer, sign
 
 DEFAULT_BASE = "python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254"

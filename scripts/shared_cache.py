@@ -27,7 +27,7 @@ from scripts.core.cache import Cache
 from scripts.core.errors import UsageError
 from scripts.core.files import remove_tree
 from scripts.core.process import Daemon, capture
-from scripts.indexes import redacted
+from scripts.downloads.indexes import redacted
 
 DIST_TOKEN = "SCCACHE_DIST_TOKEN"  # noqa: S105  (the name of the variable with the token of --dist's scheduler)
 START_LIMIT = 20.0  # seconds for the daemon to reach its backend; sccache's client would give it 10

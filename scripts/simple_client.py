@@ -15,8 +15,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 import httpx2
 
 from scripts.core.errors import PublishError, from_os_error
-from scripts.download import Client, open_client
-from scripts.indexes import Indexes, redacted
+from scripts.downloads.download import Client, open_client
+from scripts.downloads.indexes import Indexes, redacted
 
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.5, text/html;q=0.2"
 MAX_SMALL = 16 << 20  # bytes of what is read into memory

@@ -24,9 +24,9 @@ from scripts.core.process import capture
 from scripts.cuda.archs import Arch
 from scripts.cuda_home import shape_cuda_home
 from scripts.cuda_toolkit import needs_packages, provide_cuda
-from scripts.download import open_client
+from scripts.downloads.download import open_client
+from scripts.downloads.indexes import Indexes
 from scripts.environments import forget_damaged, make_environment, recorded_digests
-from scripts.indexes import Indexes
 from scripts.recipe.model import Recipe
 from scripts.verify import verify_toolchain
 

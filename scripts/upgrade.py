@@ -16,7 +16,7 @@ from scripts.core.errors import ToolchainError, UsageError, nearest
 from scripts.core.files import write_json
 from scripts.core.paths import ROOT
 from scripts.core.process import Command, call
-from scripts.indexes import read_indexes
+from scripts.downloads.indexes import read_indexes
 from scripts.recipe.files import json_schema, load_recipe, recipe_names
 from scripts.recipe.model import SCHEMA_FILE, Recipe
 

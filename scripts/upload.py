@@ -19,9 +19,9 @@ from scripts.core import interrupt
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import PublishError, UsageError
 from scripts.core.process import call
+from scripts.downloads.indexes import redacted
 from scripts.formats.wheel import wheel_name
 from scripts.index_entry import same_wheel
-from scripts.indexes import redacted
 from scripts.simple_client import Listed, SimpleClient, unknown_issuer
 from scripts.static_index import refuse_other_bytes
 from scripts.wheelhouse import Local

@@ -28,11 +28,11 @@ from scripts.core.paths import DEFAULT_RECIPE, WHEELHOUSE
 from scripts.cuda.archs import Arch, arch_list, check_cuda_can, parse_arch_list
 from scripts.cuda.drivers import default_targets
 from scripts.doctor import add_skip_option, examine, read_skips, skipped
+from scripts.downloads.access import Access
+from scripts.downloads.indexes import Indexes, read_indexes
 from scripts.fetch import Fetched, fetch_recipe, open_access
 from scripts.fixed_paths import refusal
-from scripts.git_checkout import Access
 from scripts.git_source import GitTree
-from scripts.indexes import Indexes, read_indexes
 from scripts.package import package_wheel
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches

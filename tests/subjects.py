@@ -11,8 +11,8 @@ from scripts.checks import CHECKS, Row, Subject, Verdict, run_one
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.machine import Machine
-from scripts.git_checkout import Access
-from scripts.indexes import Indexes
+from scripts.downloads.access import Access
+from scripts.downloads.indexes import Indexes
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe
 

@@ -17,10 +17,10 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import FetchError, UsageError
 from scripts.core.files import file_sha256
+from scripts.downloads.access import Access
+from scripts.downloads.mirrors import parse_mirrors
 from scripts.fetch import fetch_archive
-from scripts.git_checkout import Access
 from scripts.git_source import fetch_git
-from scripts.mirrors import parse_mirrors
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
 from tests.integration.git_servers import Upstream, git

@@ -20,8 +20,8 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import FetchError, ToolchainError
 from scripts.cuda_redist import RedistToolkit, provide_redist
-from scripts.download import open_client
-from scripts.indexes import Indexes
+from scripts.downloads.download import open_client
+from scripts.downloads.indexes import Indexes
 from scripts.recipe.model import Redist
 
 NVCC = b"#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n"

@@ -22,7 +22,7 @@ from scripts.checks import Row, Subject, Verdict, require, run_checks
 from scripts.core.console import Console
 from scripts.core.errors import DoctorError, UsageError
 from scripts.doctor import main, read_skips, skipped
-from scripts.indexes import Indexes
+from scripts.downloads.indexes import Indexes
 from tests.subjects import answer, make_subject
 from tests.support import write_recipe
 

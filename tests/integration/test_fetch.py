@@ -13,9 +13,9 @@ import pytest
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import FetchError
-from scripts.download import download, open_client
+from scripts.downloads.download import download, open_client
+from scripts.downloads.indexes import Indexes
 from scripts.fetch import Archive, fetch_archive
-from scripts.indexes import Indexes
 from scripts.recipe.model import SdistSource
 
 

@@ -15,9 +15,9 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import FetchError
 from scripts.core.files import remove_tree
+from scripts.downloads.mirrors import parse_mirrors, repository_key
 from scripts.git_process import Repository, git_program
 from scripts.git_source import GitTree, fetch_git
-from scripts.mirrors import parse_mirrors, repository_key
 from scripts.recipe.model import GitSource
 from scripts.trees import tree_digest
 from tests.integration.git_servers import GitServer, Upstream, git, serving

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from scripts.core.errors import FetchError
-from scripts.indexes import Indexes
-from scripts.listing import find_sdist
+from scripts.downloads.indexes import Indexes
+from scripts.downloads.listing import find_sdist
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -12,8 +12,8 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import PatchError, UsageError
 from scripts.core.paths import RECIPES
+from scripts.downloads.access import Access
 from scripts.fetch import source_tree
-from scripts.git_checkout import Access
 from scripts.patch import load_patch
 from scripts.patches import Verdict, check_series, locked_versions, recipe_patches
 from scripts.recipe.files import load_recipe

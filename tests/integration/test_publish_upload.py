@@ -24,7 +24,7 @@ from scripts import publish, upload
 from scripts.core.console import Console
 from scripts.core.errors import PublishError, UsageError
 from scripts.core.paths import ROOT
-from scripts.indexes import Indexes
+from scripts.downloads.indexes import Indexes
 from scripts.simple_client import Listed, SimpleClient, html_files, json_files
 from scripts.upload import Api, default_check_url, explain, without_secrets
 from tests.integration.index_servers import free_port, netrc, nginx

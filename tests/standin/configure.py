@@ -19,12 +19,12 @@ from pathlib import Path
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.paths import RECIPES
+from scripts.downloads.unpack import unpack_sdist
 from scripts.fetch import fetch_archive
 from scripts.patch import apply_patches
 from scripts.patches import recipe_patches
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import SdistSource
-from scripts.unpack import unpack_sdist
 
 NVCC = Path(__file__).with_name("nvcc.py")
 SOURCE = SdistSource(

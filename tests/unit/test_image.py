@@ -22,6 +22,8 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import ImageError, UsageError
 from scripts.core.paths import ROOT
+from scripts.downloads.indexes import Indexes
+from scripts.downloads.mirrors import parse_mirrors
 from scripts.image_base import debian_base, mmdebstrap_words, parse_debian, reachable
 from scripts.image_checks import Facts, Installed, Result, check_image, inside, read_facts, stopped_cleanly
 from scripts.image_choice import ENGINES, find_engine
@@ -40,8 +42,6 @@ from scripts.image_context import (
 from scripts.image_engine import Engine, Layer, Plan, StepClock, explained
 from scripts.image_report import ImageReport, Phase, as_json, file_stem, show
 from scripts.image_sbom import image_sbom, licence_label, spdx
-from scripts.indexes import Indexes
-from scripts.mirrors import parse_mirrors
 from scripts.provenance import KeyPair
 from scripts.upgrade import runtime_options
 from tests.fatbins import container, sass, shared_object

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.core.errors import UsageError
-from scripts.mirrors import Address, Mirror, address, parse_mirrors, repository_key, resolve, rewrite
+from scripts.downloads.mirrors import Address, Mirror, address, parse_mirrors, repository_key, resolve, rewrite
 
 CUTLASS = "https://github.com/NVIDIA/cutlass"
 

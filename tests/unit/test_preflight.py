@@ -18,9 +18,9 @@ from scripts.core.errors import DoctorError
 from scripts.core.files import digest
 from scripts.core.paths import RECIPES
 from scripts.cuda_system import find_system_toolkit
-from scripts.git_checkout import Access
+from scripts.downloads.access import Access
+from scripts.downloads.mirrors import parse_mirrors
 from scripts.git_source import tree_key
-from scripts.mirrors import parse_mirrors
 from scripts.preflight import missing_git
 from scripts.recipe.model import GitSource, Recipe
 from tests.subjects import answer, make_subject

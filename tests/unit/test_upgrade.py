@@ -11,7 +11,7 @@ from scripts import upgrade
 from scripts.core.console import Console
 from scripts.core.errors import ToolchainError, UsageError
 from scripts.core.paths import RECIPES
-from scripts.indexes import read_indexes
+from scripts.downloads.indexes import read_indexes
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.model import SCHEMA_FILE
 from tests.support import make_recipe

@@ -21,7 +21,7 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.errors import FetchError, from_os_error
 from scripts.core.files import file_sha256
-from scripts.indexes import Indexes, redacted
+from scripts.downloads.indexes import Indexes, redacted
 
 ATTEMPTS = 5
 BLOCK = 1 << 18  # bytes
