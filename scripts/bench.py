@@ -18,10 +18,10 @@ from scripts.core.machine import read_machine
 from scripts.core.paths import RECIPES
 from scripts.cuda.archs import parse_arch_list
 from scripts.downloads.indexes import read_indexes
-from scripts.fetch import fetch_recipe, open_access
-from scripts.patch import prepare_tree
-from scripts.patches import recipe_patches
 from scripts.recipe.files import load_recipe, recipe_names
+from scripts.sources.fetch import fetch_recipe, open_access
+from scripts.sources.patch import prepare_tree
+from scripts.sources.series import recipe_patches
 from scripts.toolchain import provide_toolchain
 from scripts.wheel import choose_archs, choose_jobs
 

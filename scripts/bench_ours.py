@@ -22,8 +22,8 @@ from scripts.core.errors import BenchError
 from scripts.core.files import digest, remove_tree
 from scripts.core.paths import ROOT
 from scripts.cuda.archs import Arch, arch_list
-from scripts.patch import Patch
 from scripts.recipe.model import Recipe
+from scripts.sources.patch import Patch
 from scripts.toolchain import Toolchain
 from scripts.units import read_units
 

@@ -25,12 +25,12 @@ from scripts.core.paths import WHEELHOUSE
 from scripts.cuda.archs import Arch, arch_list
 from scripts.downloads.access import Access
 from scripts.downloads.indexes import read_indexes
-from scripts.fetch import fetch_recipe
 from scripts.fixed_paths import refusal
-from scripts.patch import prepare_tree
-from scripts.patches import recipe_patches
 from scripts.recipe.costs import Unit
 from scripts.recipe.model import Recipe
+from scripts.sources.fetch import fetch_recipe
+from scripts.sources.patch import prepare_tree
+from scripts.sources.series import recipe_patches
 from scripts.toolchain import provide_toolchain
 from scripts.wheel import Job, compile_cached
 

@@ -25,8 +25,8 @@ from scripts.core.files import digest, remove_tree
 from scripts.core.process import capture
 from scripts.cuda.archs import Arch, arch_list
 from scripts.launcher import EVENTS, FAILURES
-from scripts.patch import Patch, SourceTree
 from scripts.recipe.model import Recipe
+from scripts.sources.patch import Patch, SourceTree
 from scripts.stable_names import map_names, source_date
 from scripts.toolchain import Toolchain
 from scripts.units import read_units

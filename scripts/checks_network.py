@@ -17,8 +17,8 @@ from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.core.paths import ROOT
 from scripts.core.process import capture
 from scripts.downloads.indexes import Indexes, redacted
-from scripts.git_process import git_program
 from scripts.preflight import git_problems, missing_git
+from scripts.sources.git_process import git_program
 from scripts.toolchain import environment_key
 
 TIMEOUT = 5.0  # seconds for each answer

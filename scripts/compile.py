@@ -28,11 +28,11 @@ from scripts.fixed_paths import LAYOUT, FixedPaths
 from scripts.fixed_paths import ROOT as FIXED_ROOT
 from scripts.forecast import Forecast
 from scripts.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
-from scripts.patch import SourceTree
 from scripts.recipe.costs import CostBook, Unit
 from scripts.recipe.model import Recipe
 from scripts.sampling import SAMPLES, Sampler
 from scripts.schedule import Task
+from scripts.sources.patch import SourceTree
 from scripts.stable_names import LINKER, map_names, source_date
 from scripts.toolchain import Toolchain
 from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_units

@@ -31,9 +31,9 @@ from scripts.core.paths import DEFAULT_RECIPE, ROOT
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
 from scripts.downloads.indexes import read_indexes
-from scripts.fetch import open_access
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe
+from scripts.sources.fetch import open_access
 
 SMALLEST = "quickstart"
 __all__ = ["CHECKS"]  # once their modules are imported: all of them

@@ -26,10 +26,10 @@ from scripts.downloads.access import Access
 from scripts.downloads.indexes import read_indexes
 from scripts.downloads.listing import find_sdist
 from scripts.downloads.mirrors import VARIABLE, repository_key
-from scripts.fetch import open_access, source_tree
-from scripts.git_checkout import Job, Work
 from scripts.recipe.files import load_recipe, recipe_names, toml
 from scripts.recipe.model import Component, GitSource, Recipe, SdistSource
+from scripts.sources.fetch import open_access, source_tree
+from scripts.sources.git_checkout import Job, Work
 from scripts.upgrade import compile_lock
 from scripts.upstream import Fetch, Upstream, read_upstream
 

@@ -13,9 +13,9 @@ from scripts.cuda_system import find_system_toolkit
 from scripts.cuda_toolkit import needs_packages
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import Mirror, address, rewrite
-from scripts.git_process import unreachable
-from scripts.git_source import tree_key
 from scripts.recipe.model import GitSource, Recipe
+from scripts.sources.git_process import unreachable
+from scripts.sources.git_source import tree_key
 
 
 def missing_git(recipe: Recipe, cache: Cache, mirrors: Sequence[Mirror]) -> list[str]:

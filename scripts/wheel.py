@@ -30,12 +30,8 @@ from scripts.cuda.drivers import default_targets
 from scripts.doctor import add_skip_option, examine, read_skips, skipped
 from scripts.downloads.access import Access
 from scripts.downloads.indexes import Indexes, read_indexes
-from scripts.fetch import Fetched, fetch_recipe, open_access
 from scripts.fixed_paths import refusal
-from scripts.git_source import GitTree
 from scripts.package import package_wheel
-from scripts.patch import prepare_tree
-from scripts.patches import recipe_patches
 from scripts.plan import show_plan
 from scripts.prove import prove_wheel
 from scripts.recipe.costs import Unit, cost_book
@@ -43,6 +39,10 @@ from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.model import Recipe
 from scripts.report import Stages, enter, find_built, make_report
 from scripts.shards import Shard, parse_shard, plan_json, units_of
+from scripts.sources.fetch import fetch_recipe, open_access
+from scripts.sources.patch import prepare_tree
+from scripts.sources.series import recipe_patches
+from scripts.sources.types import Fetched, GitTree
 from scripts.split import split_wheel
 from scripts.toolchain import provide_toolchain
 

@@ -21,8 +21,8 @@ from typing import Any
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes
 from scripts.downloads.mirrors import parse_mirrors
-from scripts.git_source import fetch_git
 from scripts.recipe.model import GitSource
+from scripts.sources.git_source import fetch_git
 from tests.integration.git_servers import GitServer, Upstream, git, serving
 
 

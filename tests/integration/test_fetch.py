@@ -15,8 +15,9 @@ from scripts.core.console import Console
 from scripts.core.errors import FetchError
 from scripts.downloads.download import download, open_client
 from scripts.downloads.indexes import Indexes
-from scripts.fetch import Archive, fetch_archive
 from scripts.recipe.model import SdistSource
+from scripts.sources.fetch import fetch_archive
+from scripts.sources.types import Archive
 
 
 def _sdist() -> bytes:

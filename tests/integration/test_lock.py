@@ -18,10 +18,10 @@ from scripts.downloads.access import Access
 from scripts.downloads.listing import find_sdist
 from scripts.downloads.mirrors import parse_mirrors
 from scripts.downloads.unpack import unpack_sdist
-from scripts.fetch import fetch_archive, source_tree
 from scripts.lock import UNRESOLVED, Resolver, recipe_data, source_table, torch_cuda
 from scripts.recipe.files import load_recipe, toml
 from scripts.recipe.model import GitSource, Recipe, SdistSource
+from scripts.sources.fetch import fetch_archive, source_tree
 from scripts.upstream import read_upstream
 from tests import trees
 from tests.integration.git_servers import Upstream

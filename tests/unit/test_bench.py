@@ -18,9 +18,9 @@ from scripts.bench_stock import pip, stock_patches
 from scripts.bench_table import disturbed, light_units, ratios, show, table_rows
 from scripts.core.console import Console
 from scripts.core.errors import BenchError, UsageError
-from scripts.patch import load_patches
 from scripts.recipe.costs import Unit
 from scripts.recipe.files import load_recipe
+from scripts.sources.patch import load_patches
 from tests.builds import end_event
 from tests.fatbins import container, ptx_entry, sass, shared_object
 

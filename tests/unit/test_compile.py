@@ -8,7 +8,7 @@ import pytest
 
 from scripts.compile import BuildTree, _compile_error, _configure_error
 from scripts.core.process import Finished
-from scripts.patch import SourceTree
+from scripts.sources.patch import SourceTree
 from scripts.toolchain import HostCompiler, Toolchain
 from scripts.units import Failure
 

@@ -20,9 +20,9 @@ from scripts.core.paths import RECIPES
 from scripts.cuda_system import find_system_toolkit
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import parse_mirrors
-from scripts.git_source import tree_key
 from scripts.preflight import missing_git
 from scripts.recipe.model import GitSource, Recipe
+from scripts.sources.git_source import tree_key
 from tests.subjects import answer, make_subject
 from tests.support import make_recipe
 

@@ -15,7 +15,7 @@ from scripts.core.console import human_bytes
 from scripts.core.errors import FetchError
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import VARIABLE, Address, address, repository_key, rewrite
-from scripts.git_process import DOCS, REFUSED, GitError, Repository, git_program, network_error
+from scripts.sources.git_process import DOCS, REFUSED, GitError, Repository, git_program, network_error
 
 _LICENSES = re.compile(r"(LICEN[CS]E|COPYING|NOTICE|COPYRIGHT)[^/]*", re.IGNORECASE)
 

@@ -18,10 +18,10 @@ from scripts.core.files import write_json
 from scripts.core.paths import DEFAULT_RECIPE
 from scripts.downloads.indexes import read_indexes
 from scripts.downloads.listing import find_sdist
-from scripts.fetch import open_access, source_tree
-from scripts.patch import HunkProblem, Patch, apply_to, load_patches
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe, SdistSource, WheelSource
+from scripts.sources.fetch import open_access, source_tree
+from scripts.sources.patch import HunkProblem, Patch, apply_to, load_patches
 
 
 class Verdict(str, Enum):

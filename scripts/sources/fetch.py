@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from scripts.bundle import read_bundle, write_bundle
 from scripts.cli import Parser, add_cache_options, open_cache, recipe_argument, run, user_path
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes
@@ -25,29 +24,11 @@ from scripts.downloads.indexes import read_indexes
 from scripts.downloads.listing import IndexSource, find_link
 from scripts.downloads.mirrors import VARIABLE, parse_mirrors
 from scripts.downloads.unpack import unpack_sdist, unpack_wheel
-from scripts.git_source import GitTree, fetch_git
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A file in the cache whose sha256 is the pinned one."""
-
-    path: Path
-    sha256: str
-    size: int
-    """Bytes."""
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """All that a recipe is built from: the source and each dependency's folder."""
-
-    source: Archive | GitTree
-    dependencies: dict[str, Path]
-    received: dict[str, int]
-    """Bytes taken off the wire in this run for each git source."""
+from scripts.sources.bundle import read_bundle, write_bundle
+from scripts.sources.git_source import fetch_git
+from scripts.sources.types import Archive, Fetched, GitTree
 
 
 def fetch_recipe(recipe: Recipe, access: Access) -> Fetched:

@@ -28,9 +28,9 @@ from scripts.core.files import file_sha256
 from scripts.core.models import CommitSha, Sha256
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import repository_key
-from scripts.git_checkout import Job, Work
-from scripts.git_source import walk
 from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
+from scripts.sources.git_checkout import Job, Work
+from scripts.sources.git_source import walk
 
 FORMAT = 1
 DOCS = "docs/sources.md#bundles"

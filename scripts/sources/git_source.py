@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 
 from scripts.core import interrupt
@@ -22,24 +22,12 @@ from scripts.core.files import digest, write_json
 from scripts.core.paths import RECIPES
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import Mirror, repository_key, resolve
-from scripts.git_checkout import Entry, Job, Work, is_below
 from scripts.recipe.model import GitSource
-from scripts.trees import check_files, read_list, tree_digest, tree_files
+from scripts.sources.digests import check_files, read_list, tree_digest, tree_files
+from scripts.sources.git_checkout import Entry, Job, Work, is_below
+from scripts.sources.types import GitTree
 
 RECORD = "fetched.json"
-
-
-@dataclass(frozen=True)
-class GitTree:
-    """A fetched tree. `received` is the bytes of packs this fetch took off the wire (0 when all was cached)."""
-
-    path: Path
-    commit: str
-    received: int
-    digest: str
-    """sha256 over mode, sha256 and path of every file: see `tree_digest`."""
-    files: int
-    submodules: dict[str, str] = field(default_factory=dict)
 
 
 def fetch_git(

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from scripts.core.errors import FetchError
 from scripts.core.files import file_sha256
-from scripts.git_process import DOCS
 from scripts.recipe.model import GitSource
+from scripts.sources.git_process import DOCS
 
 
 @dataclass(frozen=True)

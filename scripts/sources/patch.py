@@ -23,9 +23,8 @@ from scripts.core.errors import PatchError
 from scripts.core.files import digest, file_sha256, write_json
 from scripts.core.paths import ROOT
 from scripts.downloads.unpack import unpack_sdist
-from scripts.fetch import Archive
-from scripts.git_source import GitTree
 from scripts.recipe.model import Recipe
+from scripts.sources.types import Archive, GitTree
 
 PATCHES = ROOT / "patches"
 CARRIED = ".wheelsmith-patches.json"
