@@ -22,7 +22,7 @@ from scripts.recipe.files import load_recipe, recipe_names
 from scripts.sources.fetch import fetch_recipe, open_access
 from scripts.sources.patch import prepare_tree
 from scripts.sources.series import recipe_patches
-from scripts.toolchain import provide_toolchain
+from scripts.toolchain.provide import provide_toolchain
 from scripts.wheel import choose_archs, choose_jobs
 
 ALL = ("stock", *PARTS)

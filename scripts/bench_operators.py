@@ -10,7 +10,7 @@ from pathlib import Path
 from scripts.core.errors import BenchError
 from scripts.core.process import Command, capture
 from scripts.recipe.model import Recipe
-from scripts.toolchain import Toolchain
+from scripts.toolchain.provide import Toolchain
 
 # Prints what loading each library adds to torch's operators: schemas, and the dispatch keys with a kernel.
 _REGISTERED = """

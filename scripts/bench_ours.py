@@ -24,7 +24,7 @@ from scripts.core.paths import ROOT
 from scripts.cuda.archs import Arch, arch_list
 from scripts.recipe.model import Recipe
 from scripts.sources.patch import Patch
-from scripts.toolchain import Toolchain
+from scripts.toolchain.provide import Toolchain
 from scripts.units import read_units
 
 COLD, NOOP, WARM, BASE, ADDED, ALONE = "cold", "noop", "warm", "base", "add-arch", "alone"

@@ -31,7 +31,7 @@ from scripts.recipe.model import Recipe
 from scripts.sources.fetch import fetch_recipe
 from scripts.sources.patch import prepare_tree
 from scripts.sources.series import recipe_patches
-from scripts.toolchain import provide_toolchain
+from scripts.toolchain.provide import provide_toolchain
 from scripts.wheel import Job, compile_cached
 
 SWITCH = "VLLM_LEAN_HEADERS"  # of patches/vllm/0006-lean-headers.patch

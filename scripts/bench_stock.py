@@ -28,7 +28,7 @@ from scripts.launcher import EVENTS, FAILURES
 from scripts.recipe.model import Recipe
 from scripts.sources.patch import Patch, SourceTree
 from scripts.stable_names import map_names, source_date
-from scripts.toolchain import Toolchain
+from scripts.toolchain.provide import Toolchain
 from scripts.units import read_units
 
 FORMAT = 1  # raise when the stock run changes in a way that its key does not show

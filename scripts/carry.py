@@ -28,8 +28,8 @@ from scripts.core.errors import FetchError, UsageError
 from scripts.core.files import digest, remove_tree
 from scripts.core.paths import ROOT
 from scripts.downloads.indexes import Indexes, read_indexes
-from scripts.environments import run_uv
 from scripts.formats.wheel import open_wheel
+from scripts.toolchain.environments import run_uv
 
 HERE = "/tmp/wheelsmith-gpu"  # noqa: S108  (on the GPU machine, which is ours alone)
 PYTHON = "3.12"

@@ -9,11 +9,11 @@ from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.core.errors import ToolchainError, UsageError
 from scripts.cuda.archs import Arch, arch_list, architecture, check_cuda_can, loose_intersection, runs_on_cubin
 from scripts.cuda.drivers import floor, numbers, release
-from scripts.cuda_system import find_system_toolkit, ways_to_get
-from scripts.cuda_toolkit import needs_packages
 from scripts.preflight import toolkit_problem
 from scripts.recipe.model import Component
-from scripts.verify import nvcc_release
+from scripts.toolchain.choice import needs_packages
+from scripts.toolchain.installed import find_system_toolkit, ways_to_get
+from scripts.toolchain.verify import nvcc_release
 
 HEADERS = ("cusparse.h", "cublas_v2.h", "cusolverDn.h", "curand.h", "nvrtc.h", "cuda_runtime_api.h")
 """What torch's own CUDA headers include."""

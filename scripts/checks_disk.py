@@ -12,7 +12,7 @@ from scripts.core.console import human_bytes
 from scripts.preflight import missing_git
 from scripts.recipe.costs import TOOLCHAIN_GB
 from scripts.recipe.model import Component, GitSource
-from scripts.toolchain import environment_key
+from scripts.toolchain.provide import environment_key
 
 GB = 1e9
 UNIT_TMP_GB = 1.0  # intermediate files of one unit, seen at most in public threads

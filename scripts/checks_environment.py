@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scripts.checks import Result, Subject, check, ok, warning
-from scripts.cuda_system import find_system_toolkit
+from scripts.toolchain.installed import find_system_toolkit
 
 HEADER_VARIABLES = (
     "CPATH",

@@ -19,7 +19,7 @@ from scripts.core.process import capture
 from scripts.downloads.indexes import Indexes, redacted
 from scripts.preflight import git_problems, missing_git
 from scripts.sources.git_process import git_program
-from scripts.toolchain import environment_key
+from scripts.toolchain.provide import environment_key
 
 TIMEOUT = 5.0  # seconds for each answer
 SKEW = 600  # seconds of difference that certificates and make still bear

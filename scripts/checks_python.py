@@ -21,8 +21,8 @@ from scripts.core.errors import DoctorError, WheelsmithError
 from scripts.core.process import capture
 from scripts.formats.dynamic import read_dynamic
 from scripts.formats.elf import open_elf
-from scripts.toolchain import environment_key
-from scripts.torch_check import names_float8
+from scripts.toolchain.provide import environment_key
+from scripts.toolchain.torch import names_float8
 
 PEP639 = Version("77.0.3")  # first setuptools that reads `license = "Apache-2.0"` with license-files
 FLOAT8 = Version("2.7")  # first torch with Float8_e8m0fnu

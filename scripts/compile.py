@@ -34,7 +34,7 @@ from scripts.sampling import SAMPLES, Sampler
 from scripts.schedule import Task
 from scripts.sources.patch import SourceTree
 from scripts.stable_names import LINKER, map_names, source_date
-from scripts.toolchain import Toolchain
+from scripts.toolchain.provide import Toolchain
 from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
 
 # Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.

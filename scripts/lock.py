@@ -30,7 +30,7 @@ from scripts.recipe.files import load_recipe, recipe_names, toml
 from scripts.recipe.model import Component, GitSource, Recipe, SdistSource
 from scripts.sources.fetch import open_access, source_tree
 from scripts.sources.git_checkout import Job, Work
-from scripts.upgrade import compile_lock
+from scripts.toolchain.locks import compile_lock
 from scripts.upstream import Fetch, Upstream, read_upstream
 
 REPOSITORY = "https://github.com/vllm-project/vllm"

@@ -8,11 +8,11 @@ from pathlib import Path
 from scripts.core.console import Console, human_seconds
 from scripts.core.machine import Machine
 from scripts.cuda.archs import Arch, arch_list, loose_intersection, runs_on_cubin
-from scripts.cuda_system import find_system_toolkit
-from scripts.cuda_toolkit import needs_packages
 from scripts.recipe.costs import cpu_seconds
 from scripts.recipe.model import Cost, Recipe, describe
 from scripts.sources.series import recipe_patches
+from scripts.toolchain.choice import needs_packages
+from scripts.toolchain.installed import find_system_toolkit
 
 
 def show_plan(

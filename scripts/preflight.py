@@ -8,14 +8,14 @@ from urllib.parse import urlsplit
 
 from scripts.core.cache import Cache
 from scripts.core.paths import RECIPES
-from scripts.cuda_redist import is_cached
-from scripts.cuda_system import find_system_toolkit
-from scripts.cuda_toolkit import needs_packages
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import Mirror, address, rewrite
 from scripts.recipe.model import GitSource, Recipe
 from scripts.sources.git_process import unreachable
 from scripts.sources.git_source import tree_key
+from scripts.toolchain.choice import needs_packages
+from scripts.toolchain.installed import find_system_toolkit
+from scripts.toolchain.redist import is_cached
 
 
 def missing_git(recipe: Recipe, cache: Cache, mirrors: Sequence[Mirror]) -> list[str]:

@@ -19,10 +19,10 @@ from scripts.core.errors import AuditError
 from scripts.core.process import Command, capture
 from scripts.cuda.archs import Arch
 from scripts.downloads.indexes import Indexes
-from scripts.environments import make_environment, run_uv
 from scripts.formats.fatbin import Kind, read_device_code
 from scripts.recipe.model import Component, Recipe
-from scripts.toolchain import Toolchain
+from scripts.toolchain.environments import make_environment, run_uv
+from scripts.toolchain.provide import Toolchain
 
 # Loads each shared object lazily (there is no driver to resolve against) and prints the operators it registers.
 _PROOF = """

@@ -21,7 +21,7 @@ from scripts.recipe.model import GitSource, Recipe, Source
 from scripts.report_html import report_page
 from scripts.sources.types import Fetched
 from scripts.timeline import Timeline, read_timeline
-from scripts.toolchain import toolchain_report
+from scripts.toolchain.provide import toolchain_report
 from scripts.trace import trace
 
 SCHEMA = 1

@@ -44,7 +44,7 @@ from scripts.sources.patch import prepare_tree
 from scripts.sources.series import recipe_patches
 from scripts.sources.types import Fetched, GitTree
 from scripts.split import split_wheel
-from scripts.toolchain import provide_toolchain
+from scripts.toolchain.provide import provide_toolchain
 
 
 @dataclass(frozen=True)

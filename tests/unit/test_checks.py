@@ -22,7 +22,7 @@ from scripts.core.machine import Machine
 from scripts.cuda.drivers import parse_target
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe
-from scripts.toolchain import environment_key
+from scripts.toolchain.provide import environment_key
 from tests.subjects import answer, make_subject
 from tests.support import make_recipe
 
@@ -249,7 +249,7 @@ blocks("glibc-241-math-noexcept", "glibc 2.42, CUDA 13.0")(glibc((2, 42), "quick
 
 @blocks("cmake-cannot-find-python", "Python.h is missing")
 def _(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
-    monkeypatch.setattr("scripts.toolchain.sysconfig.get_paths", lambda: {"include": str(folder)})
+    monkeypatch.setattr("scripts.toolchain.provide.sysconfig.get_paths", lambda: {"include": str(folder)})
     return make_subject(folder)
 
 

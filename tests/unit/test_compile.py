@@ -9,7 +9,7 @@ import pytest
 from scripts.compile import BuildTree, _compile_error, _configure_error
 from scripts.core.process import Finished
 from scripts.sources.patch import SourceTree
-from scripts.toolchain import HostCompiler, Toolchain
+from scripts.toolchain.provide import HostCompiler, Toolchain
 from scripts.units import Failure
 
 

@@ -10,7 +10,7 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import ToolchainError
 from scripts.downloads.indexes import Indexes
-from scripts.environments import _uv_error, make_environment, uv_variables
+from scripts.toolchain.environments import _uv_error, make_environment, uv_variables
 
 HASH = "0" * 64
 

@@ -43,7 +43,7 @@ from scripts.image_engine import Engine, Layer, Plan, StepClock, explained
 from scripts.image_report import ImageReport, Phase, as_json, file_stem, show
 from scripts.image_sbom import image_sbom, licence_label, spdx
 from scripts.provenance import KeyPair
-from scripts.upgrade import runtime_options
+from scripts.toolchain.locks import runtime_options
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
 

@@ -11,12 +11,12 @@ import pytest
 from scripts.core.console import Console
 from scripts.core.machine import Machine
 from scripts.cuda.archs import parse_arch_list
-from scripts.cuda_system import find_system_toolkit
 from scripts.plan import show_plan
 from scripts.recipe.costs import cpu_seconds
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.model import Cost, Recipe, describe
 from scripts.sources.series import recipe_patches
+from scripts.toolchain.installed import find_system_toolkit
 from tests.support import make_recipe
 
 LOCK = "locks/vllm-0.20.1-cu130.txt"

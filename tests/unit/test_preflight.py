@@ -17,12 +17,12 @@ from scripts.core.console import Console
 from scripts.core.errors import DoctorError
 from scripts.core.files import digest
 from scripts.core.paths import RECIPES
-from scripts.cuda_system import find_system_toolkit
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import parse_mirrors
 from scripts.preflight import missing_git
 from scripts.recipe.model import GitSource, Recipe
 from scripts.sources.git_source import tree_key
+from scripts.toolchain.installed import find_system_toolkit
 from tests.subjects import answer, make_subject
 from tests.support import make_recipe
 

@@ -16,7 +16,7 @@ from scripts.core.errors import ToolchainError
 from scripts.core.files import file_sha256
 from scripts.core.process import call
 from scripts.downloads.indexes import Indexes
-from scripts.environments import UvProgress, forget_damaged, make_environment, owners, recorded_digests
+from scripts.toolchain.environments import UvProgress, forget_damaged, make_environment, owners, recorded_digests
 from tests.wheels import make_wheel
 
 BAR = "\x1b[1A\r\x1b[2K\x1b[1B\r\x1b[2K\x1b[1A⠙ Preparing packages... ({}/3)" + " " * 150

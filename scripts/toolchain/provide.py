@@ -22,13 +22,13 @@ from scripts.core.errors import ToolchainError
 from scripts.core.files import digest, file_sha256, write_json
 from scripts.core.process import capture
 from scripts.cuda.archs import Arch
-from scripts.cuda_home import shape_cuda_home
-from scripts.cuda_toolkit import needs_packages, provide_cuda
 from scripts.downloads.download import open_client
 from scripts.downloads.indexes import Indexes
-from scripts.environments import forget_damaged, make_environment, recorded_digests
 from scripts.recipe.model import Recipe
-from scripts.verify import verify_toolchain
+from scripts.toolchain.choice import needs_packages, provide_cuda
+from scripts.toolchain.cuda_home import shape_cuda_home
+from scripts.toolchain.environments import forget_damaged, make_environment, recorded_digests
+from scripts.toolchain.verify import verify_toolchain
 
 SHAPE = 3  # raise when the layout of a toolchain in the cache changes
 CUDA_13_ROOT = "nvidia/cu13"  # below site-packages, in the wheels of CUDA 13

@@ -9,10 +9,10 @@ from pathlib import Path
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import ToolchainError, WheelsmithError
-from scripts.cuda_redist import provide_redist
-from scripts.cuda_system import USR_LOCAL, Rejected, find_system_toolkit, need_system_toolkit, ways_to_get
 from scripts.downloads.download import Client
 from scripts.recipe.model import Recipe
+from scripts.toolchain.installed import USR_LOCAL, Rejected, find_system_toolkit, need_system_toolkit, ways_to_get
+from scripts.toolchain.redist import provide_redist
 
 DOCS = "docs/production.md#toolkit"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.core.errors import ToolchainError
-from scripts.verify import nvcc_release
+from scripts.toolchain.verify import nvcc_release
 
 USR_LOCAL = Path("/usr/local")
 

@@ -13,7 +13,7 @@ from scripts.core.errors import ToolchainError
 from scripts.core.process import capture
 from scripts.cuda.archs import Arch, arch_list
 from scripts.recipe.model import Recipe
-from scripts.torch_check import check_torch, torch_facts
+from scripts.toolchain.torch import check_torch, torch_facts
 
 _KERNEL = """#include <cuda.h>
 #include <cuda_runtime.h>
