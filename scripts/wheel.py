@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.agreement import check_agreement
 from scripts.audit_collect import audit_wheel
 from scripts.audit_models import AuditReport, Level
 from scripts.audit_show import failures, show
@@ -45,6 +44,7 @@ from scripts.sources.series import recipe_patches
 from scripts.sources.types import Fetched, GitTree
 from scripts.split import split_wheel
 from scripts.toolchain.provide import provide_toolchain
+from scripts.upstream.agreement import check_agreement
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from scripts import lock
-from scripts.agreement import disagreements
 from scripts.core.cache import Cache, default_cache_dir
 from scripts.core.console import Console
 from scripts.core.errors import FetchError, UsageError
@@ -18,11 +17,12 @@ from scripts.downloads.access import Access
 from scripts.downloads.listing import find_sdist
 from scripts.downloads.mirrors import parse_mirrors
 from scripts.downloads.unpack import unpack_sdist
-from scripts.lock import UNRESOLVED, Resolver, recipe_data, source_table, torch_cuda
 from scripts.recipe.files import load_recipe, toml
 from scripts.recipe.model import GitSource, Recipe, SdistSource
 from scripts.sources.fetch import fetch_archive, source_tree
-from scripts.upstream import read_upstream
+from scripts.upstream.agreement import disagreements
+from scripts.upstream.pins import UNRESOLVED, Resolver, recipe_data, source_table, torch_cuda
+from scripts.upstream.tree import read_upstream
 from tests import trees
 from tests.integration.git_servers import Upstream
 from tests.trees import vllm_tree

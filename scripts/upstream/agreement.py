@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from scripts.core.console import Console
 from scripts.core.errors import DoctorError
 from scripts.recipe.model import Component, Dependency, GitSource, Recipe
-from scripts.upstream import Fetch, Upstream, read_upstream
+from scripts.upstream.tree import Fetch, Upstream, read_upstream
 
 
 @dataclass(frozen=True)
