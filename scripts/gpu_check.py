@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from scripts.audit_collect import audit_path
+from scripts.audit.collect import audit_path
 from scripts.cli import Parser, run, user_path
 from scripts.core.console import Console
 from scripts.core.errors import GpuError, NoGpuError, UsageError, WheelsmithError

@@ -19,9 +19,9 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from scripts.audit import label_archs, matching_recipe
-from scripts.audit_collect import audit_path
-from scripts.audit_models import AuditReport
+from scripts.audit.collect import audit_path
+from scripts.audit.models import AuditReport
+from scripts.audit.subjects import label_archs, matching_recipe
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, FetchError, ImageError

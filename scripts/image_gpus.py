@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.audit_collect import audit_path
-from scripts.audit_coverage import Library
-from scripts.audit_models import TargetVerdict
-from scripts.audit_targets import judge
+from scripts.audit.collect import audit_path
+from scripts.audit.coverage import Library
+from scripts.audit.models import TargetVerdict
+from scripts.audit.targets import judge
 from scripts.cuda.archs import TABLE, Arch
 from scripts.cuda.drivers import RELEASES, Target, numbers, parse_target
 

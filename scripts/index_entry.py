@@ -15,8 +15,8 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import InvalidVersion, Version
 from pydantic import Field, ValidationError, field_validator
 
-from scripts.audit_collect import audit_wheel
-from scripts.audit_models import AuditReport, Level, TargetVerdict
+from scripts.audit.collect import audit_wheel
+from scripts.audit.models import AuditReport, Level, TargetVerdict
 from scripts.core.errors import AuditError, PublishError
 from scripts.core.models import Model
 from scripts.cuda.archs import TABLE, Arch

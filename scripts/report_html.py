@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from scripts.audit_models import AuditReport
-from scripts.audit_show import sections
+from scripts.audit.models import AuditReport
+from scripts.audit.show import sections
 from scripts.core.console import human_bytes, human_seconds
 from scripts.core.html import facts, page, table
 from scripts.report_svg import gantt, legend, memory_curve, phase_class

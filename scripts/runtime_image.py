@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
-from scripts.audit_collect import audit_path
+from scripts.audit.collect import audit_path
 from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes

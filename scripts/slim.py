@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.audit_collect import audit_wheel
-from scripts.audit_models import AuditReport
+from scripts.audit.collect import audit_wheel
+from scripts.audit.models import AuditReport
 from scripts.cli import Parser, run, user_path
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.files import file_sha256, write_json

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from scripts.audit_coverage import choose
+from scripts.audit.coverage import choose
 from scripts.formats.elf import PHDR, PT_LOAD, RELA, SHDR, SHT_RELA, SYM, Elf, Section, open_elf
 from scripts.formats.fatbin import CONTAINER, CONTAINER_MAGIC, Container, DeviceCode, device_code
 from scripts.slim_layout import Layout, Placed, plan, refusal

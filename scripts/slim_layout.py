@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from scripts.audit_coverage import choose
+from scripts.audit.coverage import choose
 from scripts.core.errors import AuditError
 from scripts.formats.elf import EM_X86_64, ET_DYN, PHDR, PT_LOAD, SHDR, Elf, Section, Segment
 from scripts.formats.fatbin import CONTAINER, SECTIONS, Container, DeviceCode, Entry, Kind

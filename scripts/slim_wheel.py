@@ -17,8 +17,8 @@ from packaging.tags import parse_tag
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
-from scripts.audit_alternatives import has_cuda_alternatives
-from scripts.audit_coverage import NAMES, Library, usable
+from scripts.audit.alternatives import has_cuda_alternatives
+from scripts.audit.coverage import NAMES, Library, usable
 from scripts.core.errors import AuditError, UsageError, from_os_error
 from scripts.core.files import file_sha256
 from scripts.cuda.archs import Arch, arch_list, architecture, normalised

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.audit_collect import audit_wheel
-from scripts.audit_show import failures
+from scripts.audit.collect import audit_wheel
+from scripts.audit.show import failures
 from scripts.core.console import Console
 from scripts.core.errors import AuditError
 from scripts.cuda.archs import Arch, normalised

@@ -11,7 +11,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.version import Version
 
-from scripts.audit_wheel import record_findings
+from scripts.audit.contents import record_findings
 from scripts.cli import Parser, run, user_path
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, UsageError

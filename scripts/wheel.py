@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.audit_collect import audit_wheel
-from scripts.audit_models import AuditReport, Level
-from scripts.audit_show import failures, show
+from scripts.audit.collect import audit_wheel
+from scripts.audit.models import AuditReport, Level
+from scripts.audit.show import failures, show
 from scripts.checks import Subject
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
 from scripts.compile import BuildTree, Compiled, compile_units, configure, list_units, plan_tree

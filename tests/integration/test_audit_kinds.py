@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import audit
-from scripts.audit_collect import audit_path, audit_wheel
-from scripts.audit_models import AuditReport, Level
+from scripts.audit.collect import audit_path, audit_wheel
+from scripts.audit.models import AuditReport, Level
+from scripts.commands import audit
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, UsageError
 from scripts.cuda.drivers import parse_target

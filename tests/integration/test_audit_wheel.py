@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.audit_collect import audit_path, audit_wheel
-from scripts.audit_models import AuditReport, Finding, Level
+from scripts.audit.collect import audit_path, audit_wheel
+from scripts.audit.models import AuditReport, Finding, Level
 from scripts.core.errors import AuditError, UsageError
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
@@ -241,7 +241,7 @@ def pinned(monkeypatch: pytest.MonkeyPatch, folder: Path, **files: bytes) -> Rec
     """Return a recipe that pins triton_kernels to these files."""
     hexes = {name: bytes.fromhex(_hex(data)) for name, data in files.items()}
     (folder / "pins.sha256").write_text("# files\n" + "".join(f"{h.hex()}  {name}.py\n" for name, h in hexes.items()))
-    monkeypatch.setattr("scripts.audit_wheel.RECIPES", folder)
+    monkeypatch.setattr("scripts.audit.contents.RECIPES", folder)
     base = load_recipe("quickstart")
     source = GitSource(kind="git", repository="https://example.org/x", commit="0" * 40, files_sha256="pins.sha256")
     dependency = base.dependencies["cutlass"].model_copy(update={"source": source})

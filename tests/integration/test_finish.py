@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.audit_collect import audit_wheel
+from scripts.audit.collect import audit_wheel
 from scripts.core.errors import AuditError, PackageError
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target

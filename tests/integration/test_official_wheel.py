@@ -18,8 +18,8 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from scripts.audit_collect import audit_path, audit_wheel
-from scripts.audit_models import Level
+from scripts.audit.collect import audit_path, audit_wheel
+from scripts.audit.models import Level
 from scripts.core.files import file_sha256
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts.audit_coverage import choose
+from scripts.audit.coverage import choose
 from scripts.core.errors import AuditError
 from scripts.formats.elf import PHDR, PT_LOAD, RELA, SHDR, Elf, open_elf
 from scripts.formats.fatbin import Kind, device_code, read_device_code

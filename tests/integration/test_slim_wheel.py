@@ -13,7 +13,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from packaging.utils import parse_wheel_filename
 
 from scripts import slim as command
-from scripts.audit_collect import audit_wheel
+from scripts.audit.collect import audit_wheel
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, UsageError
 from scripts.core.files import file_sha256

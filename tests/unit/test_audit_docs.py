@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from scripts.audit_models import AuditReport, TargetVerdict
+from scripts.audit.models import AuditReport, TargetVerdict
 from scripts.core.paths import ROOT
 
 TEXT = (ROOT / "docs/audit.md").read_text()

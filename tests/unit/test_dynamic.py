@@ -12,7 +12,7 @@ from elftools.elf.elffile import ELFFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts.audit_elf import inspect
+from scripts.audit.host import inspect
 from scripts.core.errors import AuditError
 from scripts.formats.dynamic import Exports, gnu_hash, read_dynamic, undefined_symbols
 from scripts.formats.elf import Elf, is_elf, open_elf

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from scripts.audit_collect import audit_wheel
+from scripts.audit.collect import audit_wheel
 from scripts.core.errors import AuditError
 from scripts.formats.wheel import open_wheel, read_record, wheel_name
 from tests.fatbins import container, sass, shared_object

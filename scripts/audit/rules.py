@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from scripts.audit_coverage import How, Library, Taken, taken, unit_name
-from scripts.audit_models import HazardFound, Level
+from scripts.audit.coverage import How, Library, Taken, taken, unit_name
+from scripts.audit.models import HazardFound, Level
 from scripts.core.models import Model
 from scripts.cuda.drivers import Target, numbers, release_for_ptx
 

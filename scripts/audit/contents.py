@@ -10,8 +10,8 @@ from packaging.tags import parse_tag
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from scripts.audit_elf import Site
-from scripts.audit_models import ComponentReport, Finding, Level
+from scripts.audit.host import Site
+from scripts.audit.models import ComponentReport, Finding, Level
 from scripts.core.paths import RECIPES
 from scripts.cuda.archs import Arch
 from scripts.cuda.drivers import numbers

@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scripts.audit_alternatives import Chosen, choose_libraries
-from scripts.audit_coverage import How, Library, cover, is_useless, taken, unit_name, usable
-from scripts.audit_models import Coverage, HazardFound, KernelCounts, Level, TargetVerdict
-from scripts.audit_rules import found_hazards, optional_for
+from scripts.audit.alternatives import Chosen, choose_libraries
+from scripts.audit.coverage import How, Library, cover, is_useless, taken, unit_name, usable
+from scripts.audit.models import Coverage, HazardFound, KernelCounts, Level, TargetVerdict
+from scripts.audit.rules import found_hazards, optional_for
 from scripts.cuda.archs import architecture
 from scripts.cuda.drivers import CudaRelease, Target, floor, newest, numbers, release_for_ptx
 

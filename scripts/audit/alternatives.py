@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from scripts.audit_coverage import Library
+from scripts.audit.coverage import Library
 from scripts.cuda.drivers import Target, numbers
 
 _CUDA = re.compile(r"(?<![a-z0-9])(?:cuda|cu)[-_]?(\d{2,3})(?!\d)")

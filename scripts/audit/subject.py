@@ -11,11 +11,12 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Literal
 
-from scripts.audit_coverage import Library
-from scripts.audit_elf import NO_HOST, Site, inspect
-from scripts.audit_models import AuditReport, ComponentReport, Finding, Host, Level
-from scripts.audit_rules import wants_kernel_names
-from scripts.audit_targets import judge
+from scripts.audit.coverage import Library
+from scripts.audit.host import NO_HOST, Site, inspect
+from scripts.audit.models import AuditReport, ComponentReport, Finding, Host, Level
+from scripts.audit.rules import wants_kernel_names
+from scripts.audit.targets import judge
+from scripts.audit.torch_abi import TorchAbi
 from scripts.core.errors import AuditError
 from scripts.cuda.archs import TABLE, Arch
 from scripts.cuda.drivers import CudaRelease, Target, newest, release, release_for_ptx
@@ -25,7 +26,6 @@ from scripts.formats.gpu_files import Form, file_code
 from scripts.formats.payload import first_kernel
 from scripts.formats.unit_names import with_units
 from scripts.formats.wheel import SHARED_OBJECT
-from scripts.torch_abi import TorchAbi
 
 MAX_LIBRARIES = 2_000  # shared objects of one wheel
 MAX_FINDINGS = 1_000

@@ -11,10 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.audit_elf import Site, read_site
-from scripts.audit_models import AuditReport, Finding, Level
-from scripts.audit_subject import Subject
-from scripts.audit_wheel import (
+from scripts.audit.contents import (
     TRITON_KERNELS,
     component_findings,
     metadata_findings,
@@ -24,6 +21,9 @@ from scripts.audit_wheel import (
     torch_pin,
     triton_findings,
 )
+from scripts.audit.host import Site, read_site
+from scripts.audit.models import AuditReport, Finding, Level
+from scripts.audit.subject import Subject
 from scripts.core.errors import AuditError, UsageError, from_os_error
 from scripts.core.files import file_sha256
 from scripts.cuda.archs import Arch

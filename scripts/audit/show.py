@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import PurePosixPath
 
-from scripts.audit_models import AuditReport, Coverage, Level, TargetVerdict
+from scripts.audit.models import AuditReport, Coverage, Level, TargetVerdict
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.html import page
 

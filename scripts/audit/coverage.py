@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePosixPath
 
-from scripts.audit_models import Coverage, JitUnit, KernelCounts
+from scripts.audit.models import Coverage, JitUnit, KernelCounts
 from scripts.cuda.archs import TEGRA
 from scripts.cuda.drivers import release_for_ptx
 from scripts.formats.fatbin import Container, DeviceCode, Entry, Kind

@@ -8,12 +8,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.audit_models import Finding, Host, Level
+from scripts.audit.models import Finding, Host, Level
+from scripts.audit.torch_abi import TorchAbi, torch_abi
 from scripts.core.errors import AuditError
 from scripts.cuda.drivers import numbers
 from scripts.formats.dynamic import Dynamic, Exports, read_dynamic, undefined_symbols
 from scripts.formats.elf import Elf, is_elf, open_elf
-from scripts.torch_abi import TorchAbi, torch_abi
 
 BASE_IMAGES = (
     ("RHEL/UBI 8, Rocky 8", "2.28", "3.4.25"),
