@@ -68,7 +68,7 @@ class Level(str, Enum):
 
 
 class HazardFound(Model):
-    """GPU code that is known to misbehave on the target (audit_rules.toml)."""
+    """GPU code that is known to misbehave on the target (rules.toml)."""
 
     id: str
     level: Level

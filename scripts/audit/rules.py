@@ -1,6 +1,6 @@
 """Rules about libraries and kernels that their bytes do not tell: what may be missing, and what is known to go wrong.
 
-`audit_rules.toml` has them. An `optional` library may have nothing for some GPUs: that is a warning with what is lost.
+`rules.toml` has them. An `optional` library may have nothing for some GPUs: that is a warning with what is lost.
 A `hazard` is GPU code that is known to misbehave on some GPUs: it is recognised by the library's name, by the source
 file of a container (or the name of a kernel where symbols are stripped) and by how the GPU gets at it. Each names the
 versions it was seen in and its source; whether it applies is decided by the code that is inside.
@@ -25,7 +25,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FILE = Path(__file__).with_name("audit_rules.toml")
+FILE = Path(__file__).with_name("rules.toml")
 MAX_UNITS = 50
 
 
