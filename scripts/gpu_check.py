@@ -332,7 +332,7 @@ def _slim(place: Place, options: argparse.Namespace, report: Report) -> None:
         raise ValueError("needs the kernels part")
     out = place.scratch / "slim"
     out.mkdir()
-    command = [sys.executable, "-m", "scripts.slim", options.wheel, "--arch", arch, "--out", out]
+    command = [sys.executable, "-m", "scripts.commands.slim", options.wheel, "--arch", arch, "--out", out]
     code, text = capture(command, environment=place.environment(), timeout=300)
     wheels = list(out.glob("*.whl"))
     if code or not wheels:

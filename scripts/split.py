@@ -15,7 +15,7 @@ from scripts.cuda.archs import Arch, normalised
 from scripts.cuda.drivers import default_targets
 from scripts.formats.wheel import wheel_name
 from scripts.report import SCHEMA, enter
-from scripts.slim_wheel import slim_wheel
+from scripts.slim.wheel import slim_wheel
 
 
 def split_wheel(

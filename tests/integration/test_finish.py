@@ -16,7 +16,7 @@ from scripts.cuda.drivers import parse_target
 from scripts.finish import find_strip, finish_wheel, strip_file
 from scripts.formats.unit_names import device_facts
 from scripts.formats.wheel import open_wheel, read_record
-from scripts.slim_wheel import slim_wheel
+from scripts.slim.wheel import slim_wheel
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 

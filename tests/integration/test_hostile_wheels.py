@@ -11,7 +11,7 @@ from scripts.audit.collect import audit_wheel
 from scripts.core.errors import AuditError, UsageError
 from scripts.cuda.drivers import parse_target
 from scripts.formats.elf import Elf
-from scripts.slim_wheel import slim_wheel
+from scripts.slim.wheel import slim_wheel
 from tests.bounded import MEGABYTES, SECONDS, peak_megabytes, run_bounded
 from tests.hostile import ELVES, damaged, hostile_wheel, odd_metadata, wheel_of
 
@@ -63,7 +63,7 @@ def test_giant_metadata_is_read_as_a_stream_or_refused(tmp_path: Path, name: str
 )
 def test_slimming_a_hostile_file_stays_within_the_bounds(tmp_path: Path, name: str) -> None:
     path = wheel_of(tmp_path, {"vllm/_C.abi3.so": ELVES[name](random.Random(1), LARGE)})
-    run_bounded("scripts.slim", path, "--arch", "9.0", "--out", tmp_path / "out").check()
+    run_bounded("scripts.commands.slim", path, "--arch", "9.0", "--out", tmp_path / "out").check()
     assert list((tmp_path / "out").glob("*.whl")) == []
 
 

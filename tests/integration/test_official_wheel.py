@@ -24,7 +24,7 @@ from scripts.core.files import file_sha256
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
 from scripts.formats.fatbin import Kind, read_device_code
-from scripts.slim_wheel import slim_wheel
+from scripts.slim.wheel import slim_wheel
 
 pytestmark = pytest.mark.large
 

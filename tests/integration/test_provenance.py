@@ -22,7 +22,7 @@ from scripts.formats.sbom import renamed
 from scripts.provenance import check, load_key
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.sbom import add_sbom, make_sbom
-from scripts.slim_wheel import slim_wheel
+from scripts.slim.wheel import slim_wheel
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
 

@@ -12,8 +12,8 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.utils import parse_wheel_filename
 
-from scripts import slim as command
 from scripts.audit.collect import audit_wheel
+from scripts.commands import slim as command
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, UsageError
 from scripts.core.files import file_sha256
@@ -23,7 +23,7 @@ from scripts.formats.fatbin import read_device_code
 from scripts.formats.wheel import open_wheel, read_record
 from scripts.index_statements import slimmed
 from scripts.report import report_path
-from scripts.slim_wheel import slim, slim_version, slim_wheel
+from scripts.slim.wheel import slim, slim_version, slim_wheel
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 

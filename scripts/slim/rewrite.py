@@ -26,7 +26,7 @@ from pathlib import Path
 from scripts.audit.coverage import choose
 from scripts.formats.elf import PHDR, PT_LOAD, RELA, SHDR, SHT_RELA, SYM, Elf, Section, open_elf
 from scripts.formats.fatbin import CONTAINER, CONTAINER_MAGIC, Container, DeviceCode, device_code
-from scripts.slim_layout import Layout, Placed, plan, refusal
+from scripts.slim.layout import Layout, Placed, plan, refusal
 
 SHT_REL, SHT_RELR = 9, 19
 R_X86_64_RELATIVE, R_X86_64_IRELATIVE = 8, 37

@@ -17,7 +17,7 @@ from scripts.cuda.archs import Arch, arch_list, parse_arch_list
 from scripts.cuda.drivers import default_targets
 from scripts.formats.wheel import wheel_name
 from scripts.report import SCHEMA, read_report, report_path
-from scripts.slim_wheel import SlimmedMember, SlimResult, slim
+from scripts.slim.wheel import SlimmedMember, SlimResult, slim
 
 DESCRIPTION = """\
 Make a wheel for some GPUs out of a wheel for many, without compiling.

@@ -41,7 +41,7 @@ from scripts.formats.wheel import (
     wheel_name,
 )
 from scripts.sbom import cut_out_sbom
-from scripts.slim_elf import Slimmed, slim_shared_object
+from scripts.slim.rewrite import Slimmed, slim_shared_object
 
 _SIGNATURES = {"RECORD", "RECORD.jws", "RECORD.p7s"}
 
