@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench_runs import Ledger, Taken, busy, run_part, unit_facts
-from scripts.compiler_cache import finished_events
+from scripts.compile.compiler_cache import finished_events
+from scripts.compile.units import read_units
 from scripts.core.cache import CACHEDIR_TAG, Cache
 from scripts.core.console import Console
 from scripts.core.errors import BenchError
@@ -25,7 +26,6 @@ from scripts.cuda.archs import Arch, arch_list
 from scripts.recipe.model import Recipe
 from scripts.sources.patch import Patch
 from scripts.toolchain.provide import Toolchain
-from scripts.units import read_units
 
 COLD, NOOP, WARM, BASE, ADDED, ALONE = "cold", "noop", "warm", "base", "add-arch", "alone"
 PARTS = (COLD, NOOP, WARM, BASE, ADDED, ALONE)

@@ -17,22 +17,23 @@ from scripts.bench_device import Comparison, Outcome, compare
 from scripts.bench_operators import operator_differences, registered_operators
 from scripts.bench_ours import COLD, Ours, run_ours
 from scripts.bench_stock import Stock, run_stock
-from scripts.compile import BuildTree, configure, list_units, plan_tree
-from scripts.compiler_cache import CacheSettings
+from scripts.compile.build import BuildTree, configure, list_units, plan_tree
+from scripts.compile.cached import compile_cached
+from scripts.compile.compiler_cache import CacheSettings
+from scripts.compile.fixed_paths import refusal
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import BenchError, UsageError
 from scripts.core.paths import WHEELHOUSE
 from scripts.cuda.archs import Arch, arch_list
 from scripts.downloads.access import Access
 from scripts.downloads.indexes import read_indexes
-from scripts.fixed_paths import refusal
 from scripts.recipe.costs import Unit
 from scripts.recipe.model import Recipe
 from scripts.sources.fetch import fetch_recipe
 from scripts.sources.patch import prepare_tree
 from scripts.sources.series import recipe_patches
 from scripts.toolchain.provide import provide_toolchain
-from scripts.wheel import Job, compile_cached
+from scripts.wheel import Job
 
 SWITCH = "VLLM_LEAN_HEADERS"  # of patches/vllm/0006-lean-headers.patch
 SAMPLE_RECIPE, SAMPLE_ARCHS = "vllm-0.20.1-cu130", "9.0"

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from scripts.compile.units import UnitRecord
 from scripts.core.errors import BenchError
 from scripts.core.files import write_json
 from scripts.core.process import Command, Finished, run_logged
-from scripts.units import UnitRecord
 
 
 @dataclass(frozen=True)

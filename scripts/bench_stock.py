@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.bench_runs import Ledger, Taken, busy, run_part, unit_facts
-from scripts.compile import LAUNCHER
-from scripts.compiler_cache import finished_events
+from scripts.compile.build import LAUNCHER
+from scripts.compile.compiler_cache import finished_events
+from scripts.compile.stable_names import map_names, source_date
+from scripts.compile.units import read_units
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import BenchError
@@ -27,9 +29,7 @@ from scripts.cuda.archs import Arch, arch_list
 from scripts.launcher import EVENTS, FAILURES
 from scripts.recipe.model import Recipe
 from scripts.sources.patch import Patch, SourceTree
-from scripts.stable_names import map_names, source_date
 from scripts.toolchain.provide import Toolchain
-from scripts.units import read_units
 
 FORMAT = 1  # raise when the stock run changes in a way that its key does not show
 OURS_ONLY = ("lean-headers", "compress-mode")  # patches, by the end of their names, that stock does without

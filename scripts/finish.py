@@ -10,13 +10,13 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from scripts.compile.stable_names import zip_date
 from scripts.core.errors import PackageError
 from scripts.core.process import capture
 from scripts.formats.elf import open_elf
 from scripts.formats.fatbin import device_code
 from scripts.formats.unit_names import UNITS, encode, units_of
 from scripts.formats.wheel import WheelFile, WheelWriter, file_blocks, one_block, open_wheel
-from scripts.stable_names import zip_date
 
 
 def finish_wheel(raw: Path, target: Path, *, compiler: Path, epoch: int, environment: Mapping[str, str]) -> Path:

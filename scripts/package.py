@@ -21,7 +21,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
-from scripts.compile import BuildTree, run_in, unit_count_in_log
+from scripts.compile.build import BuildTree, run_in, unit_count_in_log
+from scripts.compile.stable_names import source_date
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import PackageError
 from scripts.core.files import remove_tree
@@ -29,7 +30,6 @@ from scripts.core.process import Command
 from scripts.finish import finish_wheel
 from scripts.recipe.model import Component, Recipe
 from scripts.sbom import add_sbom, make_sbom
-from scripts.stable_names import source_date
 
 # Libraries that torch, CUDA's own wheels and the driver bring at run time: never to be copied into the wheel.
 EXTERNAL_LIBRARIES = (

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.compile import BuildTree, Compiled
+from scripts.compile.build import BuildTree, Compiled
 from scripts.core.errors import PackageError, from_os_error
 from scripts.core.files import file_sha256, install_file, write_atomic, write_json
 from scripts.cuda.archs import arch_list

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
+from scripts.compile.sampling import Phase
 from scripts.core.console import human_bytes, human_seconds
-from scripts.sampling import Phase
 from scripts.timeline import Span, Timeline
 
 WIDTH, ROW, LEFT, AXIS = 1160, 26, 40, 18  # user units of the drawing

@@ -14,8 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from scripts.compile.sampling import SAMPLES
 from scripts.recipe.costs import short_name
-from scripts.sampling import SAMPLES
 
 PAUSE = 30.0  # seconds without any sign of life that are a pause between runs
 MEMORY_POINTS = 600  # of the curve in the report

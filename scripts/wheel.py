@@ -16,12 +16,14 @@ from scripts.audit.models import AuditReport, Level
 from scripts.audit.show import failures, show
 from scripts.checks import Subject
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
-from scripts.compile import BuildTree, Compiled, compile_units, configure, list_units, plan_tree
-from scripts.compiler_cache import CacheSettings, CacheSummary, compiler_cache, headers_digest, read_settings
+from scripts.compile.build import BuildTree, configure, list_units, plan_tree
+from scripts.compile.cached import compile_cached
+from scripts.compile.compiler_cache import CacheSettings, CacheSummary, read_settings
+from scripts.compile.fixed_paths import refusal
+from scripts.compile.shards import Shard, parse_shard, plan_json, units_of
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.errors import AuditError, PackageError, UsageError, from_os_error
-from scripts.core.files import digest
 from scripts.core.machine import Machine, read_machine
 from scripts.core.paths import DEFAULT_RECIPE, WHEELHOUSE
 from scripts.cuda.archs import Arch, arch_list, check_cuda_can, parse_arch_list
@@ -29,15 +31,13 @@ from scripts.cuda.drivers import default_targets
 from scripts.doctor import add_skip_option, examine, read_skips, skipped
 from scripts.downloads.access import Access
 from scripts.downloads.indexes import Indexes, read_indexes
-from scripts.fixed_paths import refusal
 from scripts.package import package_wheel
 from scripts.plan import show_plan
 from scripts.prove import prove_wheel
-from scripts.recipe.costs import Unit, cost_book
+from scripts.recipe.costs import cost_book
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.model import Recipe
 from scripts.report import Stages, enter, find_built, make_report
-from scripts.shards import Shard, parse_shard, plan_json, units_of
 from scripts.sources.fetch import fetch_recipe, open_access
 from scripts.sources.patch import prepare_tree
 from scripts.sources.series import recipe_patches
@@ -247,28 +247,6 @@ def _fixed(console: Console) -> bool:
     if why:
         console.note(f"no mount namespace here ({why}): cached objects are shared only with builds at the same paths")
     return not why
-
-
-def compile_cached(tree: BuildTree, job: Job, console: Console, *, only: Sequence[Unit] | None = None) -> Compiled:
-    """Compile with the compiler cache, whose programs end with it."""
-    with compiler_cache(
-        job.compiler_cache,
-        job.cache,
-        tree=tree.path,
-        key=digest([tree.basis, headers_digest(tree.sources)]),
-        enter=tree.prefix,
-        environment=tree.environment,
-        console=console,
-    ) as opened:
-        return compile_units(
-            tree,
-            jobs=job.jobs,
-            book=cost_book(job.recipe),
-            console=console,
-            keep_going=job.keep_going,
-            only=only,
-            compiler_cache=opened,
-        )
 
 
 def _audit(wheel: Path, job: Job, tree: BuildTree, console: Console) -> AuditReport:

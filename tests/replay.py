@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.compile import task_of
-from scripts.forecast import Forecast
+from scripts.compile.build import task_of
+from scripts.compile.forecast import Forecast
 from scripts.recipe.costs import CostBook, Unit, cost_book
 from scripts.recipe.files import load_recipe
 

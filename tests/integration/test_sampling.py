@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.compile.sampling import Phase, Sampler, phase_of
 from scripts.core.paths import ROOT
 from scripts.core.process import run_logged
 from scripts.launcher import EVENTS
-from scripts.sampling import Phase, Sampler, phase_of
 from scripts.timeline import read_timeline
 
 

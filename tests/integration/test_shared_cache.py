@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts import shared_cache
-from scripts.compile import LAUNCHER
-from scripts.compiler_cache import CompilerCache, compiler_cache, headers_digest, read_settings
+from scripts.compile import shared_cache
+from scripts.compile.build import LAUNCHER
+from scripts.compile.compiler_cache import CompilerCache, compiler_cache, headers_digest, read_settings
 from scripts.core.cache import Cache, default_cache_dir
 from scripts.core.console import Console
 from scripts.launcher import EVENTS

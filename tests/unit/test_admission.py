@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts.admission import Admission, family_memory, lookahead
+from scripts.compile.admission import Admission, family_memory, lookahead
+from scripts.compile.units import read_failures
 from scripts.core.machine import RESERVE
 from scripts.core.paths import ROOT
 from scripts.launcher import ADMISSION, EVENTS, FAILURES, STOPPED, arch_count, was_killed
 from scripts.recipe.costs import CostBook
-from scripts.units import read_failures
 from tests.unit.test_cost_model import NOWHERE, book
 
 GB = 1_000_000_000

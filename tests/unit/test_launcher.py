@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts.compile.units import read_failures
 from scripts.core.paths import ROOT
 from scripts.launcher import COMPILER_CACHE, EVENTS, FAILURES, append, keep_failure, unit_of
-from scripts.units import read_failures
 from tests.support import wait_for
 
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from noxfile import PYTHONS
+from scripts.compile.shards import JOB_SECONDS, plan_json
 from scripts.core.paths import ROOT
 from scripts.recipe.files import load_recipe
-from scripts.shards import JOB_SECONDS, plan_json
 from scripts.wheel import read_arguments
 
 FOLDER = ROOT / ".github"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
+from scripts.compile.forecast import Forecast
 from scripts.core.console import human_seconds, lines
-from scripts.forecast import Forecast
 from scripts.recipe.costs import short_name
 
 

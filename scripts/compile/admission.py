@@ -20,10 +20,10 @@ from pathlib import Path
 
 import psutil
 
+from scripts.compile.schedule import Task, choose, smallest
 from scripts.core import cgroup
 from scripts.core.machine import RESERVE, memory_now
 from scripts.recipe.costs import CostBook, Unit, short_name
-from scripts.schedule import Task, choose, smallest
 
 LOOKAHEAD = 64  # launchers that wait for a turn; 5 MB each
 RETRY_FACTOR = 1.25  # after a kill, all units are taken to need so much more than was measured

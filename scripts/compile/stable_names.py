@@ -13,8 +13,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from scripts.compile.fixed_paths import ROOT
 from scripts.core.errors import UsageError
-from scripts.fixed_paths import ROOT
 from scripts.launcher import MAPS
 
 FIRST_DATE = 315532800  # 1980-01-01, before which zip files cannot date anything

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scripts.compile.schedule import Task, split
 from scripts.core.errors import UsageError
 from scripts.cuda.archs import Arch, arch_list
 from scripts.recipe.costs import TOOLCHAIN_GB, CostBook, Estimate, Unit, cost_book, cpu_seconds
 from scripts.recipe.model import Recipe
-from scripts.schedule import Task, split
 
 # GitHub's standard runner for Linux: 4 cores, 16 GB of memory, 14 GB of disk, 6 hours a job.
 RUNNER_CORES = 4

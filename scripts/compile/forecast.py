@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from scripts.schedule import Task, makespan
+from scripts.compile.schedule import Task, makespan
 
 SPREAD = 0.35  # standard deviation of log(unit's pace / common pace); 0.2 to 0.4 in the builds of docs/scheduling.md
 DOUBT = 1.0  # standard deviation of log(common pace): another machine may well be three times as slow

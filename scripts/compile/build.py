@@ -13,8 +13,15 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from scripts.admission import Admission, lookahead
-from scripts.compiler_cache import CacheSummary, CompilerCache
+from scripts.compile.admission import Admission, lookahead
+from scripts.compile.compiler_cache import CacheSummary, CompilerCache
+from scripts.compile.fixed_paths import LAYOUT, FixedPaths
+from scripts.compile.fixed_paths import ROOT as FIXED_ROOT
+from scripts.compile.forecast import Forecast
+from scripts.compile.sampling import SAMPLES, Sampler
+from scripts.compile.schedule import Task
+from scripts.compile.stable_names import LINKER, map_names, source_date
+from scripts.compile.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
 from scripts.core import manifest
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_seconds
@@ -24,18 +31,11 @@ from scripts.core.machine import memory_now
 from scripts.core.manifest import Damage
 from scripts.core.process import Command, Finished, Look, capture, run_logged
 from scripts.cuda.archs import Arch, arch_list
-from scripts.fixed_paths import LAYOUT, FixedPaths
-from scripts.fixed_paths import ROOT as FIXED_ROOT
-from scripts.forecast import Forecast
 from scripts.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
 from scripts.recipe.costs import CostBook, Unit
 from scripts.recipe.model import Recipe
-from scripts.sampling import SAMPLES, Sampler
-from scripts.schedule import Task
 from scripts.sources.patch import SourceTree
-from scripts.stable_names import LINKER, map_names, source_date
 from scripts.toolchain.provide import Toolchain
-from scripts.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
 
 # Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
 FORMAT = 4
