@@ -19,6 +19,7 @@ from scripts.bench_runs import Ledger, Taken, busy, run_part, unit_facts
 from scripts.compile.build import LAUNCHER
 from scripts.compile.compiler_cache import finished_events
 from scripts.compile.stable_names import map_names, source_date
+from scripts.compile.standalone.launcher import EVENTS, FAILURES
 from scripts.compile.units import read_units
 from scripts.core.cache import Cache
 from scripts.core.console import Console
@@ -26,7 +27,6 @@ from scripts.core.errors import BenchError
 from scripts.core.files import digest, remove_tree
 from scripts.core.process import capture
 from scripts.cuda.archs import Arch, arch_list
-from scripts.launcher import EVENTS, FAILURES
 from scripts.recipe.model import Recipe
 from scripts.sources.patch import Patch, SourceTree
 from scripts.toolchain.provide import Toolchain

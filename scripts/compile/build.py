@@ -21,6 +21,7 @@ from scripts.compile.forecast import Forecast
 from scripts.compile.sampling import SAMPLES, Sampler
 from scripts.compile.schedule import Task
 from scripts.compile.stable_names import LINKER, map_names, source_date
+from scripts.compile.standalone.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
 from scripts.compile.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
 from scripts.core import manifest
 from scripts.core.cache import Cache
@@ -31,7 +32,6 @@ from scripts.core.machine import memory_now
 from scripts.core.manifest import Damage
 from scripts.core.process import Command, Finished, Look, capture, run_logged
 from scripts.cuda.archs import Arch, arch_list
-from scripts.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
 from scripts.recipe.costs import CostBook, Unit
 from scripts.recipe.model import Recipe
 from scripts.sources.patch import SourceTree

@@ -21,12 +21,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from scripts.compile.shared_cache import Shared, SharedCache, start_shared
+from scripts.compile.standalone.launcher import COMPILER_CACHE
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.errors import UsageError, WheelsmithError
 from scripts.core.files import digest, file_sha256, remove_tree, write_json
 from scripts.core.process import capture
-from scripts.launcher import COMPILER_CACHE
 
 DEFAULT_SIZE = "10G"
 PROGRAMS = Path(sys.executable).parent  # requirements/tools.txt brings ccache and sccache

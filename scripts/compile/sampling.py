@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from scripts.launcher import unit_of
+from scripts.compile.standalone.launcher import unit_of
 
 WINDOW = 60.0  # seconds over which the units' share of the cores is taken
 SAMPLES = "samples.jsonl"  # in the build tree

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scripts.compile.fixed_paths import ROOT
+from scripts.compile.standalone.launcher import MAPS
 from scripts.core.errors import UsageError
-from scripts.launcher import MAPS
 
 FIRST_DATE = 315532800  # 1980-01-01, before which zip files cannot date anything
 LAST_DATE = 4354819199  # 2107-12-31, after which neither

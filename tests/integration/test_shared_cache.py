@@ -18,9 +18,9 @@ import pytest
 from scripts.compile import shared_cache
 from scripts.compile.build import LAUNCHER
 from scripts.compile.compiler_cache import CompilerCache, compiler_cache, headers_digest, read_settings
+from scripts.compile.standalone.launcher import EVENTS
 from scripts.core.cache import Cache, default_cache_dir
 from scripts.core.console import Console
-from scripts.launcher import EVENTS
 from tests.cache_servers import PASSWORD, Server, free_port, missing, serve
 
 KINDS = [pytest.param(kind, marks=pytest.mark.skipif(bool(missing(kind)), reason=missing(kind))) for kind in

@@ -21,8 +21,8 @@ from scripts.compile.compiler_cache import (
     read_settings,
 )
 from scripts.compile.shared_cache import Shared, read_counts
+from scripts.compile.standalone.launcher import COMPILER_CACHE, cache_failed, call_cached, read_switch
 from scripts.core.console import Console
-from scripts.launcher import COMPILER_CACHE, cache_failed, call_cached, read_switch
 
 
 @pytest.mark.parametrize(

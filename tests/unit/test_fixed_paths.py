@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import namespace
 from scripts.compile import fixed_paths
 from scripts.compile.fixed_paths import NAMESPACE, ROOT, FixedPaths, refusal
+from scripts.compile.standalone import namespace
 from scripts.core.process import GUARD, Command
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")
