@@ -15,8 +15,8 @@ from scripts.core.errors import PackageError, from_os_error
 from scripts.core.files import file_sha256, install_file, write_atomic, write_json
 from scripts.cuda.archs import arch_list
 from scripts.formats.unit_names import DeviceFacts, device_facts
-from scripts.package import Wheel
-from scripts.prove import Proof
+from scripts.package.build import Wheel
+from scripts.package.prove import Proof
 from scripts.recipe.model import GitSource, Recipe, Source
 from scripts.report_html import report_page
 from scripts.sources.types import Fetched

@@ -31,9 +31,9 @@ from scripts.cuda.drivers import default_targets
 from scripts.doctor import add_skip_option, examine, read_skips, skipped
 from scripts.downloads.access import Access
 from scripts.downloads.indexes import Indexes, read_indexes
-from scripts.package import package_wheel
+from scripts.package.build import package_wheel
+from scripts.package.prove import prove_wheel
 from scripts.plan import show_plan
-from scripts.prove import prove_wheel
 from scripts.recipe.costs import cost_book
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.model import Recipe

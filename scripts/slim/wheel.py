@@ -40,7 +40,7 @@ from scripts.formats.wheel import (
     read_record,
     wheel_name,
 )
-from scripts.sbom import cut_out_sbom
+from scripts.package.sbom import cut_out_sbom
 from scripts.slim.rewrite import Slimmed, slim_shared_object
 
 _SIGNATURES = {"RECORD", "RECORD.jws", "RECORD.p7s"}

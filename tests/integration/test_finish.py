@@ -13,9 +13,9 @@ from scripts.audit.collect import audit_wheel
 from scripts.core.errors import AuditError, PackageError
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
-from scripts.finish import find_strip, finish_wheel, strip_file
 from scripts.formats.unit_names import device_facts
 from scripts.formats.wheel import open_wheel, read_record
+from scripts.package.finish import find_strip, finish_wheel, strip_file
 from scripts.slim.wheel import slim_wheel
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel

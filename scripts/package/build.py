@@ -27,9 +27,9 @@ from scripts.core.console import Console, human_bytes
 from scripts.core.errors import PackageError
 from scripts.core.files import remove_tree
 from scripts.core.process import Command
-from scripts.finish import finish_wheel
+from scripts.package.finish import finish_wheel
+from scripts.package.sbom import add_sbom, make_sbom
 from scripts.recipe.model import Component, Recipe
-from scripts.sbom import add_sbom, make_sbom
 
 # Libraries that torch, CUDA's own wheels and the driver bring at run time: never to be copied into the wheel.
 EXTERNAL_LIBRARIES = (
