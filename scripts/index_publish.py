@@ -19,11 +19,10 @@ from scripts.index_entry import Entry, Origin, make_entry
 from scripts.index_statements import built, mirrored, slimmed
 from scripts.provenance import SUFFIX, KeyPair, is_signed, key_id, sign
 from scripts.prune import Rule, doomed
-from scripts.report import report_path
+from scripts.report.wheelhouse import Local, report_path
 from scripts.static_index import Item, StaticIndex
 from scripts.store import Store
 from scripts.variants import Variant, VariantIndex, describe
-from scripts.wheelhouse import Local
 
 SBOM = ".cdx.json"
 GRACE = timedelta(days=1)

@@ -23,10 +23,10 @@ from scripts.index_attestations import check_provenance
 from scripts.index_entry import Entry, Origin, same_wheel
 from scripts.index_publish import SBOM, Done, Wishes, publish_static
 from scripts.provenance import SUFFIX, PublicKey, check
+from scripts.report.wheelhouse import Local, audit_problem, read_local
 from scripts.simple_client import Listed, SimpleClient
 from scripts.static_index import StaticIndex, refuse_other_bytes
 from scripts.store import Store
-from scripts.wheelhouse import Local, audit_problem, read_local
 
 
 def promote(

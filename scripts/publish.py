@@ -21,10 +21,10 @@ from scripts.index_publish import GRACE, Done, Wishes, publish_static, sign_whee
 from scripts.object_store import SCHEMES, ObjectStore
 from scripts.provenance import load_signer
 from scripts.prune import parse_rule
+from scripts.report.wheelhouse import Local, find_wheels
 from scripts.simple_client import SimpleClient
 from scripts.store import WAIT, Directory, Store
 from scripts.upload import Api, check_url_syntax, find_check_url, upload
-from scripts.wheelhouse import Local, find_wheels
 
 DESCRIPTION = """\
 Put wheels into an index of your own.

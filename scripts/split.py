@@ -14,7 +14,7 @@ from scripts.core.errors import AuditError
 from scripts.cuda.archs import Arch, normalised
 from scripts.cuda.drivers import default_targets
 from scripts.formats.wheel import wheel_name
-from scripts.report import SCHEMA, enter
+from scripts.report.wheelhouse import SCHEMA, enter
 from scripts.slim.wheel import slim_wheel
 
 

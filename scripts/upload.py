@@ -22,9 +22,9 @@ from scripts.core.process import call
 from scripts.downloads.indexes import redacted
 from scripts.formats.wheel import wheel_name
 from scripts.index_entry import same_wheel
+from scripts.report.wheelhouse import Local
 from scripts.simple_client import Listed, SimpleClient, unknown_issuer
 from scripts.static_index import refuse_other_bytes
-from scripts.wheelhouse import Local
 
 ATTEMPTS = 3
 _SECRETS = ("UV_PUBLISH_PASSWORD", "UV_PUBLISH_TOKEN")

@@ -37,7 +37,8 @@ from scripts.plan import show_plan
 from scripts.recipe.costs import cost_book
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.model import Recipe
-from scripts.report import Stages, enter, find_built, make_report
+from scripts.report.build_report import Stages, make_report
+from scripts.report.wheelhouse import enter, find_built
 from scripts.sources.fetch import fetch_recipe, open_access
 from scripts.sources.patch import prepare_tree
 from scripts.sources.series import recipe_patches

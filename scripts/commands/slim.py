@@ -16,7 +16,7 @@ from scripts.core.paths import ROOT
 from scripts.cuda.archs import Arch, arch_list, parse_arch_list
 from scripts.cuda.drivers import default_targets
 from scripts.formats.wheel import wheel_name
-from scripts.report import SCHEMA, read_report, report_path
+from scripts.report.wheelhouse import SCHEMA, read_report, report_path
 from scripts.slim.wheel import SlimmedMember, SlimResult, slim
 
 DESCRIPTION = """\

@@ -177,7 +177,7 @@ def test_half_a_wheel_is_refused(tmp_path: Path) -> None:
 
 def test_a_wheel_that_changes_while_it_is_published_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = small(tmp_path / "w")
-    monkeypatch.setattr("scripts.wheelhouse.known_sha256", lambda *_: "0" * 64)
+    monkeypatch.setattr("scripts.report.wheelhouse.known_sha256", lambda *_: "0" * 64)
     with pytest.raises(PublishError, match="changed while"):
         run(wheel, "--to", "index", "--no-audit")
     assert not [path for path in (tmp_path / "index/files").rglob("*") if path.is_file()]
@@ -261,7 +261,7 @@ def test_a_target_that_cannot_be_written_is_a_publish_error(tmp_path: Path) -> N
 
 
 def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, cache: Cache) -> None:
-    from scripts import wheelhouse
+    from scripts.report import wheelhouse
 
     path = tmp_path / "x"
     path.write_bytes(b"one")

@@ -14,7 +14,7 @@ from scripts.compile.sampling import Phase, Sampler, phase_of
 from scripts.compile.standalone.launcher import EVENTS
 from scripts.core.paths import ROOT
 from scripts.core.process import run_logged
-from scripts.timeline import read_timeline
+from scripts.report.timeline import read_timeline
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from html import escape
 
 from scripts.compile.sampling import Phase
 from scripts.core.console import human_bytes, human_seconds
-from scripts.timeline import Span, Timeline
+from scripts.report.timeline import Span, Timeline
 
 WIDTH, ROW, LEFT, AXIS = 1160, 26, 40, 18  # user units of the drawing
 HEIGHT = 160  # of the memory curve

@@ -11,20 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from scripts.compile.build import BuildTree, Compiled
-from scripts.core.errors import PackageError, from_os_error
-from scripts.core.files import file_sha256, install_file, write_atomic, write_json
+from scripts.core.files import write_json
 from scripts.cuda.archs import arch_list
 from scripts.formats.unit_names import DeviceFacts, device_facts
 from scripts.package.build import Wheel
 from scripts.package.prove import Proof
 from scripts.recipe.model import GitSource, Recipe, Source
-from scripts.report_html import report_page
+from scripts.report.timeline import read_timeline
+from scripts.report.wheelhouse import SCHEMA
 from scripts.sources.types import Fetched
-from scripts.timeline import Timeline, read_timeline
 from scripts.toolchain.provide import toolchain_report
-from scripts.trace import trace
-
-SCHEMA = 1
 
 
 @dataclass
@@ -57,11 +53,6 @@ class Stages:
         finally:
             with suppress(OSError):
                 write_json(path, {"seconds": self.seconds, "peak_bytes": self.peak_bytes})
-
-
-def report_path(wheel: Path) -> Path:
-    """Return where the report of a wheel is: `NAME.whl.report.json`."""
-    return wheel.with_name(wheel.name + ".report.json")
 
 
 def make_report(
@@ -131,44 +122,3 @@ def _pin(name: str, version: str, source: Source) -> dict[str, Any]:
         return {"name": name, "version": version, "repository": source.repository, "commit": source.commit}
     taken = {"name": name, "version": version, "project": f"{source.name} {source.version}"}
     return {**taken, "kind": source.kind, "sha256": source.sha256}
-
-
-def enter(wheel: Path, report: Mapping[str, Any], wheelhouse: Path) -> Path:
-    """Put the reports and then the wheel into the wheelhouse, each by rename: a wheel there always has its report.
-
-    Raises PackageError.
-    """
-    final = wheelhouse / wheel.name
-    try:
-        write_json(report_path(final), report)
-        write_atomic(final.with_name(final.name + ".report.html"), report_page(report).encode())
-        if report.get("timeline"):
-            events = trace(Timeline.of(report["timeline"]), final.name)
-            write_atomic(final.with_name(final.name + ".trace.json"), json.dumps(events).encode())
-    except OSError as error:
-        raise from_os_error(PackageError, error, doing="writing", path=wheelhouse, variable="--wheelhouse") from error
-    install_file(wheel, final, kind=PackageError, variable="--wheelhouse")
-    return final
-
-
-def read_report(wheel: Path, **wanted: str) -> dict[str, Any] | None:
-    """Return the report of a wheel when both are whole: readable, and about this very file. Else None.
-
-    `wanted` are values that the report must have (`build`, `recipe_digest`): the file is hashed only then.
-    """
-    try:
-        report = json.loads(report_path(wheel).read_text())
-        found = {"build": report.get("build"), "recipe_digest": report["recipe"]["digest"]} if wanted else {}
-        if report["schema"] == SCHEMA and found == wanted and report["wheel"]["sha256"] == file_sha256(wheel):
-            return dict(report)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    return None
-
-
-def find_built(wheelhouse: Path, build: str, recipe_digest: str) -> tuple[Path, Mapping[str, Any]] | None:
-    """Return the wheel (and its report) that this recipe's build has left in the wheelhouse, if it is whole."""
-    for path in sorted(wheelhouse.glob("*.whl")):
-        if report := read_report(path, build=build, recipe_digest=recipe_digest):
-            return path, report
-    return None

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scripts.core.cache import Cache
 from scripts.core.console import Console
-from scripts.core.errors import PublishError, UsageError
-from scripts.core.files import digest, file_sha256, write_atomic
+from scripts.core.errors import PackageError, PublishError, UsageError, from_os_error
+from scripts.core.files import digest, file_sha256, install_file, write_atomic, write_json
 from scripts.formats.wheel import open_wheel, wheel_name
-from scripts.report import report_path
+from scripts.report.page import report_page
+from scripts.report.timeline import Timeline
+from scripts.report.trace import trace
+
+SCHEMA = 1
 
 _SETTLED = 1e9  # nanoseconds that a file must not have changed before its digest is remembered
 
@@ -115,3 +119,49 @@ def _report(path: Path, sha256: str) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return dict(report) if about == sha256 else None
+
+
+def report_path(wheel: Path) -> Path:
+    """Return where the report of a wheel is: `NAME.whl.report.json`."""
+    return wheel.with_name(wheel.name + ".report.json")
+
+
+def enter(wheel: Path, report: Mapping[str, Any], wheelhouse: Path) -> Path:
+    """Put the reports and then the wheel into the wheelhouse, each by rename: a wheel there always has its report.
+
+    Raises PackageError.
+    """
+    final = wheelhouse / wheel.name
+    try:
+        write_json(report_path(final), report)
+        write_atomic(final.with_name(final.name + ".report.html"), report_page(report).encode())
+        if report.get("timeline"):
+            events = trace(Timeline.of(report["timeline"]), final.name)
+            write_atomic(final.with_name(final.name + ".trace.json"), json.dumps(events).encode())
+    except OSError as error:
+        raise from_os_error(PackageError, error, doing="writing", path=wheelhouse, variable="--wheelhouse") from error
+    install_file(wheel, final, kind=PackageError, variable="--wheelhouse")
+    return final
+
+
+def read_report(wheel: Path, **wanted: str) -> dict[str, Any] | None:
+    """Return the report of a wheel when both are whole: readable, and about this very file. Else None.
+
+    `wanted` are values that the report must have (`build`, `recipe_digest`): the file is hashed only then.
+    """
+    try:
+        report = json.loads(report_path(wheel).read_text())
+        found = {"build": report.get("build"), "recipe_digest": report["recipe"]["digest"]} if wanted else {}
+        if report["schema"] == SCHEMA and found == wanted and report["wheel"]["sha256"] == file_sha256(wheel):
+            return dict(report)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def find_built(wheelhouse: Path, build: str, recipe_digest: str) -> tuple[Path, Mapping[str, Any]] | None:
+    """Return the wheel (and its report) that this recipe's build has left in the wheelhouse, if it is whole."""
+    for path in sorted(wheelhouse.glob("*.whl")):
+        if report := read_report(path, build=build, recipe_digest=recipe_digest):
+            return path, report
+    return None

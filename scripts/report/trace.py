@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from scripts.timeline import Span, Timeline
+from scripts.report.timeline import Span, Timeline
 
 PROCESS = 1
 

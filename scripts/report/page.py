@@ -14,8 +14,8 @@ from scripts.audit.models import AuditReport
 from scripts.audit.show import sections
 from scripts.core.console import human_bytes, human_seconds
 from scripts.core.html import facts, page, table
-from scripts.report_svg import gantt, legend, memory_curve, phase_class
-from scripts.timeline import Span, Timeline
+from scripts.report.drawings import gantt, legend, memory_curve, phase_class
+from scripts.report.timeline import Span, Timeline
 
 MOST_EXPENSIVE = 20
 
