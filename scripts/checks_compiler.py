@@ -11,8 +11,8 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.core.process import capture
+from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.toolchain.provide import HostCompiler, check_python_headers, find_host_compiler
 
 NEWEST_GCC = {"11.8": 11, "12.0": 12, "12.1": 12, "12.2": 12, "12.3": 12, "12.4": 13, "12.5": 13, "12.6": 13,

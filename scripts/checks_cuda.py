@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.core.errors import ToolchainError, UsageError
 from scripts.cuda.archs import Arch, arch_list, architecture, check_cuda_can, loose_intersection, runs_on_cubin
 from scripts.cuda.drivers import floor, numbers, release
-from scripts.preflight import toolkit_problem
+from scripts.doctor.preflight import toolkit_problem
+from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.recipe.model import Component
 from scripts.toolchain.choice import needs_packages
 from scripts.toolchain.installed import find_system_toolkit, ways_to_get

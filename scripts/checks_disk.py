@@ -7,9 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.core.console import human_bytes
-from scripts.preflight import missing_git
+from scripts.doctor.preflight import missing_git
+from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.recipe.costs import TOOLCHAIN_GB
 from scripts.recipe.model import Component, GitSource
 from scripts.toolchain.provide import environment_key

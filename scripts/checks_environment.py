@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.checks import Result, Subject, check, ok, warning
+from scripts.doctor.registry import Result, Subject, check, ok, warning
 from scripts.toolchain.installed import find_system_toolkit
 
 HEADER_VARIABLES = (

@@ -7,9 +7,9 @@ import platform
 import pwd
 import resource
 
-from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.core.cgroup import memory_limit
 from scripts.core.console import human_bytes, human_seconds
+from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.recipe.costs import cost_book, cpu_seconds
 
 GB = 1e9

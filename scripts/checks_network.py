@@ -13,11 +13,11 @@ from urllib.request import getproxies, proxy_bypass
 import httpx2 as httpx
 from unearth import PackageFinder
 
-from scripts.checks import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.core.paths import ROOT
 from scripts.core.process import capture
+from scripts.doctor.preflight import git_problems, missing_git
+from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.downloads.indexes import Indexes, redacted
-from scripts.preflight import git_problems, missing_git
 from scripts.sources.git_process import git_program
 from scripts.toolchain.provide import environment_key
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from scripts.checks import Result, Subject, blocked, check, ok, unknown
 from scripts.core.errors import DoctorError, WheelsmithError
 from scripts.core.process import capture
+from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown
 from scripts.formats.dynamic import read_dynamic
 from scripts.formats.elf import open_elf
 from scripts.toolchain.provide import environment_key

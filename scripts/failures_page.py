@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+from scripts.commands.doctor import CHECKS
 from scripts.core.paths import ROOT
-from scripts.doctor import CHECKS
 from scripts.failures.catalogue import Failure, Stage, catalogue
 
 PAGE = ROOT / "docs" / "failures.md"

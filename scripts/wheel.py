@@ -14,8 +14,8 @@ from typing import Any
 from scripts.audit.collect import audit_wheel
 from scripts.audit.models import AuditReport, Level
 from scripts.audit.show import failures, show
-from scripts.checks import Subject
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
+from scripts.commands.doctor import add_skip_option
 from scripts.compile.build import BuildTree, configure, list_units, plan_tree
 from scripts.compile.cached import compile_cached
 from scripts.compile.compiler_cache import CacheSettings, CacheSummary, read_settings
@@ -28,7 +28,8 @@ from scripts.core.machine import Machine, read_machine
 from scripts.core.paths import DEFAULT_RECIPE, WHEELHOUSE
 from scripts.cuda.archs import Arch, arch_list, check_cuda_can, parse_arch_list
 from scripts.cuda.drivers import default_targets
-from scripts.doctor import add_skip_option, examine, read_skips, skipped
+from scripts.doctor.examine import examine, read_skips, skipped
+from scripts.doctor.registry import Subject
 from scripts.downloads.access import Access
 from scripts.downloads.indexes import Indexes, read_indexes
 from scripts.package.build import package_wheel

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from scripts import checks_compiler
-from scripts.checks import CHECKS, Subject, Verdict, blocked, check
 from scripts.checks_disk import cache_need
 from scripts.core.machine import Machine
 from scripts.cuda.drivers import parse_target
+from scripts.doctor.registry import CHECKS, Subject, Verdict, blocked, check
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe
 from scripts.toolchain.provide import environment_key

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.checks import CHECKS
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import UsageError
 from scripts.diagnose import main
+from scripts.doctor.registry import CHECKS
 from scripts.failures.catalogue import catalogue
 from scripts.failures_page import PAGE, page
 

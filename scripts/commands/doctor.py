@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from scripts import (  # noqa: F401  (importing a module registers its checks)
@@ -21,21 +21,20 @@ from scripts import (  # noqa: F401  (importing a module registers its checks)
     checks_network,
     checks_python,
 )
-from scripts.checks import CHECKS, Row, Subject, Verdict, require, run_checks
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
 from scripts.core.console import Console
-from scripts.core.errors import DoctorError, UsageError, nearest
+from scripts.core.errors import DoctorError, UsageError
 from scripts.core.files import write_json
 from scripts.core.machine import read_machine
 from scripts.core.paths import DEFAULT_RECIPE, ROOT
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
+from scripts.doctor.examine import SMALLEST, blocking, read_skips, smaller_subject
+from scripts.doctor.registry import CHECKS, Row, Subject, Verdict, run_checks
 from scripts.downloads.indexes import read_indexes
 from scripts.recipe.files import load_recipe
-from scripts.recipe.model import Recipe
 from scripts.sources.fetch import open_access
 
-SMALLEST = "quickstart"
 __all__ = ["CHECKS"]  # once their modules are imported: all of them
 
 
@@ -44,34 +43,6 @@ def add_skip_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip", action="append", default=[], metavar="ID", help="pass a check of doctor over; repeated; in the report"
     )
-
-
-def read_skips(names: Iterable[str]) -> frozenset[str]:
-    """Return the checks to pass over. Raises UsageError for one that there is not."""
-    for name in names:
-        if name not in CHECKS:
-            raise UsageError(
-                f"--skip: there is no check {name!r}.{nearest(name, CHECKS)}", fix="nox -s doctor -- --all"
-            )
-    return frozenset(names)
-
-
-def examine(subject: Subject, skip: frozenset[str], console: Console) -> tuple[Row, ...]:
-    """Run all checks before a build; say the warnings and raise DoctorError for what blocks it."""
-    rows = run_checks(subject, skip=skip)
-    for row in rows:
-        if row.verdict is Verdict.WARNING:
-            console.note(f"doctor: {row.measured} [{row.id}]")
-    require(rows, subject.recipe)
-    return rows
-
-
-def skipped(rows: Iterable[Row]) -> list[Mapping[str, str]]:
-    """Return what the wheel's report says of checks that did not hold a build up: those skipped and those warned of."""
-    kept = {Verdict.SKIPPED, Verdict.WARNING}
-    return [
-        {"id": row.id, "verdict": row.verdict.value, "measured": row.measured} for row in rows if row.verdict in kept
-    ]
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -139,19 +110,6 @@ def judge(subject: Subject, rows: Sequence[Row], smaller: Sequence[Row], console
     if smaller and (lacks := blocking(smaller)):
         console.result(f"missing for {SMALLEST}: {', '.join(lacks)}")
     return DoctorError.exit_code if blocking(rows) else 0
-
-
-def blocking(rows: Iterable[Row]) -> list[str]:
-    """Return the ids of the checks that block."""
-    return [row.id for row in rows if row.verdict is Verdict.BLOCKED]
-
-
-def smaller_subject(subject: Subject) -> Subject | None:
-    """Return the same machine with the smallest recipe; None when that is the one in question."""
-    recipe: Recipe = load_recipe(SMALLEST)
-    if subject.recipe.name == recipe.name:
-        return None
-    return replace(subject, recipe=recipe, archs=recipe.archs, targets=(), python=None)
 
 
 def write_rows(path: Path, subject: Subject, rows: Sequence[Row]) -> None:
