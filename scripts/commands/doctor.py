@@ -12,15 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from scripts import (  # noqa: F401  (importing a module registers its checks)
-    checks_compiler,
-    checks_cuda,
-    checks_disk,
-    checks_environment,
-    checks_machine,
-    checks_network,
-    checks_python,
-)
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
 from scripts.core.console import Console
 from scripts.core.errors import DoctorError, UsageError
@@ -29,6 +20,7 @@ from scripts.core.machine import read_machine
 from scripts.core.paths import DEFAULT_RECIPE, ROOT
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
+from scripts.doctor.checks import compiler as checks_compiler  # noqa: F401  (importing a module registers its checks)
 from scripts.doctor.examine import SMALLEST, blocking, read_skips, smaller_subject
 from scripts.doctor.registry import CHECKS, Row, Subject, Verdict, run_checks
 from scripts.downloads.indexes import read_indexes

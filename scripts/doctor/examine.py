@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from scripts import (  # noqa: F401  (importing a module registers its checks)
-    checks_compiler,
-    checks_cuda,
-    checks_disk,
-    checks_environment,
-    checks_machine,
-    checks_network,
-    checks_python,
-)
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
+from scripts.doctor.checks import compiler as checks_compiler  # noqa: F401  (importing a module registers its checks)
 from scripts.doctor.registry import CHECKS, Row, Subject, Verdict, require, run_checks
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from scripts import checks_network, checks_python
 from scripts.commands.doctor import main
 from scripts.core.console import Console
 from scripts.core.errors import DoctorError, UsageError
+from scripts.doctor.checks import network as checks_network
+from scripts.doctor.checks import python as checks_python
 from scripts.doctor.examine import read_skips, skipped
 from scripts.doctor.registry import Row, Subject, Verdict, require, run_checks
 from scripts.downloads.indexes import Indexes

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from scripts import checks_compiler
-from scripts.checks_disk import cache_need
 from scripts.core.machine import Machine
 from scripts.cuda.drivers import parse_target
+from scripts.doctor.checks import compiler as checks_compiler
+from scripts.doctor.checks.disk import cache_need
 from scripts.doctor.registry import CHECKS, Subject, Verdict, blocked, check
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe
@@ -132,7 +132,7 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
 @blocks("oom-nvcc-cicc-killed", "and there are 0.1 GB at all")
 def _(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
     measured = SimpleNamespace(largest=lambda _components: SimpleNamespace(peak_bytes=3e9))
-    monkeypatch.setattr("scripts.checks_machine.cost_book", lambda _recipe: measured)
+    monkeypatch.setattr("scripts.doctor.checks.machine.cost_book", lambda _recipe: measured)
     return make_subject(folder, machine=Machine(8, 0.1, 0.1))
 
 

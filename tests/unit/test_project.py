@@ -12,8 +12,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from noxfile import PYTHONS
-from scripts.checks_compiler import python_version
 from scripts.core.paths import ROOT
+from scripts.doctor.checks.compiler import python_version
 from scripts.doctor.registry import Verdict
 from scripts.failures.catalogue import catalogue
 from tests.subjects import make_subject
