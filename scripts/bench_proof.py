@@ -27,13 +27,13 @@ from scripts.core.paths import WHEELHOUSE
 from scripts.cuda.archs import Arch, arch_list
 from scripts.downloads.access import Access
 from scripts.downloads.indexes import read_indexes
+from scripts.pipeline.wheel import Job
 from scripts.recipe.costs import Unit
 from scripts.recipe.model import Recipe
 from scripts.sources.fetch import fetch_recipe
 from scripts.sources.patch import prepare_tree
 from scripts.sources.series import recipe_patches
 from scripts.toolchain.provide import provide_toolchain
-from scripts.wheel import Job
 
 SWITCH = "VLLM_LEAN_HEADERS"  # of patches/vllm/0006-lean-headers.patch
 SAMPLE_RECIPE, SAMPLE_ARCHS = "vllm-0.20.1-cu130", "9.0"

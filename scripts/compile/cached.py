@@ -8,8 +8,8 @@ from scripts.compile.build import BuildTree, Compiled, compile_units
 from scripts.compile.compiler_cache import compiler_cache, headers_digest
 from scripts.core.console import Console
 from scripts.core.files import digest
+from scripts.pipeline.wheel import Job
 from scripts.recipe.costs import Unit, cost_book
-from scripts.wheel import Job
 
 
 def compile_cached(tree: BuildTree, job: Job, console: Console, *, only: Sequence[Unit] | None = None) -> Compiled:

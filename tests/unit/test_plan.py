@@ -11,7 +11,7 @@ import pytest
 from scripts.core.console import Console
 from scripts.core.machine import Machine
 from scripts.cuda.archs import parse_arch_list
-from scripts.plan import show_plan
+from scripts.pipeline.plan import show_plan
 from scripts.recipe.costs import cpu_seconds
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.model import Cost, Recipe, describe
@@ -35,7 +35,7 @@ COST = {
 @pytest.fixture(autouse=True)
 def _no_toolkit_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     search = functools.partial(find_system_toolkit, prefix=tmp_path / "local")
-    monkeypatch.setattr("scripts.plan.find_system_toolkit", search)
+    monkeypatch.setattr("scripts.pipeline.plan.find_system_toolkit", search)
 
 
 def plan(
