@@ -17,14 +17,14 @@ from scripts.core.errors import UsageError
 from scripts.core.files import write_json
 from scripts.core.paths import ROOT
 from scripts.downloads.indexes import Indexes, read_indexes, redacted
-from scripts.index_publish import GRACE, Done, Wishes, publish_static, sign_wheels
-from scripts.object_store import SCHEMES, ObjectStore
-from scripts.provenance import load_signer
-from scripts.prune import parse_rule
+from scripts.index.object_store import SCHEMES, ObjectStore
+from scripts.index.provenance import load_signer
+from scripts.index.prune import parse_rule
+from scripts.index.publish import GRACE, Done, Wishes, publish_static, sign_wheels
+from scripts.index.reader import SimpleClient
+from scripts.index.store import WAIT, Directory, Store
+from scripts.index.upload import Api, check_url_syntax, find_check_url, upload
 from scripts.report.wheelhouse import Local, find_wheels
-from scripts.simple_client import SimpleClient
-from scripts.store import WAIT, Directory, Store
-from scripts.upload import Api, check_url_syntax, find_check_url, upload
 
 DESCRIPTION = """\
 Put wheels into an index of your own.

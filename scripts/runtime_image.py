@@ -49,8 +49,8 @@ from scripts.image_gpus import NO_HAZARDS, gpu_table, hazard_label
 from scripts.image_layers import lock_hashes
 from scripts.image_report import ImageReport, Phase, as_json, file_stem, show
 from scripts.image_sbom import image_sbom, licence_label
-from scripts.index_statements import STATEMENT
-from scripts.provenance import SUFFIX, KeyPair, load_signer, sign
+from scripts.index.provenance import SUFFIX, KeyPair, load_signer, sign
+from scripts.index.statements import STATEMENT
 
 DEFAULT_BASE = "python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254"
 TARGETS = ("runtime", "runpod", "runtime-jit")

@@ -21,7 +21,7 @@ from scripts import publish
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError
 from scripts.core.files import file_sha256
-from scripts.index_attestations import bundle, check_provenance
+from scripts.index.attestations import bundle, check_provenance
 from tests.integration.index_servers import tool
 from tests.integration.test_provenance import key_pair, wheel_with_sbom
 from tests.integration.upload_servers import CACHE

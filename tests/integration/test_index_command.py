@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from obstore.store import MemoryStore
 
-from scripts import index, publish, verify_wheel
+from scripts import publish, verify_wheel
+from scripts.commands import index
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.core.files import file_sha256
@@ -34,7 +35,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "directory":
         return str(tmp_path / "index")
     stores: dict[str, MemoryStore] = {}
-    monkeypatch.setattr("scripts.object_store.from_url", lambda url, **_: stores.setdefault(url, MemoryStore()))
+    monkeypatch.setattr("scripts.index.object_store.from_url", lambda url, **_: stores.setdefault(url, MemoryStore()))
     return "s3://bucket/index"
 
 

@@ -18,10 +18,10 @@ from scripts import publish
 from scripts.core.console import Console
 from scripts.cuda.archs import TABLE
 from scripts.cuda.drivers import RELEASES, release
-from scripts.index_entry import Entry, Served, read_entry
-from scripts.landing import landing_page
-from scripts.static_index import StaticIndex
-from scripts.store import Directory
+from scripts.index.entry import Entry, Served, read_entry
+from scripts.index.landing import landing_page
+from scripts.index.static import StaticIndex
+from scripts.index.store import Directory
 from tests.integration.browser import Browser, browser
 from tests.integration.index_servers import clean_environment, serve, tool, venv
 from tests.wheels import make_wheel

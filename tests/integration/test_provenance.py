@@ -19,8 +19,8 @@ from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.core.files import file_sha256
 from scripts.formats.sbom import renamed
+from scripts.index.provenance import check, load_key
 from scripts.package.sbom import add_sbom, make_sbom
-from scripts.provenance import check, load_key
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.slim.wheel import slim_wheel
 from tests.fatbins import container, sass, shared_object

@@ -157,7 +157,7 @@ def test_the_official_wheel_is_published_and_installed_by_uv(official: Path, tmp
 def test_the_audit_of_the_official_wheel_for_every_gpu_gets_onto_the_landing_page(
     official: Path, tmp_path: Path
 ) -> None:
-    from scripts.index_entry import make_entry
+    from scripts.index.entry import make_entry
 
     started = time.monotonic()
     entry, _ = make_entry(official, file_sha256(official))

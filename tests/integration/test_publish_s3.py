@@ -20,9 +20,9 @@ from scripts import publish
 from scripts.core.console import Console
 from scripts.core.errors import PublishError, UsageError
 from scripts.core.paths import ROOT
-from scripts.index_entry import Entry
-from scripts.object_store import ObjectStore
-from scripts.static_index import StaticIndex
+from scripts.index.entry import Entry
+from scripts.index.object_store import ObjectStore
+from scripts.index.static import StaticIndex
 from tests.integration.index_servers import clean_environment, free_port, nginx, nginx_bytes, started, tool, venv
 from tests.integration.test_publish_static import check_index, small
 from tests.integration.upload_servers import server_tools
@@ -39,7 +39,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
     """Let s3://bucket be obstore's own store in memory, which has conditions as S3 has."""
     store = MemoryStore()
-    monkeypatch.setattr("scripts.object_store.from_url", lambda *_, **__: store)
+    monkeypatch.setattr("scripts.index.object_store.from_url", lambda *_, **__: store)
     return store
 
 
@@ -104,7 +104,7 @@ def test_a_store_that_is_not_there_or_not_one_is_told(monkeypatch: pytest.Monkey
         run(small(tmp_path / "w"), "--to", "ftp://host/x")
     for name, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("scripts.object_store.RETRIES", {"max_retries": 0})
+    monkeypatch.setattr("scripts.index.object_store.RETRIES", {"max_retries": 0})
     store = ObjectStore("s3://bucket/x")
     for call in (
         lambda: store.tags("entries/"),

@@ -19,10 +19,10 @@ from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError
 from scripts.core.files import file_sha256
 from scripts.core.paths import ROOT
-from scripts.index_entry import identity, read_entry, same_wheel
-from scripts.provenance import load_key
-from scripts.static_index import StaticIndex
-from scripts.store import Directory
+from scripts.index.entry import identity, read_entry, same_wheel
+from scripts.index.provenance import load_key
+from scripts.index.static import StaticIndex
+from scripts.index.store import Directory
 from tests.integration.index_servers import JSON, basic, free_port, nginx
 from tests.integration.test_provenance import key_pair, verify, wheel_with_sbom
 from tests.integration.test_publish_static import PLAIN, check_index, run, small
@@ -71,7 +71,7 @@ def test_a_file_system_without_locks_or_with_idle_ones_is_noticed(
 
 def test_waiting_names_the_holder_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wheel = small(tmp_path / "w")
-    holding = "import sys, time; from pathlib import Path; from scripts.store import Directory; "
+    holding = "import sys, time; from pathlib import Path; from scripts.index.store import Directory; "
     holding += "from scripts.core.console import Console\nwith Directory(Path(sys.argv[1])).lock(Console()): "
     holding += "print('held', flush=True); time.sleep(60)"
     with subprocess.Popen(

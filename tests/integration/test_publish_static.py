@@ -25,7 +25,7 @@ from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.core.files import file_sha256
 from scripts.core.paths import ROOT
-from scripts.index_entry import read_entry
+from scripts.index.entry import read_entry
 from tests.fatbins import container, sass, shared_object
 from tests.integration.index_servers import clean_environment, serve, tool, venv
 from tests.wheels import make_wheel

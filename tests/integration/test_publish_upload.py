@@ -20,13 +20,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import publish, upload
+from scripts import publish
 from scripts.core.console import Console
 from scripts.core.errors import PublishError, UsageError
 from scripts.core.paths import ROOT
 from scripts.downloads.indexes import Indexes
-from scripts.simple_client import Listed, SimpleClient, html_files, json_files
-from scripts.upload import Api, default_check_url, explain, without_secrets
+from scripts.index import upload
+from scripts.index.reader import Listed, SimpleClient, html_files, json_files
+from scripts.index.upload import Api, default_check_url, explain, without_secrets
 from tests.integration.index_servers import free_port, netrc, nginx
 from tests.integration.test_publish_static import sparse_wheel
 from tests.integration.upload_servers import Index, devpi, pypiserver, small_index
@@ -49,7 +50,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(netrc(tmp_path)))
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
-    monkeypatch.setattr("scripts.upload.pause", lambda _: None)
+    monkeypatch.setattr("scripts.index.upload.pause", lambda _: None)
 
 
 @pytest.fixture
@@ -296,7 +297,7 @@ def test_devpi_503_from_a_proxy_then_recovery_and_a_connection_cut_half_way(
             f"proxy_set_header X-outside-url http://127.0.0.1:{front}; }} }}"
         )
         (tmp_path / "down").write_text("")
-        monkeypatch.setattr("scripts.upload.pause", lambda _: (tmp_path / "down").unlink(missing_ok=True))
+        monkeypatch.setattr("scripts.index.upload.pause", lambda _: (tmp_path / "down").unlink(missing_ok=True))
         with nginx(tmp_path, tmp_path / "nginx", upstream=maintenance, port=front):
             wheel = small(tmp_path / "w")
             words = [str(wheel), "--to", f"http://127.0.0.1:{front}/team/prod/", "--check-url", url + "+simple/"]

@@ -21,7 +21,7 @@ from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
 from scripts.formats.fatbin import read_device_code
 from scripts.formats.wheel import open_wheel, read_record
-from scripts.index_statements import slimmed
+from scripts.index.statements import slimmed
 from scripts.report.wheelhouse import report_path
 from scripts.slim.wheel import slim, slim_version, slim_wheel
 from tests.fatbins import container, ptx_entry, sass, shared_object

@@ -42,7 +42,7 @@ from scripts.image_context import (
 from scripts.image_engine import Engine, Layer, Plan, StepClock, explained
 from scripts.image_report import ImageReport, Phase, as_json, file_stem, show
 from scripts.image_sbom import image_sbom, licence_label, spdx
-from scripts.provenance import KeyPair
+from scripts.index.provenance import KeyPair
 from scripts.toolchain.locks import runtime_options
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel

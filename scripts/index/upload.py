@@ -21,10 +21,10 @@ from scripts.core.errors import PublishError, UsageError
 from scripts.core.process import call
 from scripts.downloads.indexes import redacted
 from scripts.formats.wheel import wheel_name
-from scripts.index_entry import same_wheel
+from scripts.index.entry import same_wheel
+from scripts.index.reader import Listed, SimpleClient, unknown_issuer
+from scripts.index.static import refuse_other_bytes
 from scripts.report.wheelhouse import Local
-from scripts.simple_client import Listed, SimpleClient, unknown_issuer
-from scripts.static_index import refuse_other_bytes
 
 ATTEMPTS = 3
 _SECRETS = ("UV_PUBLISH_PASSWORD", "UV_PUBLISH_TOKEN")

@@ -13,14 +13,14 @@ from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_json
 from scripts.downloads.indexes import read_indexes
-from scripts.index_entry import Entry
-from scripts.index_publish import Done, Wishes
-from scripts.index_transfer import mirror, promote
-from scripts.provenance import load_key, load_signer
+from scripts.index.entry import Entry
+from scripts.index.provenance import load_key, load_signer
+from scripts.index.publish import Done, Wishes
+from scripts.index.reader import SimpleClient
+from scripts.index.static import StaticIndex
+from scripts.index.transfer import mirror, promote
+from scripts.index.upload import check_url_syntax
 from scripts.publish import add_store_options, open_store, show, who
-from scripts.simple_client import SimpleClient
-from scripts.static_index import StaticIndex
-from scripts.upload import check_url_syntax
 
 DESCRIPTION = """\
 Look after the wheels of a static index, in a directory or a bucket.

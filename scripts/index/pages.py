@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from packaging.version import Version
 
-from scripts.index_entry import Entry
-from scripts.landing import landing_page
+from scripts.index.entry import Entry
+from scripts.index.landing import landing_page
 
 _HEAD = '<!DOCTYPE html>\n<html><head><meta charset="utf-8"><meta name="pypi:repository-version" content="1.3">'
 _META = {"api-version": "1.3"}  # PEP 700 sizes and times, PEP 740 provenance

@@ -18,15 +18,15 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.downloads.indexes import redacted
-from scripts.index_attestations import SUFFIX as PROVENANCE
-from scripts.index_attestations import check_provenance
-from scripts.index_entry import Entry, Origin, same_wheel
-from scripts.index_publish import SBOM, Done, Wishes, publish_static
-from scripts.provenance import SUFFIX, PublicKey, check
+from scripts.index.attestations import SUFFIX as PROVENANCE
+from scripts.index.attestations import check_provenance
+from scripts.index.entry import Entry, Origin, same_wheel
+from scripts.index.provenance import SUFFIX, PublicKey, check
+from scripts.index.publish import SBOM, Done, Wishes, publish_static
+from scripts.index.reader import Listed, SimpleClient
+from scripts.index.static import StaticIndex, refuse_other_bytes
+from scripts.index.store import Store
 from scripts.report.wheelhouse import Local, audit_problem, read_local
-from scripts.simple_client import Listed, SimpleClient
-from scripts.static_index import StaticIndex, refuse_other_bytes
-from scripts.store import Store
 
 
 def promote(

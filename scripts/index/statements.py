@@ -10,7 +10,7 @@ from typing import Any
 from scripts.core.errors import PublishError
 from scripts.formats.sbom import FOLDER, NAME
 from scripts.formats.wheel import open_wheel
-from scripts.index_entry import Origin
+from scripts.index.entry import Origin
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"

@@ -17,8 +17,8 @@ from typing import Any
 from cryptography import x509
 
 from scripts.core.errors import PublishError
-from scripts.index_entry import same_wheel
-from scripts.provenance import MAX_SIZE, signatures
+from scripts.index.entry import same_wheel
+from scripts.index.provenance import MAX_SIZE, signatures
 
 SUFFIX = ".provenance"
 FILES = "*.attestation"  # `NAME.whl.publish.attestation`, as PyPI's tools name them

@@ -22,7 +22,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from scripts.core.errors import AuditError, UsageError
-from scripts.index_entry import same_wheel
+from scripts.index.entry import same_wheel
 
 SUFFIX = ".intoto.jsonl"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"

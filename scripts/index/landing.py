@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from scripts.cuda.archs import TABLE
 from scripts.cuda.drivers import RELEASES
-from scripts.index_entry import Entry
+from scripts.index.entry import Entry
 
 TEMPLATE = Path(__file__).with_name("landing.html")
 _OLDEST_CUDA = (11, 8)  # no torch that vLLM runs on has code for older drivers

@@ -11,7 +11,7 @@ from datetime import timedelta
 from packaging.version import Version
 
 from scripts.core.errors import UsageError
-from scripts.index_entry import Entry, same_wheel
+from scripts.index.entry import Entry, same_wheel
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from scripts.index_entry import ENTRIES, Entry, read_entry
-from scripts.store import Store, Stored
+from scripts.index.entry import ENTRIES, Entry, read_entry
+from scripts.index.store import Store, Stored
 
 STATE = ".state.json"
 NO_PAGES = {ENTRIES, "files/", "variants/"}

@@ -13,16 +13,16 @@ from scripts.core.console import Console, human_bytes
 from scripts.core.files import file_sha256, write_atomic
 from scripts.formats.sbom import FOLDER, NAME
 from scripts.formats.wheel import open_wheel
-from scripts.index_attestations import SUFFIX as PROVENANCE
-from scripts.index_attestations import provenance_of
-from scripts.index_entry import Entry, Origin, make_entry
-from scripts.index_statements import built, mirrored, slimmed
-from scripts.provenance import SUFFIX, KeyPair, is_signed, key_id, sign
-from scripts.prune import Rule, doomed
+from scripts.index.attestations import SUFFIX as PROVENANCE
+from scripts.index.attestations import provenance_of
+from scripts.index.entry import Entry, Origin, make_entry
+from scripts.index.provenance import SUFFIX, KeyPair, is_signed, key_id, sign
+from scripts.index.prune import Rule, doomed
+from scripts.index.statements import built, mirrored, slimmed
+from scripts.index.static import Item, StaticIndex
+from scripts.index.store import Store
+from scripts.index.variants import Variant, VariantIndex, describe
 from scripts.report.wheelhouse import Local, report_path
-from scripts.static_index import Item, StaticIndex
-from scripts.store import Store
-from scripts.variants import Variant, VariantIndex, describe
 
 SBOM = ".cdx.json"
 GRACE = timedelta(days=1)

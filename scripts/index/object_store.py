@@ -21,7 +21,7 @@ from scripts.core.console import Console
 from scripts.core.errors import PublishError, UsageError, from_os_error
 from scripts.core.files import file_sha256
 from scripts.downloads.indexes import redacted
-from scripts.store import Stored, check_unchanged
+from scripts.index.store import Stored, check_unchanged
 
 SCHEMES = ("s3://", "gs://", "az://")
 CHUNK = 8 << 20  # bytes per part of a large upload

@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import PublishError, UsageError
-from scripts.index_entry import Entry, Event, entry_key, now, read_entry, same_wheel
-from scripts.index_pages import emptied, pages
-from scripts.index_records import Records
-from scripts.store import Store, Stored
+from scripts.index.entry import Entry, Event, entry_key, now, read_entry, same_wheel
+from scripts.index.pages import emptied, pages
+from scripts.index.records import Records
+from scripts.index.store import Store, Stored
 
 ROUNDS = 50  # of reading again after another publisher; each lets at least one publisher finish
 TIME = "%Y-%m-%dT%H:%M:%S.%fZ"

@@ -33,8 +33,8 @@ from scripts.formats.sbom import FOLDER as SBOM_FOLDER
 from scripts.formats.sbom import NAME as SBOM_NAME
 from scripts.formats.sbom import renamed
 from scripts.formats.wheel import WheelFile, WheelWriter, one_block, open_wheel, wheel_name
-from scripts.index_entry import Entry, Served
-from scripts.store import Store
+from scripts.index.entry import Entry, Served
+from scripts.index.store import Store
 
 ROOT = "variants/"
 ENTRIES = f"{ROOT}entries/"

@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import PublishError, from_os_error
 from scripts.core.files import replacing, write_atomic
-from scripts.index_lock import Held, publish_lock
+from scripts.index.lock import Held, publish_lock
 
 BLOCK = 1 << 20
 WAIT = 600.0
