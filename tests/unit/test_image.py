@@ -24,10 +24,10 @@ from scripts.core.errors import ImageError, UsageError
 from scripts.core.paths import ROOT
 from scripts.downloads.indexes import Indexes
 from scripts.downloads.mirrors import parse_mirrors
-from scripts.image_base import debian_base, mmdebstrap_words, parse_debian, reachable
-from scripts.image_checks import Facts, Installed, Result, check_image, inside, read_facts, stopped_cleanly
-from scripts.image_choice import ENGINES, find_engine
-from scripts.image_context import (
+from scripts.image.base import debian_base, mmdebstrap_words, parse_debian, reachable
+from scripts.image.checks import Facts, Installed, Result, check_image, inside, read_facts, stopped_cleanly
+from scripts.image.choice import ENGINES, find_engine
+from scripts.image.context import (
     ENCODINGS,
     Base,
     WheelFacts,
@@ -39,9 +39,9 @@ from scripts.image_context import (
     read_wheel,
     write_secrets,
 )
-from scripts.image_engine import Engine, Layer, Plan, StepClock, explained
-from scripts.image_report import ImageReport, Phase, as_json, file_stem, show
-from scripts.image_sbom import image_sbom, licence_label, spdx
+from scripts.image.engine import Engine, Layer, Plan, StepClock, explained
+from scripts.image.report import ImageReport, Phase, as_json, file_stem, show
+from scripts.image.sbom import image_sbom, licence_label, spdx
 from scripts.index.provenance import KeyPair
 from scripts.toolchain.locks import runtime_options
 from tests.fatbins import container, sass, shared_object

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from scripts.core.errors import ImageError
-from scripts.image_docker import ContainerEngine
-from scripts.image_engine import Plan, plan_words
+from scripts.image.docker import ContainerEngine
+from scripts.image.engine import Plan, plan_words
 
 
 class Podman(ContainerEngine):

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from scripts.core.errors import ImageError
 from scripts.core.process import capture
-from scripts.image_engine import USER_DIRS, Engine, Layer, Plan, fed, plan_words
+from scripts.image.engine import USER_DIRS, Engine, Layer, Plan, fed, plan_words
 
 
 class ContainerEngine(Engine):

@@ -31,8 +31,8 @@ from scripts.cuda.drivers import Target, parse_target
 from scripts.downloads.download import download, open_client
 from scripts.downloads.indexes import Indexes
 from scripts.formats.wheel import open_wheel, wheel_name
-from scripts.image_gpus import NAME as GPU_TABLE
-from scripts.image_layers import layer_rules, split_lock
+from scripts.image.gpus import NAME as GPU_TABLE
+from scripts.image.layers import layer_rules, split_lock
 from scripts.recipe.files import load_recipe
 
 RUNTIME = ROOT / "runtime"

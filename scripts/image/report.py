@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.core.console import Console, human_bytes, human_seconds
-from scripts.image_checks import Facts, Result
-from scripts.image_context import WheelFacts
-from scripts.image_engine import Layer
+from scripts.image.checks import Facts, Result
+from scripts.image.context import WheelFacts
+from scripts.image.engine import Layer
 
 
 @dataclasses.dataclass(frozen=True)

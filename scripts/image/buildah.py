@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from scripts.core.errors import ImageError
 from scripts.core.process import capture
-from scripts.image_engine import Engine, Layer, Plan, fed, layers_folder, plan_words
+from scripts.image.engine import Engine, Layer, Plan, fed, layers_folder, plan_words
 
 # Bind-mounts the root read-only in a mount namespace of its own, with memory over the writable places.
 _READ_ONLY = """\

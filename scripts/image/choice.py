@@ -6,10 +6,10 @@ from pathlib import Path
 
 from scripts.core.console import Console
 from scripts.core.errors import ImageError, UsageError
-from scripts.image_buildah import Buildah
-from scripts.image_docker import Docker
-from scripts.image_engine import Engine
-from scripts.image_podman import Podman
+from scripts.image.buildah import Buildah
+from scripts.image.docker import Docker
+from scripts.image.engine import Engine
+from scripts.image.podman import Podman
 
 ENGINES: dict[str, type[Engine]] = {kind.name: kind for kind in (Docker, Podman, Buildah)}
 

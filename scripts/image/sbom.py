@@ -16,8 +16,8 @@ from packageurl import PackageURL
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from packaging.utils import canonicalize_name
 
-from scripts.image_checks import Installed
-from scripts.image_report import ImageReport
+from scripts.image.checks import Installed
+from scripts.image.report import ImageReport
 
 _CLASSIFIERS = {
     "Apache Software License": "Apache-2.0",

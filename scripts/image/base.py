@@ -22,7 +22,7 @@ from scripts.core.files import digest
 from scripts.core.paths import ROOT
 from scripts.core.process import capture, run_logged
 from scripts.downloads.mirrors import VARIABLE, Mirror, rewrite
-from scripts.image_engine import Engine, explained
+from scripts.image.engine import Engine, explained
 
 if sys.version_info >= (3, 11):
     import tomllib

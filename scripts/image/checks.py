@@ -10,8 +10,8 @@ from typing import Any
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import ImageError
 from scripts.core.paths import ROOT
-from scripts.image_engine import Engine, Layer
-from scripts.image_layers import LARGEST
+from scripts.image.engine import Engine, Layer
+from scripts.image.layers import LARGEST
 
 CHECKS = ROOT / "runtime" / "checks"
 STRANGER = "12345:12345"
