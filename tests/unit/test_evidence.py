@@ -9,7 +9,7 @@ import pytest
 from scripts import evidence as command
 from scripts.core.console import Console
 from scripts.core.errors import UsageError
-from scripts.evidence import FOLDER, README, evidence, join, page, pages, replaced, table
+from scripts.gpu_check.evidence import FOLDER, README, evidence, join, page, pages, replaced, table
 
 LINE = {"dtype": "float32", "error": "nan", "limit": 1e-5, "cases": 1, "ok": False}
 

@@ -1,89 +1,42 @@
-"""nox -s gpu-check: on a machine with a GPU, are a wheel's kernels right and does its engine generate?
-
-Without nox: `python -m scripts.gpu_check WHEEL` with a Python that has torch and what vLLM imports.
-"""
+"""TODO-DOC."""
 
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import os
-import secrets
 import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from scripts.audit.collect import audit_path
-from scripts.cli import Parser, run, user_path
-from scripts.core.console import Console
-from scripts.core.errors import GpuError, NoGpuError, UsageError, WheelsmithError
-from scripts.core.files import file_sha256, write_json
+from scripts.core.errors import NoGpuError
+from scripts.core.files import file_sha256
 from scripts.core.process import capture
 from scripts.cuda.drivers import parse_target
 from scripts.downloads.unpack import unpack_wheel
-from scripts.gpu_compare import compare_digests, disagreements
-from scripts.gpu_kernels import FAMILIES, QUICK, Kernels, Place, check_families, operator_table, run_lines
+from scripts.gpu_check.compare import compare_digests, disagreements
+from scripts.gpu_check.families import FAMILIES, QUICK, Kernels, Place, check_families, operator_table, run_lines
+from scripts.gpu_check.report import Report
 
-SCHEMA_VERSION = 1
 PARTS = ("kernels", "speed", "engine", "audit", "slim")
 ENGINE_RUNS = (
     *(("llama", "eager"), ("llama", "graphs"), ("llama", "serve")),
     *(("gpt-oss", "eager"), ("gpt-oss", "graphs"), ("gpt-oss", "float32")),
 )
-DESCRIPTION = """\
-On a machine with a GPU: call every operator of a wheel on fresh random inputs and compare with float64; generate
-tokens with tiny random models (Llama, gpt-oss), eagerly, with CUDA graphs and through `vllm serve`; compare what was
-seen with what `audit` says of this GPU; time a few operators against torch. Nothing is downloaded.
-Leaves with 12 when something is wrong, with 13 when nothing could be checked (no GPU, no torch).
-Example: nox -s gpu-check -- wheelhouse/vllm-0.20.1+cu130.core-cp38-abi3-manylinux_2_34_x86_64.whl --json check.json
-"""
-
-
-def parser() -> Parser:
-    """Return the command line of `nox -s gpu-check`."""
-    command = Parser("gpu-check", DESCRIPTION)
-    command.add_argument("wheel", type=user_path, metavar="WHEEL")
-    command.add_argument("--json", type=user_path, metavar="FILE", help="write what was seen, after every step")
-    command.add_argument("--quick", action="store_true", help="common operators and one engine run: about a minute")
-    command.add_argument("--part", action="append", choices=PARTS, metavar="P", help=f"only: {', '.join(PARTS)}")
-    command.add_argument("--family", action="append", choices=FAMILIES, metavar="F", help="only these operators")
-    command.add_argument("--python", type=user_path, metavar="PYTHON", help="a Python with torch (default: found)")
-    command.add_argument("--seed", type=int, help="of the random inputs (default: a new one, recorded)")
-    command.add_argument("--limit", type=int, default=180, metavar="S", help="seconds per family and engine run: 180")
-    command.add_argument("--at-once", type=int, default=_at_once(), metavar="N", help="processes at a time")
-    return command
-
-
-def _at_once() -> int:
-    return max(1, min(6, len(os.sched_getaffinity(0)) // 2))
-
-
-def main(arguments: Sequence[str], console: Console) -> int:
-    """Run the command; return its exit code."""
-    options = parser().parse_args(arguments)
-    if options.wheel.suffix != ".whl" or not options.wheel.is_file():
-        raise UsageError(f"{options.wheel} is not a wheel", fix="give the path of a .whl file")
-    if options.at_once < 1 or options.limit < 1:
-        raise UsageError("--at-once and --limit are at least 1", fix="leave them out for the defaults")
-    python = find_python(options.python)
-    driver = gpu_driver(python)
-    with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-        report = Report(options, driver, console)
-        place = Place(python, Path(folder) / "site", Path(folder))
-        unpack_wheel(options.wheel, place.site)
-        for part in _parts(options):
-            report.part(part, lambda part=part: _RUN[part](place, options, report))  # type: ignore[misc]
-        return report.finish()
-
-
-def _parts(options: argparse.Namespace) -> tuple[str, ...]:
-    chosen = options.part or [part for part in PARTS if not options.quick or part not in {"slim", "speed"}]
-    return tuple(part for part in PARTS if part in chosen)
+_GPU = "import torch; n = torch.cuda.device_count(); print('GPU', n, torch.version.cuda); torch.zeros(1, device='cuda')"
+_BAD = {"wrong", "crashed", "error"}
+_REFUSAL = "if not (FA2_AVAILABLE or FA3_AVAILABLE):\n    raise ImportError("
+_NO_REFUSAL = "if False:  # changed by gpu-check\n    raise ImportError("
+_RUN: dict[str, Callable[[Place, argparse.Namespace, Report], None]] = {
+    "kernels": _kernels,
+    "speed": _speed,
+    "engine": _engine,
+    "audit": _audit,
+    "slim": _slim,
+}
 
 
 def find_python(given: Path | None) -> Path:
@@ -107,9 +60,6 @@ def _pythons_on_path() -> list[str]:
     return [found] if found else []
 
 
-_GPU = "import torch; n = torch.cuda.device_count(); print('GPU', n, torch.version.cuda); torch.zeros(1, device='cuda')"
-
-
 def gpu_driver(python: Path) -> str:
     """Return the driver's version, "" when nvidia-smi does not tell. Raises NoGpuError without a usable GPU."""
     code, text = capture([python, "-c", _GPU], environment=os.environ, timeout=300)
@@ -123,63 +73,6 @@ def gpu_driver(python: Path) -> str:
         ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], environment=os.environ, timeout=60
     )
     return text.strip().splitlines()[0].strip() if code == 0 and text.strip() else ""
-
-
-class Report:
-    """What is written to --json after every step, and told at the end."""
-
-    def __init__(self, options: argparse.Namespace, driver: str, console: Console) -> None:
-        self.console, self._path = console, options.json
-        self.problems: list[str] = []
-        self.data: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
-            "wheel": {
-                "name": options.wheel.name,
-                "sha256": file_sha256(options.wheel),
-                "size": options.wheel.stat().st_size,
-            },
-            "machine": {"driver": driver, "kernel": os.uname().release, "cores": len(os.sched_getaffinity(0))},
-            "seed": secrets.randbelow(2**31) if options.seed is None else options.seed,
-            "quick": options.quick,
-            "seconds": {},
-            "finished": False,
-        }
-        self.save()
-
-    def save(self) -> None:
-        """Write the file, whole or not at all."""
-        if self._path:
-            write_json(self._path, self.data)
-
-    def part(self, name: str, work: Callable[[], None]) -> None:
-        """Run one part; whatever it meets is recorded, and the others still run."""
-        self.console.stage(name)
-        started = time.monotonic()
-        try:
-            work()
-        except WheelsmithError as error:
-            self.problems.append(f"{name}: {error.what} {error.why}".strip())
-        except (OSError, ValueError, LookupError) as error:
-            self.problems.append(f"{name}: {type(error).__name__}: {error}")
-        self.data["seconds"][name] = round(time.monotonic() - started, 1)
-        self.save()
-
-    def finish(self) -> int:
-        """Tell the result; raise GpuError when something is wrong."""
-        self.data["problems"], self.data["ok"], self.data["finished"] = self.problems, not self.problems, True
-        self.save()
-        for line in self.data.get("summary", []):
-            self.console.result(line)
-        if self.problems:
-            raise GpuError(
-                f"the wheel fails on this machine: {len(self.problems)} findings",
-                why=self.problems[0],
-                fix="see --json for every figure; `nox -s audit -- WHEEL` says what the wheel holds for this GPU",
-                detail="\n".join(self.problems),
-                docs="docs/gpu-check.md",
-            )
-        return 0
 
 
 def _kernels(place: Place, options: argparse.Namespace, report: Report) -> None:
@@ -206,9 +99,6 @@ def _kernels(place: Place, options: argparse.Namespace, report: Report) -> None:
         "operators  " + ", ".join(f"{count} {state}" for state, count in counts.items())
     )
     report.console.grid(("operator", "type", "error", "limit", "image", "verdict"), list(_lines(rows)))
-
-
-_BAD = {"wrong", "crashed", "error"}
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -264,10 +154,6 @@ def _engine(place: Place, options: argparse.Namespace, report: Report) -> None:
             report.problems.append(f"engine, {name}: {_engine_why(value)}")
     good = sum(bool(value["ok"]) for value in seen.values())
     report.data.setdefault("summary", []).append(f"engine     {good} of {len(seen)} runs right: {', '.join(seen)}")
-
-
-_REFUSAL = "if not (FA2_AVAILABLE or FA3_AVAILABLE):\n    raise ImportError("
-_NO_REFUSAL = "if False:  # changed by gpu-check\n    raise ImportError("
 
 
 def _allow_no_flash_attention(place: Place, options: argparse.Namespace, report: Report) -> None:
@@ -355,15 +241,3 @@ def _slim(place: Place, options: argparse.Namespace, report: Report) -> None:
         f"slim       {len(compared['equal'])} checks bit-equal, {len(compared['different'])} not, "
         f"{len(compared['not_comparable'])} not repeatable themselves"
     )
-
-
-_RUN: dict[str, Callable[[Place, argparse.Namespace, Report], None]] = {
-    "kernels": _kernels,
-    "speed": _speed,
-    "engine": _engine,
-    "audit": _audit,
-    "slim": _slim,
-}
-
-if __name__ == "__main__":
-    run(main)
