@@ -24,7 +24,7 @@ FAMILIES = (
 )
 QUICK = ("norm", "activation", "moe", "cache")
 NO_JIT = {"CUDA_DISABLE_PTX_JIT": "1"}
-MODULE = "scripts.gpu.worker"
+MODULE = "scripts.gpu_check.device.worker"
 TAIL = 3000  # characters of a process's stderr that are kept
 
 

@@ -114,7 +114,10 @@ def _lines(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def _speed(place: Place, options: argparse.Namespace, report: Report) -> None:
     ended = run_lines(
-        [place.python, "-m", "scripts.gpu.speed", place.site / "vllm"], place.environment(), options.limit, "RESULT "
+        [place.python, "-m", "scripts.gpu_check.device.speed", place.site / "vllm"],
+        place.environment(),
+        options.limit,
+        "RESULT ",
     )
     seen: dict[str, Any] = ended.lines[-1] if ended.lines else {"ok": False, "rows": [], "error": ended.error}
     report.data["speed"] = seen
@@ -139,7 +142,15 @@ def _engine(place: Place, options: argparse.Namespace, report: Report) -> None:
     def one(run_: tuple[str, str]) -> None:
         model, mode = run_
         folder = place.scratch / f"{model}-{mode}"
-        command: list[str | Path] = [place.python, "-m", "scripts.gpu.engine", model, mode, "--folder", folder]
+        command: list[str | Path] = [
+            place.python,
+            "-m",
+            "scripts.gpu_check.device.engine",
+            model,
+            mode,
+            "--folder",
+            folder,
+        ]
         ended = run_lines(
             [*command, "--seed", str(report.data["seed"])], place.environment(), 2 * options.limit, "RESULT "
         )

@@ -85,7 +85,7 @@ def test_packing_is_the_same_twice_and_keeps_what_can_be_run(tmp_path: Path) -> 
         assert {m.name: m.mode for m in tar} == {"m.py": 0o644, "p/run": 0o755}
     with tarfile.open(own_scripts(tmp_path / "tool.tar.xz")) as tar:
         names = set(tar.getnames())
-    assert {"scripts/commands/gpu_check.py", "scripts/gpu/worker.py", "recipes/quickstart.toml"} <= names
+    assert {"scripts/commands/gpu_check.py", "scripts/gpu_check/device/worker.py", "recipes/quickstart.toml"} <= names
     assert not [name for name in names if "__pycache__" in name]
 
 

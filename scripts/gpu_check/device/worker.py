@@ -1,4 +1,4 @@
-"""Run in a process of its own: `python -m scripts.gpu.worker FOLDER --family F --seed N [--skip NAME]…`.
+"""Run in a process of its own: `python -m scripts.gpu_check.device.worker FOLDER --family F --seed N [--skip NAME]…`.
 
 FOLDER is the wheel's unpacked `vllm/`. Writes one JSON object per line to stdout: `operators` and `planned` once,
 then `begin` and `check` for every check; a crash therefore loses nothing but the check that began last.
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from scripts.gpu.coverage import Registered, load, missing, verdict_without_check
-from scripts.gpu.probe import TABLE, Check, Probe
+from scripts.gpu_check.device.coverage import Registered, load, missing, verdict_without_check
+from scripts.gpu_check.device.probe import TABLE, Check, Probe
 
 MODULES = ("norms", "activations", "quant", "gemms", "moe", "weights", "kv_cache", "attention")
 
@@ -26,7 +26,7 @@ MODULES = ("norms", "activations", "quant", "gemms", "moe", "weights", "kv_cache
 def fill_table() -> None:
     """Import all modules that enter checks."""
     for name in MODULES:
-        importlib.import_module(f"scripts.gpu.{name}")
+        importlib.import_module(f"scripts.gpu_check.device.{name}")
 
 
 def say(**values: Any) -> None:

@@ -1,4 +1,4 @@
-"""A few operators against torch's own on the same inputs: `python -m scripts.gpu.speed FOLDER`.
+"""A few operators against torch's own on the same inputs: `python -m scripts.gpu_check.device.speed FOLDER`.
 
 A wheel compiled without optimisation, or one that the driver compiled just now, is tens of times slower than torch;
 the limits are wide on purpose. Times are the median of device events, in microseconds.
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from scripts.gpu.coverage import load
-from scripts.gpu.probe import FP8
+from scripts.gpu_check.device.coverage import load
+from scripts.gpu_check.device.probe import FP8
 
 REPEATS = 50
 

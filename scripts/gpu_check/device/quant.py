@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from scripts.gpu.probe import DTYPES, FP8, FP8_MAX, Probe, check, poisoned, randn
+from scripts.gpu_check.device.probe import DTYPES, FP8, FP8_MAX, Probe, check, poisoned, randn
 
 SHAPES = ((1, 128), (7, 2048), (83, 5120), (300, 14336))
 

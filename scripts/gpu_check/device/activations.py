@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from scripts.gpu.probe import DTYPES, FP8, FP8_MAX, HALVES, Probe, check, dtype_name, poisoned, randn
+from scripts.gpu_check.device.probe import DTYPES, FP8, FP8_MAX, HALVES, Probe, check, dtype_name, poisoned, randn
 
 SHAPES = ((1, 128), (7, 512), (83, 2880), (300, 14336), (5, 1000))
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from scripts.gpu import coverage
-from scripts.gpu.probe import FP8, FP8_MAX, HALVES, Probe, check, poisoned, randn
+from scripts.gpu_check.device import coverage
+from scripts.gpu_check.device.probe import FP8, FP8_MAX, HALVES, Probe, check, poisoned, randn
 
 
 def _paged(probe: Probe, lengths: list[int], heads: int, kv_heads: int, size: int, block: int, dtype: Any) -> Any:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from scripts.gpu.norms import cos_sin, rotated
-from scripts.gpu.probe import DTYPES, FP8, HALVES, Probe, check, dtype_name, poisoned, randn
+from scripts.gpu_check.device.norms import cos_sin, rotated
+from scripts.gpu_check.device.probe import DTYPES, FP8, HALVES, Probe, check, dtype_name, poisoned, randn
 
 BLOCKS = 24
 

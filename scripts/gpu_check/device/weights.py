@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from scripts.gpu.gemms import pack_rows
-from scripts.gpu.moe import aligned
-from scripts.gpu.probe import FP8, HALVES, Probe, check, dtype_name, randn
+from scripts.gpu_check.device.gemms import pack_rows
+from scripts.gpu_check.device.moe import aligned
+from scripts.gpu_check.device.probe import FP8, HALVES, Probe, check, dtype_name, randn
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 

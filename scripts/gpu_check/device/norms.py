@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from scripts.gpu.probe import DTYPES, FP8, FP8_MAX, HALVES, Probe, check, dtype_name, poisoned, randn
+from scripts.gpu_check.device.probe import DTYPES, FP8, FP8_MAX, HALVES, Probe, check, dtype_name, poisoned, randn
 
 EPS = 1e-6
 SHAPES = ((1, 128), (7, 4096), (83, 5120), (4, 8192), (33, 2880))

@@ -1,4 +1,4 @@
-"""Generate with the wheel's vLLM: `python -m scripts.gpu.engine MODEL MODE --folder DIR --seed N`.
+"""Generate with the wheel's vLLM: `python -m scripts.gpu_check.device.engine MODEL MODE --folder DIR --seed N`.
 
 MODE is eager, graphs, float32 (eager, in that type) or serve. Prints one line that begins with `RESULT ` and holds
 JSON. Every generated token is compared with the reference's logits for the same beginning; a token that differs from
@@ -20,7 +20,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu import models
+from scripts.gpu_check.device import models
 
 TOKENS = 16
 TIE = 0.25  # logits have a standard deviation of about 4; bfloat16 rounding through two layers is about 0.03

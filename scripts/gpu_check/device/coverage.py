@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.gpu.probe import TABLE
+from scripts.gpu_check.device.probe import TABLE
 
 NAMESPACES = (
     "_C",

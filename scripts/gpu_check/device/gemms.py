@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scripts.gpu.probe import FP8, FP8_MAX, HALVES, Probe, check, dtype_name, poisoned, randn
+from scripts.gpu_check.device.probe import FP8, FP8_MAX, HALVES, Probe, check, dtype_name, poisoned, randn
 
 SHAPES = ((1, 256, 128), (16, 256, 496), (32, 8192, 4096), (100, 1024, 1024), (512, 24576, 128), (257, 4096, 4096))
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from scripts.gpu.probe import DTYPES, HALVES, Probe, check, dtype_name, poisoned, randn
+from scripts.gpu_check.device.probe import DTYPES, HALVES, Probe, check, dtype_name, poisoned, randn
 
 GATES = ((1, 8, 2), (33, 64, 6), (512, 128, 8), (257, 256, 8), (64, 60, 4))
 
