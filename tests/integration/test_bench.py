@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from scripts import bench_ours
-from scripts.bench import main
-from scripts.bench_operators import registered_operators
-from scripts.bench_ours import ADDED, ALONE, BASE, COLD, NOOP, WARM, Ours, run_ours
-from scripts.bench_runs import Taken
+from scripts.bench import ours as bench_ours
+from scripts.bench.operators import registered_operators
+from scripts.bench.ours import ADDED, ALONE, BASE, COLD, NOOP, WARM, Ours, run_ours
+from scripts.bench.runs import Taken
+from scripts.commands.bench import main
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import BenchError, UsageError

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from scripts.bench import main, read_arguments
-from scripts.bench_device import Outcome, compare
-from scripts.bench_operators import operator_differences
-from scripts.bench_ours import PARTS
-from scripts.bench_proof import choose_units, compare_folders, report
-from scripts.bench_runs import Ledger, Taken, busy, median, run_part
-from scripts.bench_stock import pip, stock_patches
-from scripts.bench_table import disturbed, light_units, ratios, show, table_rows
+from scripts.bench.device_code import Outcome, compare
+from scripts.bench.operators import operator_differences
+from scripts.bench.ours import PARTS
+from scripts.bench.proof import choose_units, compare_folders, report
+from scripts.bench.runs import Ledger, Taken, busy, median, run_part
+from scripts.bench.stock import pip, stock_patches
+from scripts.bench.table import disturbed, light_units, ratios, show, table_rows
+from scripts.commands.bench import main, read_arguments
 from scripts.core.console import Console
 from scripts.core.errors import BenchError, UsageError
 from scripts.recipe.costs import Unit

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.bench_runs import Ledger, Taken, busy, run_part, unit_facts
+from scripts.bench.runs import Ledger, Taken, busy, run_part, unit_facts
 from scripts.compile.build import LAUNCHER
 from scripts.compile.compiler_cache import finished_events
 from scripts.compile.stable_names import map_names, source_date

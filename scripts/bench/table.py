@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 
-from scripts.bench_ours import ADDED, ALONE, COLD, NOOP, PARTS, WARM, Ours
-from scripts.bench_runs import Taken, median
-from scripts.bench_stock import Stock
+from scripts.bench.ours import ADDED, ALONE, COLD, NOOP, PARTS, WARM, Ours
+from scripts.bench.runs import Taken, median
+from scripts.bench.stock import Stock
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.cuda.archs import arch_list
 

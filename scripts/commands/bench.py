@@ -6,10 +6,10 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from scripts.bench_ours import PARTS, Ours, plan_ours, run_ours
-from scripts.bench_proof import SAMPLE, SAMPLE_ARCHS, SAMPLE_RECIPE, Subject, prove_build, prove_units, report
-from scripts.bench_stock import Stock, plan_stock, run_stock, stock_patches
-from scripts.bench_table import bench_json, show
+from scripts.bench.ours import PARTS, Ours, plan_ours, run_ours
+from scripts.bench.proof import SAMPLE, SAMPLE_ARCHS, SAMPLE_RECIPE, Subject, prove_build, prove_units, report
+from scripts.bench.stock import Stock, plan_stock, run_stock, stock_patches
+from scripts.bench.table import bench_json, show
 from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
 from scripts.core.console import Console
 from scripts.core.errors import BenchError, UsageError, nearest

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scripts.bench_runs import Ledger, Taken, busy, run_part, unit_facts
+from scripts.bench.runs import Ledger, Taken, busy, run_part, unit_facts
 from scripts.compile.compiler_cache import finished_events
 from scripts.compile.units import read_units
 from scripts.core.cache import CACHEDIR_TAG, Cache

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from scripts.bench_device import Comparison, Outcome, compare
-from scripts.bench_operators import operator_differences, registered_operators
-from scripts.bench_ours import COLD, Ours, run_ours
-from scripts.bench_stock import Stock, run_stock
+from scripts.bench.device_code import Comparison, Outcome, compare
+from scripts.bench.operators import operator_differences, registered_operators
+from scripts.bench.ours import COLD, Ours, run_ours
+from scripts.bench.stock import Stock, run_stock
 from scripts.compile.build import BuildTree, configure, list_units, plan_tree
 from scripts.compile.cached import compile_cached
 from scripts.compile.compiler_cache import CacheSettings
