@@ -301,7 +301,7 @@ def _lock(own: dict[str, Path]) -> str:
 
 def wheel_command(*arguments: str) -> list[str]:
     """Return the command line of the main job, as the noxfile runs it."""
-    return [sys.executable, "-m", "scripts.wheel", *arguments]
+    return [sys.executable, "-m", "scripts.commands.wheel", *arguments]
 
 
 def full_environment(miniature: Miniature, cache: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Our way, in caches of its own: cold, again with nothing changed, with the tree deleted, with an arch added.
 
-Each part is one `python -m scripts.wheel`, as `nox -s wheel` runs it (nox itself takes another 0.5 s). Its cache starts
+Each part is one `python -m scripts.commands.wheel`, as `nox -s wheel` runs it (nox itself takes another 0.5 s). Its cache starts
 without build trees and compiled objects, but shares downloads, unpacked sources and the toolchain with the user's own.
 """
 
@@ -119,7 +119,7 @@ def run_ours(ours: Ours, part: str, console: Console) -> Taken | None:
 def _command(ours: Ours, part: str) -> list[str | Path]:
     file = ours.recipe.folder / f"{ours.recipe.name}.toml"
     words: list[str | Path] = ["--recipe", file, "--arch", arch_list(ours.archs_of(part)), "--jobs", str(ours.jobs)]
-    return [sys.executable, "-m", "scripts.wheel", *words, "--wheelhouse", ours.home(part) / "wheelhouse"]
+    return [sys.executable, "-m", "scripts.commands.wheel", *words, "--wheelhouse", ours.home(part) / "wheelhouse"]
 
 
 def _environment(ours: Ours, part: str) -> Mapping[str, str]:

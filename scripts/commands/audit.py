@@ -11,7 +11,7 @@ from scripts.audit.host import read_site
 from scripts.audit.models import AuditReport, Level
 from scripts.audit.show import failures, html, show
 from scripts.audit.subjects import label_archs, matching_recipe, targets_for
-from scripts.cli import Parser, run, user_path
+from scripts.commands.cli import Parser, run, user_path
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, UsageError
 from scripts.core.files import write_atomic, write_json

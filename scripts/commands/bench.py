@@ -10,7 +10,8 @@ from scripts.bench.ours import PARTS, Ours, plan_ours, run_ours
 from scripts.bench.proof import SAMPLE, SAMPLE_ARCHS, SAMPLE_RECIPE, Subject, prove_build, prove_units, report
 from scripts.bench.stock import Stock, plan_stock, run_stock, stock_patches
 from scripts.bench.table import bench_json, show
-from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
+from scripts.commands.cli import Parser, run, user_path
+from scripts.commands.options import add_cache_options, choose_archs, choose_jobs, open_access, recipe_argument
 from scripts.core.console import Console
 from scripts.core.errors import BenchError, UsageError, nearest
 from scripts.core.files import write_json
@@ -19,11 +20,10 @@ from scripts.core.paths import RECIPES
 from scripts.cuda.archs import parse_arch_list
 from scripts.downloads.indexes import read_indexes
 from scripts.recipe.files import load_recipe, recipe_names
-from scripts.sources.fetch import fetch_recipe, open_access
+from scripts.sources.fetch import fetch_recipe
 from scripts.sources.patch import prepare_tree
 from scripts.sources.series import recipe_patches
 from scripts.toolchain.provide import provide_toolchain
-from scripts.wheel import choose_archs, choose_jobs
 
 ALL = ("stock", *PARTS)
 

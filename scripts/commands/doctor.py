@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
+from scripts.commands.cli import Parser, run, user_path
+from scripts.commands.options import add_cache_options, open_access, recipe_argument
 from scripts.core.console import Console
 from scripts.core.errors import DoctorError, UsageError
 from scripts.core.files import write_json
@@ -25,7 +26,6 @@ from scripts.doctor.examine import SMALLEST, blocking, read_skips, smaller_subje
 from scripts.doctor.registry import CHECKS, Row, Subject, Verdict, run_checks
 from scripts.downloads.indexes import read_indexes
 from scripts.recipe.files import load_recipe
-from scripts.sources.fetch import open_access
 
 __all__ = ["CHECKS"]  # once their modules are imported: all of them
 

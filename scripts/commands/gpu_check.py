@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.cli import Parser, run, user_path
+from scripts.commands.cli import Parser, run, user_path
 from scripts.core.console import Console
 from scripts.core.errors import UsageError
 from scripts.downloads.unpack import unpack_wheel

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
+from scripts.commands.cli import Parser, run, user_path
+from scripts.commands.options import add_cache_options, open_cache
+from scripts.commands.publish import add_store_options, open_store, show, who
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_json
@@ -20,7 +22,6 @@ from scripts.index.reader import SimpleClient
 from scripts.index.static import StaticIndex
 from scripts.index.transfer import mirror, promote
 from scripts.index.upload import check_url_syntax
-from scripts.publish import add_store_options, open_store, show, who
 
 DESCRIPTION = """\
 Look after the wheels of a static index, in a directory or a bucket.

@@ -9,7 +9,7 @@ from typing import Any
 
 from scripts.audit.collect import audit_wheel
 from scripts.audit.models import AuditReport
-from scripts.cli import Parser, run, user_path
+from scripts.commands.cli import Parser, run, user_path
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.files import file_sha256, write_json
 from scripts.core.paths import ROOT

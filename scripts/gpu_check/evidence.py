@@ -15,7 +15,7 @@ from scripts.recipe.files import load_recipe
 
 FOLDER = ROOT / "docs" / "evidence"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- written by scripts.evidence -->", "<!-- end -->"
+BEGIN, END = "<!-- written by scripts.commands.evidence -->", "<!-- end -->"
 _LISTS = ("problems", "summary", "notes", "later")
 
 
@@ -127,7 +127,7 @@ def page(name: str, value: Mapping[str, Any]) -> str:
     """Return the page of one file of evidence."""
     wheel, seeds = value["wheel"], ", ".join(map(str, value["seed"]))
     lines = [f"# {value['recipe']}, {value['machine']['capability']}: seen on {value['machine']['gpu']}", ""]
-    lines += [f"Written by `python -m scripts.evidence` from [{name}.json]({name}.json); {value['date']}.", ""]
+    lines += [f"Written by `python -m scripts.commands.evidence` from [{name}.json]({name}.json); {value['date']}.", ""]
     lines += [f"- wheel `{wheel['name']}`, {wheel['size']:,} bytes, sha256 `{wheel['sha256']}`"]
     machine = value["machine"]
     lines += [f"- {_where(value)}, CUDA {machine['cuda']}, Python {machine['python']}, kernel {machine['kernel']}"]

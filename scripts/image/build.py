@@ -12,7 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from scripts.audit.collect import audit_path
-from scripts.cli import user_path
+from scripts.commands.cli import user_path
+from scripts.commands.runtime_image import HAZARDS, LICENCES, PhaseClock, public_url, relabel
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import ImageError
@@ -37,7 +38,6 @@ from scripts.image.engine import Engine, Plan, layers_folder
 from scripts.image.gpus import NO_HAZARDS, gpu_table, hazard_label
 from scripts.image.report import ImageReport
 from scripts.image.sbom import licence_label
-from scripts.runtime_image import HAZARDS, LICENCES, PhaseClock, public_url, relabel
 
 TARGETS = ("runtime", "runpod", "runtime-jit")
 DISK = 14e9  # bytes that the first build needs where layers are kept (9 GB, and the largest layer again)

@@ -6,27 +6,21 @@ is never executed to be fetched.
 
 from __future__ import annotations
 
-import os
-from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from scripts.cli import Parser, add_cache_options, open_cache, recipe_argument, run, user_path
+from scripts.commands.cli import run
+from scripts.commands.fetch import main
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes
-from scripts.core.errors import FetchError, UsageError
+from scripts.core.errors import FetchError
 from scripts.core.files import digest, file_sha256
-from scripts.core.paths import DEFAULT_RECIPE, RECIPES
+from scripts.core.paths import RECIPES
 from scripts.downloads.access import Access
 from scripts.downloads.download import download, open_client
 from scripts.downloads.indexes import read_indexes
 from scripts.downloads.listing import IndexSource, find_link
-from scripts.downloads.mirrors import VARIABLE, parse_mirrors
 from scripts.downloads.unpack import unpack_sdist, unpack_wheel
-from scripts.recipe.files import load_recipe
 from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
-from scripts.sources.bundle import read_bundle, write_bundle
 from scripts.sources.git_source import fetch_git
 from scripts.sources.types import Archive, Fetched, GitTree
 
@@ -125,43 +119,6 @@ def source_tree(source: SdistSource | GitSource, access: Access) -> Path:
     archive = _fetch_archive(source, access)
     key = archive.sha256[:20]
     return access.cache.once("sources", key, lambda target: unpack_sdist(archive.path, target), console=access.console)
-
-
-def _ca_bundle() -> str:
-    return os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE", "")
-
-
-def open_access(options: Namespace, console: Console, recipe: Recipe | None = None) -> Access:
-    """Return what --cache, --offline and --mirror (or WHEELSMITH_MIRROR, or the recipe) say.
-
-    Raises UsageError or FetchError.
-    """
-    own = " ".join(f"{prefix}={target}" for prefix, target in (recipe.mirrors if recipe else {}).items())
-    mirrors = parse_mirrors(options.mirror or os.environ.get(VARIABLE) or own)
-    return Access(open_cache(options), console, mirrors, options.offline, _ca_bundle())
-
-
-def main(arguments: Sequence[str], console: Console) -> int:
-    """Fetch a recipe's sources into the cache, or from and into a bundle."""
-    parser = Parser("fetch", "Download a recipe's pinned sources into the cache and check them.")
-    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"name of a recipe (default {DEFAULT_RECIPE})")
-    parser.add_argument("--bundle", type=user_path, metavar="FILE", help="also write all sources into one file")
-    parser.add_argument("--from-bundle", type=user_path, metavar="FILE", help="take all sources from such a file")
-    add_cache_options(parser)
-    options = parser.parse_args(arguments)
-    if options.bundle and options.from_bundle:
-        raise UsageError("--bundle writes a file and --from-bundle reads one: give one of them, not both")
-    recipe = load_recipe(recipe_argument(options.recipe))
-    access = open_access(options, console, recipe)
-    if options.from_bundle:
-        read_bundle(options.from_bundle, cache=access.cache, console=console)
-        access = replace(access, offline=True)
-    fetched = fetch_recipe(recipe, access)
-    if options.bundle:
-        write_bundle(recipe, options.bundle, access=access, archive_of=lambda item: _fetch_archive(item, access).path)
-    for name, folder in {"source": fetched.source.path, **fetched.dependencies}.items():
-        console.result(f"{name}: {folder}")
-    return 0
 
 
 if __name__ == "__main__":

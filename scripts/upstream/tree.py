@@ -189,7 +189,7 @@ def _unknown(call: _Call, what: str) -> FetchError:
     return FetchError(
         f"{call.file}:{call.line}: a fetch that wheelsmith does not recognise: {what}",
         why="it would run unpinned at configure time, and no recipe would say so",
-        fix="teach scripts/upstream/tree.py and scripts/lock.py about it, with a pin and an override",
+        fix="teach scripts/upstream/tree.py and scripts/commands/lock.py about it, with a pin and an override",
         docs=DOCS,
     )
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts import publish
+from scripts.commands import publish
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError
 from scripts.core.files import file_sha256

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from scripts.commands.wheel import main
 from scripts.compile.compiler_cache import PROGRAMS, read_settings
 from scripts.compile.shared_cache import DIST_TOKEN
 from scripts.core.console import Console
 from scripts.core.errors import UsageError
-from scripts.wheel import main
 from tests.cache_servers import free_port
 from tests.miniature import Miniature, make_miniature
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import runtime_image
+from scripts.commands import runtime_image
 from scripts.core.console import Console
 from scripts.core.errors import ImageError
 from scripts.image.buildah import Buildah

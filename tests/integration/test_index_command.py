@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from obstore.store import MemoryStore
 
-from scripts import publish, verify_wheel
-from scripts.commands import index
+from scripts.commands import index, publish
+from scripts.commands import verify as verify_wheel
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.core.files import file_sha256

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from scripts import publish
+from scripts.commands import publish
 from scripts.core.console import Console
 from scripts.cuda.archs import TABLE
 from scripts.cuda.drivers import RELEASES, release

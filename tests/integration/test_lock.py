@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts import lock
+from scripts.commands import lock
 from scripts.core.cache import Cache, default_cache_dir
 from scripts.core.console import Console
 from scripts.core.errors import FetchError, UsageError

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import publish, verify_wheel
+from scripts.commands import publish
+from scripts.commands import verify as verify_wheel
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.core.files import file_sha256

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import publish
+from scripts.commands import publish
 from scripts.core.console import Console
 from scripts.core.files import file_sha256
 from scripts.core.paths import ROOT
@@ -124,7 +124,7 @@ def test_requirements_with_hashes_and_uv_projects_as_documented(published: Path,
 
 
 def test_the_official_wheel_is_published_and_installed_by_uv(official: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "scripts.publish", str(official), "--to", str(tmp_path / "index")]
+    command = [sys.executable, "-m", "scripts.commands.publish", str(official), "--to", str(tmp_path / "index")]
     times = {}
     for name, more in (("publish", ["--no-audit"]), ("again", ["--no-audit"])):
         started = time.monotonic()

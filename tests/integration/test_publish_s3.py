@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pytest
 from obstore.store import MemoryStore
 
-from scripts import publish
+from scripts.commands import publish
 from scripts.core.console import Console
 from scripts.core.errors import PublishError, UsageError
 from scripts.core.paths import ROOT
@@ -137,7 +137,7 @@ def test_s3_end_to_end(moto: str, tmp_path: Path) -> None:
     wheel, later = small(tmp_path / "w", size=20_000_000), small(tmp_path / "w", "0.20.2+cu130")
     target = "s3://wheels/team"
     assert run(wheel, "--to", target) == 0
-    words = [sys.executable, "-m", "scripts.publish", "--no-audit", "--to", target]
+    words = [sys.executable, "-m", "scripts.commands.publish", "--no-audit", "--to", target]
     more = [small(tmp_path / "w", f"1.{number}+cu130") for number in range(8)]
     running = [subprocess.Popen([*words, str(one)], cwd=ROOT, stdout=subprocess.DEVNULL) for one in [later, *more]]
     assert [child.wait() for child in running] == [0] * 9
@@ -172,7 +172,7 @@ def test_s3_end_to_end(moto: str, tmp_path: Path) -> None:
 def counted(moto: str, log: Path, *words: object) -> int:
     """Publish in a process of its own; return how many requests the S3 server saw."""
     before = log.read_text(errors="replace").count(" HTTP/1.1")
-    command = [sys.executable, "-m", "scripts.publish", "--no-audit", *map(str, words)]
+    command = [sys.executable, "-m", "scripts.commands.publish", "--no-audit", *map(str, words)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return log.read_text(errors="replace").count(" HTTP/1.1") - before
 
@@ -215,7 +215,7 @@ def check_bucket(target: str) -> set[str]:
 @pytest.mark.large
 def test_twenty_races_of_prune_and_publish_lose_no_wheel(moto: str, tmp_path: Path) -> None:
     target = "s3://wheels/races"
-    words = [sys.executable, "-m", "scripts.publish", "--no-audit", "--to", target]
+    words = [sys.executable, "-m", "scripts.commands.publish", "--no-audit", "--to", target]
     wheel = small(tmp_path / "w", "1.0+cu130", size=2_000_000)
     keeper = small(tmp_path / "w", "0.9+cu128")
     run(wheel, keeper, "--to", target)
@@ -249,7 +249,7 @@ def _record(target: str, name: str) -> Entry:
 @pytest.mark.parametrize("kind", ["bucket", "directory"])
 def test_twelve_publishers_that_are_killed_again_and_again_lose_nothing(moto: str, tmp_path: Path, kind: str) -> None:
     target = "s3://wheels/killed" if kind == "bucket" else str(tmp_path / "index")
-    words = [sys.executable, "-m", "scripts.publish", "--no-audit", "--to", target]
+    words = [sys.executable, "-m", "scripts.commands.publish", "--no-audit", "--to", target]
     wheels = [small(tmp_path / "w", f"1.{number}+cu130", size=3_000_000) for number in range(12)]
     chance, kills, looks = random.Random(7), 0, 0
     waiting = [(wheel, chance.randrange(5, 9)) for wheel in wheels]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import publish
+from scripts.commands import publish
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError
 from scripts.core.files import file_sha256
@@ -36,7 +36,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "scripts.publish", "--no-audit", *map(str, words)]
+    return [sys.executable, "-m", "scripts.commands.publish", "--no-audit", *map(str, words)]
 
 
 # ---- locks

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import publish
+from scripts.commands import publish
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError, UsageError

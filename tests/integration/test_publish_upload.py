@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import publish
+from scripts.commands import publish
 from scripts.core.console import Console
 from scripts.core.errors import PublishError, UsageError
 from scripts.core.paths import ROOT
@@ -263,7 +263,7 @@ def listed(url: str) -> set[str]:
 def test_devpi_a_killed_publisher_leaves_nothing_visible_and_the_next_one_succeeds(tmp_path: Path) -> None:
     with devpi(tmp_path) as url, slow_proxy(url, 20_000_000) as slow:
         wheel = small(tmp_path / "w", size=60_000_000)
-        words = [sys.executable, "-m", "scripts.publish", str(wheel), "--no-audit", "--to", slow]
+        words = [sys.executable, "-m", "scripts.commands.publish", str(wheel), "--no-audit", "--to", slow]
         child = subprocess.Popen([*words, "--check-url", url + "+simple/"], cwd=ROOT)
         time.sleep(4)  # sending takes 3 s at least, and begins after about 1.5 s
         assert child.poll() is None
@@ -321,7 +321,7 @@ def memory_of(pid: int) -> int:
 def test_devpi_300_mb_under_200_mb_of_client_memory(tmp_path: Path) -> None:
     with devpi(tmp_path) as url:
         wheel = sparse_wheel(tmp_path / "w", "0.20.1+cu130.sm90", 300_000_000)
-        words = [sys.executable, "-m", "scripts.publish", str(wheel), "--no-audit", "--to", url]
+        words = [sys.executable, "-m", "scripts.commands.publish", str(wheel), "--no-audit", "--to", url]
         started, peak = time.monotonic(), 0
         with subprocess.Popen(words, cwd=ROOT) as publisher:
             while publisher.poll() is None:

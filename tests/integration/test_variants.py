@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from variantlib.variants_json import VariantsJson
 
-from scripts import publish
+from scripts.commands import publish
 from scripts.core.console import Console
 from scripts.core.errors import PublishError, UsageError
 from scripts.core.files import file_sha256

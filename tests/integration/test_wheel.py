@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scripts.commands.wheel import main
 from scripts.core.console import Console
 from scripts.core.errors import (
     AuditError,
@@ -26,7 +27,6 @@ from scripts.core.errors import (
     WheelsmithError,
 )
 from scripts.core.paths import ROOT
-from scripts.wheel import main
 from tests.miniature import Miniature, full_environment, make_miniature, wheel_command
 from tests.support import wait_for
 
@@ -123,7 +123,7 @@ def test_two_builds_in_different_directories_give_the_same_wheel_bit_for_bit(
     other = tmp_path_factory.mktemp("a-directory-with-a-longer-name") / "cache"
     monkeypatch.setenv("WHEELSMITH_CACHE", str(other))
     if not fixed:
-        monkeypatch.setattr("scripts.wheel.refusal", lambda: "none here")
+        monkeypatch.setattr("scripts.commands.wheel.refusal", lambda: "none here")
     previous = os.umask(0o077)
     try:
         second = next(make("--wheelhouse", str(tmp_path / "second")).parent.glob("second/*.whl"))

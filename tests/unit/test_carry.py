@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts import carry
+from scripts.commands import carry
 from scripts.core.console import Console
 from scripts.core.errors import FetchError, UsageError
 from scripts.gpu_check.loads import chosen, have, own_scripts, pack, spread, wanted, write_load

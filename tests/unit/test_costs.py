@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from scripts.commands.costs import main
 from scripts.core.console import Console
 from scripts.core.errors import UsageError
-from scripts.costs import main
 from scripts.recipe.costs import Measured, read_costs
 from scripts.recipe.measured import read_records
 from tests.support import write_recipe

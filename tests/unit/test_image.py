@@ -17,7 +17,7 @@ from packaging.licenses import canonicalize_license_expression
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from scripts import runtime_image
+from scripts.commands import runtime_image
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import ImageError, UsageError

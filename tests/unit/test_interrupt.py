@@ -100,7 +100,9 @@ def test_tidying_up_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_command_that_is_still_loading_ends_without_a_traceback(tmp_path: Path) -> None:
     for _ in range(3):
-        child = subprocess.Popen([sys.executable, "-m", "scripts.wheel", "--list"], cwd=ROOT, stderr=subprocess.PIPE)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "scripts.commands.wheel", "--list"], cwd=ROOT, stderr=subprocess.PIPE
+        )
         time.sleep(0.15)
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=20)

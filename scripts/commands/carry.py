@@ -1,4 +1,4 @@
-"""Make what a GPU machine without network needs for gpu-check: `python -m scripts.carry WHEEL… --have FILE --out DIR`.
+"""Make what a GPU machine without network needs for gpu-check: `python -m scripts.commands.carry WHEEL… --have FILE --out DIR`.
 
 DIR/load1, DIR/load2, … each stay under --limit MiB: the dependencies that the machine lacks (one .tar.xz), wheelsmith's
 own scripts, and the wheels as they are. On the machine, `bash DIR/loadN/put.sh` unpacks a load below
@@ -11,7 +11,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
+from scripts.commands.cli import Parser, run, user_path
+from scripts.commands.options import add_cache_options, open_cache
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import UsageError
 from scripts.core.paths import ROOT
@@ -22,7 +23,7 @@ from scripts.gpu_check.loads import PYTHON, have, own_scripts, packed_site, reso
 def main(arguments: Sequence[str], console: Console) -> int:
     """Run the command; return its exit code."""
     parser = Parser("carry", __doc__ or "")
-    parser.prog = "python -m scripts.carry"
+    parser.prog = "python -m scripts.commands.carry"
     parser.add_argument("wheels", nargs="+", type=user_path, metavar="WHEEL")
     parser.add_argument("--have", type=user_path, default=ROOT / "requirements" / "gpu-machine.txt", metavar="FILE")
     parser.add_argument("--out", type=user_path, required=True, metavar="DIR", help="a new or empty folder")

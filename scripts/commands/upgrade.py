@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.cli import Parser, run
+from scripts.commands.cli import Parser, run
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_json

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.cli import Parser, recipe_argument, run, user_path
+from scripts.commands.cli import Parser, run, user_path
+from scripts.commands.options import recipe_argument
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.errors import UsageError
 from scripts.core.files import write_atomic

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from scripts.cli import Parser, run, user_path
+from scripts.commands.cli import Parser, run, user_path
 from scripts.core.console import Console
 from scripts.core.errors import UsageError
 from scripts.core.files import file_sha256, write_json

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
+from scripts.commands.cli import Parser, run, user_path
+from scripts.commands.options import add_cache_options, open_cache
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.errors import UsageError
 from scripts.core.files import write_json

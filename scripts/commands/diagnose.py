@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from scripts.cli import Parser, open_cache, run, user_path
+from scripts.commands.cli import Parser, run, user_path
+from scripts.commands.options import open_cache
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_json

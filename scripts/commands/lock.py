@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.cli import Parser, add_cache_options, run
+from scripts.commands.cli import Parser, run
+from scripts.commands.options import add_cache_options, open_access
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import UsageError
@@ -20,7 +21,7 @@ from scripts.core.files import write_atomic
 from scripts.core.paths import RECIPES
 from scripts.cuda.labels import cuda_label
 from scripts.recipe.files import load_recipe, recipe_names, toml
-from scripts.sources.fetch import open_access, source_tree
+from scripts.sources.fetch import source_tree
 from scripts.toolchain.locks import compile_lock
 from scripts.upstream.pins import (
     TOOLKIT_WHEELS,

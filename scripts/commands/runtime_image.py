@@ -12,7 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.cli import Parser, add_cache_options, open_cache, run, user_path
+from scripts.commands.cli import Parser, run, user_path
+from scripts.commands.options import add_cache_options, open_cache
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_atomic, write_json

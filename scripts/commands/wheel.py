@@ -9,23 +9,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.cli import Parser, add_cache_options, recipe_argument, run, user_path
+from scripts.commands.cli import Parser, run, user_path
 from scripts.commands.doctor import add_skip_option
+from scripts.commands.options import add_cache_options, choose_archs, choose_jobs, open_access, recipe_argument
 from scripts.compile.compiler_cache import CacheSummary, read_settings
 from scripts.compile.shards import parse_shard, plan_json
 from scripts.core.console import Console, human_bytes, human_seconds
-from scripts.core.errors import UsageError
-from scripts.core.machine import Machine, read_machine
+from scripts.core.machine import read_machine
 from scripts.core.paths import DEFAULT_RECIPE, WHEELHOUSE
-from scripts.cuda.archs import Arch, arch_list, check_cuda_can, parse_arch_list
+from scripts.cuda.archs import arch_list
 from scripts.doctor.examine import read_skips
 from scripts.downloads.indexes import read_indexes
 from scripts.pipeline.plan import show_plan
 from scripts.pipeline.split import split_wheel
 from scripts.pipeline.wheel import Job, build_shard, build_wheel
 from scripts.recipe.files import load_recipe, recipe_names
-from scripts.recipe.model import Recipe
-from scripts.sources.fetch import open_access
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -62,23 +60,6 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add_skip_option(parser)
     add_cache_options(parser)
     return parser.parse_args(arguments)
-
-
-def choose_archs(recipe: Recipe, text: str | None) -> tuple[Arch, ...]:
-    """Return the archs of one --arch option, or the recipe's. Raises UsageError for what its CUDA cannot do."""
-    archs = parse_arch_list(text) if text is not None else recipe.archs
-    check_cuda_can(archs, recipe.toolchain.cuda)
-    return archs
-
-
-def choose_jobs(option: str | None, environment: Mapping[str, str], machine: Machine) -> int:
-    """Return how many units to compile at once at most: --jobs, MAX_JOBS, else the cores. Raises UsageError."""
-    for name, text in (("--jobs", option), ("MAX_JOBS", environment.get("MAX_JOBS"))):
-        if text:
-            if not text.isdecimal() or int(text) < 1:
-                raise UsageError(f"{name} is {text!r}", why="it must be a whole number of at least 1", fix=f"{name}=2")
-            return int(text)
-    return machine.cores
 
 
 def show_result(path: Path, report: Mapping[str, Any], console: Console) -> None:

@@ -1,6 +1,6 @@
 """What was seen on real GPUs: docs/evidence/*.json, their pages, and README's table of them.
 
-`python -m scripts.evidence` writes the pages and the table; `--add NAME --recipe R REPORT…` first joins what
+`python -m scripts.commands.evidence` writes the pages and the table; `--add NAME --recipe R REPORT…` first joins what
 `nox -s gpu-check` wrote (several reports of one wheel on one machine) into docs/evidence/NAME.json.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scripts.cli import Parser, run, user_path
+from scripts.commands.cli import Parser, run, user_path
 from scripts.core.console import Console
 from scripts.core.errors import UsageError
 from scripts.core.files import write_json
@@ -18,7 +18,7 @@ from scripts.gpu_check.evidence import FOLDER, README, _read, join, pages
 def main(arguments: Sequence[str], console: Console) -> int:
     """Run the command; return its exit code."""
     parser = Parser("evidence", __doc__ or "")
-    parser.prog = "python -m scripts.evidence"
+    parser.prog = "python -m scripts.commands.evidence"
     parser.add_argument("reports", nargs="*", type=user_path, metavar="REPORT", help="what gpu-check --json wrote")
     parser.add_argument("--add", metavar="NAME", help="join REPORTs into docs/evidence/NAME.json")
     parser.add_argument("--recipe", metavar="R", help="the recipe that the wheel was built from")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from scripts.core import interrupt
-from scripts.core.cache import Cache, default_cache_dir
 from scripts.core.console import Console
 from scripts.core.errors import (
     BROKEN_PIPE,
@@ -61,33 +60,6 @@ def user_path(text: str) -> Path:
     except RuntimeError as error:
         raise UsageError(f"there is no home directory for {text!r}", fix="give the whole path") from error
     return (Path(os.environ.get(INVOKED_FROM, ".")) / path).absolute()
-
-
-def recipe_argument(text: str) -> str:
-    """Return a --recipe argument: a name as it is, a file's path made absolute."""
-    return str(user_path(text)) if text.endswith(".toml") else text
-
-
-def add_cache_options(parser: argparse.ArgumentParser) -> None:
-    """Add --cache and --offline."""
-    parser.add_argument(
-        "--cache",
-        type=user_path,
-        metavar="DIR",
-        help="cache directory (default: WHEELSMITH_CACHE, else the platform's cache directory)",
-    )
-    parser.add_argument("--offline", action="store_true", help="use only what is in the cache")
-    parser.add_argument(
-        "--mirror",
-        metavar="RULES",
-        help="take git repositories from a mirror: FROM=TO URL prefixes (default: WHEELSMITH_MIRROR)",
-    )
-
-
-def open_cache(options: argparse.Namespace) -> Cache:
-    """Open the cache that --cache, WHEELSMITH_CACHE or the platform names. Raises FetchError."""
-    named = os.environ.get("WHEELSMITH_CACHE")
-    return Cache.open(options.cache or (user_path(named) if named else default_cache_dir()))
 
 
 def _open_closed_streams() -> None:
