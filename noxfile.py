@@ -18,10 +18,17 @@ nox.options.sessions = ["lint", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 ROOT = Path(__file__).parent
-GUARD = ROOT / "scripts" / "guard.py"
+SCHEMAS = {
+    "github-actions": ".github/actions/*/action.yml",
+    "dependabot": ".github/dependabot.yml",
+    "github-issue-config": ".github/ISSUE_TEMPLATE/config.yml",
+    "github-issue-forms": ".github/ISSUE_TEMPLATE/[!c]*.yml",
+}
+"""What actionlint does not read, by the schema that check-jsonschema brings along."""
+PYTHONS = nox.project.python_versions(nox.project.load_toml(ROOT / "pyproject.toml"))  # its classifiers
+GUARD = ROOT / "scripts" / "core" / "standalone" / "guard.py"
 GRACE = 3.5  # seconds that a command has to end after it was told to
 _told: list[int] = []  # the signals that told us to end
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
 @nox.session
@@ -58,6 +65,12 @@ def gpu_check(session: nox.Session) -> None:
 def publish(session: nox.Session) -> None:
     """Put wheels into a private index: `-- --to DIR-or-URL`, whole or not at all."""
     _command(session, "publish", lock="publish")
+
+
+@nox.session
+def index(session: nox.Session) -> None:
+    """Yank, unyank, promote, mirror wheels of a static index; its log: `-- yank DIR WHEEL --reason TEXT`."""
+    _command(session, "index", lock="publish")
 
 
 @nox.session
@@ -122,12 +135,18 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, types and the CI workflow: ruff, ruff format, mypy --strict, actionlint."""
+    """Check style, types and CI's files: ruff, ruff format, mypy --strict, actionlint, check-jsonschema."""
     _install(session, "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
-    session.run("actionlint", *(str(path) for path in sorted((ROOT / ".github/workflows").glob("*.yml"))))
+    session.run("actionlint", *_files(".github/workflows/*.yml"))
+    for schema, pattern in SCHEMAS.items():
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *_files(pattern))
+
+
+def _files(pattern: str) -> list[str]:
+    return [str(path) for path in sorted(ROOT.glob(pattern))]
 
 
 @nox.session
@@ -145,10 +164,15 @@ def _command(session: nox.Session, name: str, *, lock: str = "tools") -> None:
 
 
 def _install(session: nox.Session, lock: str) -> None:
-    """Install a lock file into the session's environment unless it is there already."""
+    """Install a lock file into the session's environment unless it is there already.
+
+    With `nox --no-venv` the packages of the running Python are used as they are.
+    """
     version = session.run("python", "-c", "import sys; print('%d.%d' % sys.version_info[:2])", silent=True, log=False)
     if version is not None and version.strip() not in PYTHONS:
         _refuse_python(session, str(version).strip())
+    if session.virtualenv.venv_backend == "none":
+        return
     requirements = ROOT / "requirements" / f"{lock}.txt"
     stamp = Path(session.virtualenv.location) / f"wheelsmith-{lock}.sha256"
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
@@ -172,7 +196,7 @@ def _refuse_python(session: nox.Session, version: str) -> None:
 
 
 def _run(session: nox.Session, *arguments: str) -> int:
-    """Run the environment's Python under scripts/guard.py; return its exit code.
+    """Run the environment's Python under scripts/core/standalone/guard.py; return its exit code.
 
     nox's own runner terminates a child 0.3 s after Ctrl-C, too soon for compilers to be stopped and state saved, knows
     no SIGTERM, and turns every exit code into 1. Signals only set a flag here; the guard gets them, ends the command
@@ -180,7 +204,8 @@ def _run(session: nox.Session, *arguments: str) -> int:
     """
     environment = {**os.environ, **{k: v for k, v in session.env.items() if v is not None}}
     environment["WHEELSMITH_INVOKED_FROM"] = session.invoked_from
-    python = str(Path(session.bin) / "python")
+    folders = session.bin_paths
+    python = str(Path(folders[0]) / "python") if folders else "python"
     options = ["--parent", str(os.getpid()), "--grace", str(GRACE)]
     _listen()
     child = subprocess.Popen(

@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from scripts.recipe import ROOT
+from scripts.core.paths import ROOT
 from tests.miniature import Miniature, make_miniature
 
 MARK = "WHEELSMITH_TRIAL"
@@ -148,7 +148,9 @@ def interrupt(
     seen.wrong += [f"lock held: {name}" for name in held_locks(cache)]
     seen.wrong += [f"left over: {name}" for name in left_over(temporary, cache)]
     text = said.read_text(errors="replace")
-    seen.wrong += ["a traceback"] if "Traceback" in text and stage else []
+    seen.wrong += (
+        ["a traceback of ours"] if "Traceback" in text and f"{ROOT}/" in text.partition("Traceback")[2] else []
+    )
     return seen
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts.process import GUARD
+from scripts.core.process import GUARD
 from tests.support import wait_for
 
 # Ignores everything, and so does its child, which is in a session of its own and whose parent has ended.

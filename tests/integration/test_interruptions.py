@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.recipe import ROOT
+from scripts.core.paths import ROOT
 from tests.interruptions import experiment, nox_command, nox_environment
 
 

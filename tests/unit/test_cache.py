@@ -9,20 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cache import (
-    CACHEDIR_TAG,
-    Cache,
-    default_cache_dir,
-    digest,
-    file_sha256,
-    install_file,
-    remove_tree,
-    write_atomic,
-    write_json,
-)
-from scripts.console import Console
-from scripts.errors import FetchError, PackageError, UsageError
-from scripts.recipe import ROOT
+from scripts.core.cache import CACHEDIR_TAG, Cache, default_cache_dir
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, PackageError, UsageError
+from scripts.core.files import digest, file_sha256, install_file, remove_tree, write_atomic, write_json
+from scripts.core.paths import ROOT
 
 
 def test_a_cache_is_tagged_for_backups_and_stays_usable(tmp_path: Path) -> None:

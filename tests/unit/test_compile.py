@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compile import BuildTree, _compile_error, _configure_error
-from scripts.patch import SourceTree
-from scripts.process import Finished
-from scripts.toolchain import HostCompiler, Toolchain
-from scripts.units import Failure
+from scripts.compile.build import BuildTree, _compile_error, _configure_error
+from scripts.compile.units import Failure
+from scripts.core.process import Finished
+from scripts.sources.patch import SourceTree
+from scripts.toolchain.provide import HostCompiler, Toolchain
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.environments import _uv_error, make_environment, uv_variables
-from scripts.errors import ToolchainError
-from scripts.indexes import Indexes
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import ToolchainError
+from scripts.downloads.indexes import Indexes
+from scripts.toolchain.environments import _uv_error, make_environment, uv_variables
 
 HASH = "0" * 64
 

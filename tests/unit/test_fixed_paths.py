@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts import fixed_paths, namespace
-from scripts.fixed_paths import NAMESPACE, ROOT, FixedPaths, refusal
-from scripts.process import GUARD, Command
+from scripts.compile import fixed_paths
+from scripts.compile.fixed_paths import NAMESPACE, ROOT, FixedPaths, refusal
+from scripts.compile.standalone import namespace
+from scripts.core.process import GUARD, Command
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 needs_namespace = pytest.mark.skipif(bool(refusal()), reason=f"no mount namespace here: {refusal()}")

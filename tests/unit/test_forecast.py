@@ -8,9 +8,9 @@ import random
 
 import pytest
 
-from scripts.admission import LOOKAHEAD
-from scripts.forecast import Forecast, _log_survival
-from scripts.schedule import Task
+from scripts.compile.admission import LOOKAHEAD
+from scripts.compile.forecast import Forecast, _log_survival
+from scripts.compile.schedule import Task
 from tests.replay import errors
 from tests.unit.test_cost_model import book
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts import interrupt
-from scripts.recipe import ROOT
+from scripts.core import interrupt
+from scripts.core.paths import ROOT
 
 SCRIPT = """
 import socket, sys, time
-from scripts import interrupt
-from scripts.cli import run
+from scripts.core import interrupt
+from scripts.commands.cli import run
 def main(arguments, console):
     print("ready", flush=True)
     {body}
@@ -43,10 +43,10 @@ WAITS = {
     "a silent server": "server = socket.create_server(('127.0.0.1', 0))\n"
     "socket.create_connection(server.getsockname()).recv(1)",
     "code that swallows interruptions": "while True:\n  try: interrupt.pause(9)\n  except BaseException: pass",
-    "a command": "from scripts.process import capture\ncapture(['sleep', '60'], environment={'PATH': '/bin:/usr/bin'})",
-    "a stubborn command": "from scripts.process import capture\n"
+    "a command": "from scripts.core.process import capture\ncapture(['sleep', '60'], environment={'PATH': '/bin:/usr/bin'})",
+    "a stubborn command": "from scripts.core.process import capture\n"
     "capture(['sh', '-c', 'trap \"\" TERM INT HUP; sleep 60; sleep 60'], environment={'PATH': '/bin:/usr/bin'})",
-    "a long command": "from scripts.process import capture\n"
+    "a long command": "from scripts.core.process import capture\n"
     "capture(['sh', '-c', 'trap \"\" TERM; sleep 60; sleep 9'], environment={'PATH': '/bin:/usr/bin'}, timeout=90)",
 }
 
@@ -100,7 +100,9 @@ def test_tidying_up_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_command_that_is_still_loading_ends_without_a_traceback(tmp_path: Path) -> None:
     for _ in range(3):
-        child = subprocess.Popen([sys.executable, "-m", "scripts.wheel", "--list"], cwd=ROOT, stderr=subprocess.PIPE)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "scripts.commands.wheel", "--list"], cwd=ROOT, stderr=subprocess.PIPE
+        )
         time.sleep(0.15)
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=20)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts import manifest
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.errors import ToolchainError
-from scripts.manifest import Change, Damage
+from scripts.core import manifest
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import ToolchainError
+from scripts.core.manifest import Change, Damage
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.cache import Cache, file_sha256
-from scripts.console import Console
-from scripts.environments import UvProgress, forget_damaged, make_environment, owners, recorded_digests
-from scripts.errors import ToolchainError
-from scripts.indexes import Indexes
-from scripts.process import call
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import ToolchainError
+from scripts.core.files import file_sha256
+from scripts.core.process import call
+from scripts.downloads.indexes import Indexes
+from scripts.toolchain.environments import UvProgress, forget_damaged, make_environment, owners, recorded_digests
 from tests.wheels import make_wheel
 
 BAR = "\x1b[1A\r\x1b[2K\x1b[1B\r\x1b[2K\x1b[1A⠙ Preparing packages... ({}/3)" + " " * 150

@@ -1,0 +1,60 @@
+"""What the project says of itself in more than one place is the same in all."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import sys
+from typing import Any
+
+import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from noxfile import PYTHONS
+from scripts.core.paths import ROOT
+from scripts.doctor.checks.compiler import python_version
+from scripts.doctor.registry import Verdict
+from scripts.failures.catalogue import catalogue
+from tests.subjects import make_subject
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+HEADINGS = re.findall(r"^## (.*)$", CHANGELOG, re.MULTILINE)
+KINDS = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+
+
+def test_the_changelog_has_what_comes_and_then_dated_releases_the_newest_first() -> None:
+    assert HEADINGS[0] == "[Unreleased]"
+    found = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)", heading) for heading in HEADINGS[1:]]
+    assert found
+    releases = [(Version(match[1]), dt.date.fromisoformat(match[2])) for match in found if match]
+    assert len(releases) == len(found)
+    assert releases == sorted(releases, reverse=True)
+    assert set(re.findall(r"^### (.*)$", CHANGELOG, re.MULTILINE)) <= set(KINDS)
+
+
+def test_the_version_is_the_newest_release_or_on_the_way_to_the_next() -> None:
+    version, newest = Version(PROJECT["version"]), Version(HEADINGS[1].split("]")[0].strip("["))
+    assert version == newest or (version.is_devrelease and version > newest)
+
+
+@pytest.mark.parametrize("python", ["3.9", *PYTHONS, "3.14"])
+def test_a_python_is_promised_everywhere_or_nowhere(
+    python: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    promised = python in PYTHONS
+    assert SpecifierSet(PROJECT["requires-python"]).contains(f"{python}.1") == promised
+    monkeypatch.setattr(sys, "version_info", (*map(int, python.split(".")), 1, "final", 0))
+    assert (python_version(make_subject(tmp_path)).verdict is Verdict.OK) == promised
+
+
+def test_what_people_read_names_the_same_pythons() -> None:
+    span = f"{PYTHONS[0]} to {PYTHONS[-1]}"
+    assert f"Python {span}" in (ROOT / "README.md").read_text()
+    assert f"Python {span}" in catalogue()["python-version-out-of-range"].fix
