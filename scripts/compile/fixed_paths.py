@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,6 +63,14 @@ class FixedPaths:
     def repeat(self, script: Path, command: str) -> str:
         """Return a shell command that repeats another one under these paths."""
         return f"{script} sh -c {shlex.quote(command)}" if self.spec else command
+
+
+def tree_paths(tree: Path, environment: Path, cuda_home: Path, dependencies: Mapping[str, Path]) -> FixedPaths:
+    """Return the places of a build under the names that stable_names.py writes into objects without a namespace."""
+    binds = {"build": tree, "environment": environment, "cuda": cuda_home}
+    binds["python"] = Path(sysconfig.get_paths()["include"])
+    binds.update(sorted(dependencies.items()))
+    return FixedPaths(tree / "paths.json", binds)
 
 
 @cache
