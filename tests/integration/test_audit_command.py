@@ -6,6 +6,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from scripts.audit import subjects as audit_subjects
 from scripts.audit.collect import audit_path
 from scripts.audit.models import AuditReport
 from scripts.audit.show import html, show, signs
@@ -169,13 +170,13 @@ def test_the_default_recipe_gives_the_targets_of_others_wheels(monkeypatch: pyte
     ],
 )
 def test_a_wheels_recipe_is_found_by_its_name_and_label(name: str, recipe: str) -> None:
-    found = audit.matching_recipe(Path(name))
+    found = audit_subjects.matching_recipe(Path(name))
     assert (found.name if found else "") == recipe
 
 
 def test_the_recipes_archs_and_cuda_are_the_default_targets() -> None:
     recipe = load_recipe("quickstart")
-    targets = audit.targets_for(recipe, ())
+    targets = audit_subjects.targets_for(recipe, ())
     assert not callable(targets)
     assert [item.label for item in targets] == ["H100@13.0", "RTX 5090@13.0"]
 
