@@ -37,7 +37,7 @@ from scripts.toolchain.provide import Toolchain
 # Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
 FORMAT = 4
 _LINKING = re.compile(r"\bld(\.\w+)?: |undefined reference|ld returned \d")
-LAUNCHER = Path(__file__).with_name("launcher.py")
+LAUNCHER = Path(__file__).parent / "standalone" / "launcher.py"
 
 
 @dataclass(frozen=True)

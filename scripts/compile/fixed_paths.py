@@ -20,7 +20,7 @@ from scripts.core.files import write_atomic, write_json
 from scripts.core.process import capture
 
 ROOT = Path("/tmp/wheelsmith")  # noqa: S108  (only a mount point: what is mounted there, nobody else sees)
-NAMESPACE = Path(__file__).with_name("namespace.py")
+NAMESPACE = Path(__file__).parent / "standalone" / "namespace.py"
 LAYOUT = 1  # raise when names or contents below the root change
 
 
