@@ -16,7 +16,7 @@ from scripts.core.paths import ROOT
 SCRIPT = """
 import socket, sys, time
 from scripts import interrupt
-from scripts.cli import run
+from scripts.commands.cli import run
 def main(arguments, console):
     print("ready", flush=True)
     {body}
