@@ -1,7 +1,7 @@
 """Read the GPU code inside host files: which kernels, for which archs, as SASS or PTX, compiled by which CUDA.
 
     from pathlib import Path
-    from scripts.fatbin import read_device_code
+    from scripts.formats.fatbin import read_device_code
 
     code = read_device_code(Path("libfoo.so"))
     for container in code.containers:
