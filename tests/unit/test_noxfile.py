@@ -57,7 +57,9 @@ def test_every_session_starts_a_command_that_calls_itself_by_the_sessions_name(
         "--sessions", *names, "--", "a b", path=stand_in(tmp_path, f'printf "%s|" "$@" >>{started}; echo >>{started}')
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line.split("|") for line in started.read_text().splitlines()]
+    started_words = [line.split("|") for line in started.read_text().splitlines()]
+    assert all(words[2].endswith("/standalone/guard.py") for words in started_words)
+    lines = [words[words.index("--") + 2 :] for words in started_words]
     assert [(line[0], line[2:]) for line in lines] == [("-m", ["a b", ""])] * len(names)
     for name, line in zip(names, lines, strict=True):
         with pytest.raises(SystemExit, match="0"):
