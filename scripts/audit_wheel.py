@@ -15,7 +15,7 @@ from scripts.audit_elf import Site
 from scripts.audit_models import ComponentReport, Finding, Level
 from scripts.drivers import numbers
 from scripts.recipe import RECIPES, Component, GitSource, Recipe
-from scripts.wheel_file import MAX_TAGS, Hash, WheelFile, WheelName, read_record, tag_count
+from scripts.wheel_file import MAX_TAGS, TAG, Hash, WheelFile, WheelName, read_record, tag_count
 
 MAX_REQUIREMENT = 1_000  # characters
 TRITON_KERNELS = "vllm/third_party/triton_kernels/"
@@ -79,8 +79,8 @@ def _stated_tags(lines: Iterable[object]) -> tuple[set[str], str]:
     """Return the tags of the file WHEEL, and the first line that is none or stands for too many."""
     tags: set[str] = set()
     for line in map(str, lines):
-        if line.count("-") != 2 or tag_count(line) + len(tags) > MAX_TAGS:
-            return tags, line
+        if not TAG.fullmatch(line) or tag_count(line) + len(tags) > MAX_TAGS:
+            return tags, line or "an empty line"
         tags |= {str(tag) for tag in parse_tag(line)}
     return tags, ""
 
