@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -19,7 +18,7 @@ from scripts.cache import Cache
 from scripts.console import Console
 from scripts.environments import make_environment, run_uv
 from scripts.errors import AuditError
-from scripts.fatbin import Kind, read_device_code
+from scripts.fatbin import DeviceCode, Kind
 from scripts.indexes import Indexes
 from scripts.process import Command, capture
 from scripts.recipe import Component, Recipe
@@ -54,6 +53,8 @@ class Proof:
     """Cubins (SASS) per component and arch: `{"_moe_C": {"90": 11, "90a": 3}}`."""
     ptx: dict[str, dict[str, int]]
     """The same for PTX."""
+    device: Mapping[str, DeviceCode]
+    """The GPU code of each shared object of the wheel, by member: what the audit and the report need not read again."""
 
 
 def prove_wheel(
@@ -71,7 +72,8 @@ def prove_wheel(
     console.stage("prove", "a new environment with only torch and the wheel, no GPU")
     with tempfile.TemporaryDirectory(prefix="proof-", dir=cache.place("tmp", "x").parent) as name:
         folder = Path(name)
-        cubins, ptx = list_device_code(wheel, recipe, folder / "members")
+        device = device_codes(wheel)
+        cubins, ptx = list_device_code(device, recipe)
         check_archs(cubins, archs)
         lock = folder / "torch.txt"
         lock.write_text(torch_lock(toolchain, recipe.lock_file.read_text(), recipe))
@@ -81,7 +83,7 @@ def prove_wheel(
         seen = _import(python, recipe, toolchain, folder)
     for component, names in seen.operators.items():
         console.note(f"{component}: loads, registers {len(names)} operators")
-    return Proof(seen.vllm, seen.torch, seen.operators, cubins, ptx)
+    return Proof(seen.vllm, seen.torch, seen.operators, cubins, ptx, device)
 
 
 def torch_lock(toolchain: Toolchain, lock: str, recipe: Recipe) -> str:
@@ -103,17 +105,13 @@ def torch_lock(toolchain: Toolchain, lock: str, recipe: Recipe) -> str:
 
 
 def list_device_code(
-    wheel: Path, recipe: Recipe, folder: Path
+    device: Mapping[str, DeviceCode], recipe: Recipe
 ) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
-    """Return (cubins, PTX) per component and arch, read from the wheel's shared objects."""
-    cubins, ptx = {}, {}
-    with zipfile.ZipFile(wheel) as archive:
-        for component in recipe.shared_objects:
-            name = next(item for item in archive.namelist() if item.split(".", 1)[0] == component.member)
-            code = read_device_code(Path(archive.extract(name, folder)), name)
-            cubins[component.value] = code.count(Kind.ELF)
-            ptx[component.value] = code.count(Kind.PTX)
-    return cubins, ptx
+    """Return (cubins, PTX) per component and arch, from the GPU code of the wheel's shared objects."""
+    by_member = {name.split(".", 1)[0]: code for name, code in device.items()}
+    codes = {component.value: by_member[component.member] for component in recipe.shared_objects}
+    cubins = {name: code.count(Kind.ELF) for name, code in codes.items()}
+    return cubins, {name: code.count(Kind.PTX) for name, code in codes.items()}
 
 
 def check_archs(cubins: dict[str, dict[str, int]], archs: Sequence[Arch]) -> None:

@@ -36,7 +36,7 @@ from scripts.package import package_wheel
 from scripts.patch import prepare_tree
 from scripts.patches import recipe_patches
 from scripts.plan import show_plan
-from scripts.prove import prove_wheel
+from scripts.prove import Proof, prove_wheel
 from scripts.recipe import DEFAULT_RECIPE, ROOT, Recipe
 from scripts.recipe_files import load_recipe, recipe_names
 from scripts.report import Stages, enter, find_built, make_report
@@ -233,7 +233,7 @@ def _build_in(
             offline=job.offline,
         )
     with stages.timed("audit"):
-        audit = _audit(wheel.path, job, tree, console)
+        audit = _audit(wheel.path, job, tree, proof, console)
     report = {
         **make_report(job.recipe, fetched, tree, compiled, wheel, proof, stages),
         "audit": audit.model_dump(mode="json"),
@@ -271,13 +271,16 @@ def compile_cached(tree: BuildTree, job: Job, console: Console, *, only: Sequenc
         )
 
 
-def _audit(wheel: Path, job: Job, tree: BuildTree, console: Console) -> AuditReport:
+def _audit(wheel: Path, job: Job, tree: BuildTree, proof: Proof, console: Console) -> AuditReport:
     """Judge the wheel for the recipe's archs with the driver of its CUDA. Raises AuditError when one is not met."""
     console.stage("audit", f"for {arch_list(job.archs)} with a CUDA {job.recipe.torch.cuda} driver")
     targets = default_targets(job.archs, job.recipe.torch.cuda)
-    report = audit_wheel(wheel, targets, recipe=job.recipe, archs=job.archs, torch=tree.toolchain.environment)
+    torch = tree.toolchain.environment
+    report = audit_wheel(wheel, targets, recipe=job.recipe, archs=job.archs, torch=torch, known=proof.device)
     for verdict in report.targets:
         console.note(verdict.summary)
+        for warning in verdict.warnings:
+            console.warn(f"{verdict.gpu}: {warning}")
     for finding in report.findings:
         if finding.level is Level.WARNING:
             console.warn(f"{finding.where} {finding.text}")
