@@ -15,7 +15,6 @@ from scripts import runtime_image
 from scripts.console import Console
 from scripts.errors import ImageError
 from scripts.image_checks import read_facts
-from scripts.image_buildah import Buildah
 from scripts.image_engine import Engine, Plan
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
@@ -42,7 +41,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def engine(tmp_path: Path, store: Path) -> Engine:
-    return Buildah(tmp_path / "image.log", Console(quiet=True))
+    return Engine("buildah", tmp_path / "image.log", Console(quiet=True))
 
 
 def root_filesystem(folder: Path, size: int = 10) -> Path:
@@ -70,7 +69,7 @@ def test_a_base_is_imported_built_on_and_measured_layer_by_layer(tmp_path: Path,
         assert copy.read_bytes() == (tmp_path / "file").read_bytes()
     assert engine.storage().is_dir()
     engine.tag("localhost/built:1", "localhost/named:1")
-    engine.untag("localhost/built:1", "localhost/tiny:1")
+    engine.untag("localhost/built:1")
     assert engine.has("localhost/named:1")
     assert not engine.has("localhost/built:1")
     assert containers() == ""
