@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -23,6 +23,7 @@ from scripts.indexes import Indexes
 from scripts.process import Command, capture
 from scripts.recipe import Component, Recipe
 from scripts.toolchain import Toolchain
+from scripts.unit_names import device_codes
 
 # Loads each shared object lazily (there is no driver to resolve against) and prints the operators it registers.
 _PROOF = """
