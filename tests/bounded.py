@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.recipe import ROOT
+from scripts.core.paths import ROOT
 
 SECONDS, MEGABYTES = 5.0, 300
 _KILL = 20  # CPU seconds after which the kernel ends it: the test fails instead of running for minutes

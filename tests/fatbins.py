@@ -7,8 +7,17 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.elf import EHDR, SHDR
-from scripts.fatbin import CONTAINER, CONTAINER_MAGIC, ENTRY, ENTRY_VERSION, WRAPPER_MAGIC, Compression, Flag, Kind
+from scripts.formats.elf import EHDR, SHDR
+from scripts.formats.fatbin import (
+    CONTAINER,
+    CONTAINER_MAGIC,
+    ENTRY,
+    ENTRY_VERSION,
+    WRAPPER_MAGIC,
+    Compression,
+    Flag,
+    Kind,
+)
 
 _SUFFIX = {"": 0, "a": Flag.ARCH_SPECIFIC, "f": Flag.FAMILY_SPECIFIC}
 _COMPRESSION = {Compression.NONE: 0, Compression.LZ4: Flag.LZ4, Compression.ZSTD: Flag.ZSTD, Compression.OLD: 0x1000}

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.elf import open_blob, open_elf
-from scripts.errors import AuditError
-from scripts.fatbin import DeviceCode, Kind, device_code
-from scripts.gpu_files import START, Form, file_code, form
+from scripts.core.errors import AuditError
+from scripts.formats.elf import open_blob, open_elf
+from scripts.formats.fatbin import DeviceCode, Kind, device_code
+from scripts.formats.gpu_files import START, Form, file_code, form
 
 EVERY = 50
 

@@ -17,6 +17,8 @@ SECRETS = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY|\bhf_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}"
     rb"|//[^/\s:@]+:[^/\s@]+@"
 )
+MOST_HEADERS = 1000
+"""Headers of torch that inductor's CPU kernels include, at most (runtime/build/trim.py); all are 9,000."""
 PLACES = ("/etc", "/root", "/home", "/opt/wheelsmith", "/cache")
 
 
@@ -52,11 +54,19 @@ def secrets() -> list[str]:
 
 
 def python_packages() -> list[list[object]]:
-    """Return installed distributions: name, version, and bytes by their RECORD."""
+    """Return installed distributions: name, version, bytes by their RECORD, licence, sha256 of their RECORD."""
     code = (
-        "import importlib.metadata as m, json\n"
-        "print(json.dumps([[d.name, d.version, sum(f.size or 0 for f in d.files or [] if f.suffix != '.pyc')]"
-        " for d in m.distributions()]))"
+        "import hashlib, importlib.metadata as m, json\n"
+        "def licence(d):\n"
+        "    said = [d.metadata.get('License-Expression') or '']\n"
+        "    said += [c for c in d.metadata.get_all('Classifier') or [] if c.startswith('License ::')]\n"
+        "    said += [' '.join((d.metadata.get('License') or '').split())[:100]]\n"
+        "    return [text for text in said if text]\n"
+        "def row(d):\n"
+        "    size = sum(f.size or 0 for f in d.files or [] if f.suffix != '.pyc')\n"
+        "    record = hashlib.sha256((d.read_text('RECORD') or '').encode()).hexdigest()\n"
+        "    return [d.name, d.version, size, licence(d), record]\n"
+        "print(json.dumps([row(d) for d in m.distributions()]))"
     )
     python = "/opt/vllm/bin/python"
     if not Path(python).exists():
@@ -65,14 +75,40 @@ def python_packages() -> list[list[object]]:
     return found
 
 
-def debian_packages() -> list[list[str]]:
-    """Return Debian packages: name, version, architecture, installed kB."""
+def compiler_files() -> list[str]:
+    """Return static archives, and torch's headers except those of inductor's CPU kernels, in the environment."""
+    site = next(Path("/opt/vllm").glob("lib/python3*/site-packages"), None)
+    if site is None:
+        return []
+    include = site / "torch" / "include"
+    foreign = [path for path in include.rglob("*.h") if "inductor" not in str(path)] if include.is_dir() else []
+    many = [f"{len(foreign)} headers of torch"] if len(foreign) > MOST_HEADERS else []
+    return [*many, *(str(path) for path in site.rglob("*.a")), *map(str, (site / "torch").glob("share/cmake"))]
+
+
+def debian_licence(package: str) -> list[str]:
+    """Return the licences that a package's copyright file names, where it is in the machine-readable form."""
+    try:
+        text = Path(f"/usr/share/doc/{package}/copyright").read_text("utf-8", "replace")
+    except OSError:
+        return []
+    if "copyright-format" not in text[:400]:
+        return []
+    return sorted({name.strip() for name in re.findall(r"^License: *(\S.*)$", text, re.MULTILINE)})
+
+
+def debian_packages() -> list[list[object]]:
+    """Return Debian packages: name, version, architecture, installed kB, licences, sha256 of its file."""
     form = "-f=${Package}\t${Version}\t${Architecture}\t${Installed-Size}\n"
     try:
         text = subprocess.run(["dpkg-query", "-W", form], capture_output=True, text=True, check=True).stdout
     except OSError:
         return []
-    return [line.split("\t") for line in text.splitlines()]
+    table = Path("/opt/wheelsmith/debian.tsv")
+    rows = [line.split("\t") for line in table.read_text().splitlines()] if table.exists() else []
+    digests = {(name, version): sha256 for name, version, sha256 in rows}
+    found = [line.split("\t") for line in text.splitlines()]
+    return [[*row, debian_licence(row[0]), digests.get((row[0], row[1]), "")] for row in found]
 
 
 json.dump(
@@ -84,6 +120,7 @@ json.dump(
         "python_packages": python_packages(),
         "debian_packages": debian_packages(),
         "secrets": secrets(),
+        "compiler_files": compiler_files(),
         **scan(),
     },
     sys.stdout,

@@ -149,6 +149,57 @@ def worker() -> str:
 
 
 @check
+def inductor() -> str:
+    """torch.compile works for a CPU operation (its headers were kept)"""
+    code = (
+        "import torch\n"
+        "f = torch.compile(lambda x: torch.nn.functional.gelu(x.exp()).to(torch.bfloat16).sum())\n"
+        "x = torch.linspace(0, 1, 64)\n"
+        "wanted = torch.nn.functional.gelu(x.exp()).sum()\n"
+        "assert abs(f(x).float() - wanted) < 1, (f(x), wanted)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stdout + done.stderr)[-1500:])
+    return "compiled with g++"
+
+
+ENTRY = "/opt/wheelsmith/entrypoint.sh"
+
+
+def _entered(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in {"LD_LIBRARY_PATH", "WHEELSMITH_STUB"}
+    }
+    return subprocess.run([ENTRY, *words], capture_output=True, text=True, check=False, env=environment)
+
+
+@check
+def no_gpu() -> str:
+    """without a GPU the entry point says so in two lines and stops"""
+    for words in (("vllm", "serve", "m"), ("python3", "-m", "worker.handler")):
+        done = _entered(*words)
+        if done.returncode != 11 or len(done.stderr.splitlines()) != 2 or "--gpus all" not in done.stderr:
+            raise RuntimeError(f"{words}: {done.returncode}, {done.stderr[:500]}")
+    return done.stderr.splitlines()[0][:80]
+
+
+@check
+def help_and_version() -> str:
+    """--help and --version work without a GPU or a driver"""
+    version, text = _entered("vllm", "serve", "--version"), _entered("vllm", "serve", "--help")
+    if version.returncode or importlib.metadata.version("vllm") not in version.stdout:
+        raise RuntimeError(f"--version: {version.returncode}, {(version.stdout + version.stderr)[-500:]}")
+    if text.returncode or "vllm serve" not in text.stdout:
+        raise RuntimeError(f"--help: {text.returncode}, {(text.stdout + text.stderr)[-1500:]}")
+    if Path("/opt/wheelsmith/worker").is_dir():
+        text = _entered("python3", "-m", "worker.handler", "--help")
+        if text.returncode or "MODEL_REVISION" not in text.stdout:
+            raise RuntimeError(f"worker --help: {text.returncode}, {(text.stdout + text.stderr)[-1500:]}")
+    return version.stdout.splitlines()[0]
+
+
+@check
 def compilers() -> str:
     """no CUDA compiler unless the image says so"""
     there, told = shutil.which("nvcc") is not None, os.environ.get("WHEELSMITH_JIT") == "1"

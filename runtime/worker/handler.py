@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -19,9 +21,11 @@ from .engine import Engine, EngineError, concurrency
 from .flags import serve_command
 from .proxy import Output, Proxy, failure
 from .routes import InputError, engine_request
-from .settings import Settings, engine_environment, misspelt
+from .settings import Settings, engine_environment, misspelt, settings_help
 
 EXIT_SETTINGS, EXIT_ENGINE = 2, 11
+GPU_CHECK = Path(__file__).parents[1] / "gpu.py"
+"""The image's own check, beside the worker's folder; there is none outside an image."""
 Job = dict[str, Any]
 
 
@@ -109,6 +113,13 @@ def read_settings() -> Settings:
         sys.exit(EXIT_SETTINGS)
 
 
+def check_gpu(program: Path = GPU_CHECK) -> int:
+    """Hold the GPU against the audit; return 0, or the exit code to leave with. The entry point may have done it."""
+    if os.environ.get("WHEELSMITH_GPU_CHECK", "1") == "0" or not program.is_file():
+        return 0
+    return subprocess.run([sys.executable, str(program)], check=False).returncode
+
+
 def gpu_memory_gb() -> float | None:
     """Return the memory of the smallest GPU in GB (10^9 bytes), None when the driver does not tell."""
     try:
@@ -141,6 +152,11 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
 
 def main(start: Callable[[dict[str, Any]], object] = runpod.serverless.start) -> int:
     """Run the worker; return its exit code."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.stdout.write(settings_help())
+        return 0
+    if code := check_gpu():
+        return code
     settings = read_settings()
     engine = make_engine(settings, program=os.environ.get("WORKER_ENGINE", "vllm"))
     signal.signal(signal.SIGTERM, _leave)

@@ -137,6 +137,15 @@ class Settings(BaseSettings):
         return shlex.split(self.vllm_extra_args)
 
 
+def settings_help() -> str:
+    """Return what `--help` says: the settings with their defaults; docs/deploy-runpod.md explains them."""
+    rows = ["The RunPod worker: starts `vllm serve` and takes jobs. Settings are environment variables:", ""]
+    for name, field in Settings.model_fields.items():
+        default = "required" if field.is_required() else f"default: {field.default!r}".replace("None", "vLLM's own")
+        rows.append(f"  {name.upper():<26}{default}")
+    return "\n".join(rows) + "\n"
+
+
 def misspelt(environment: Iterable[str]) -> dict[str, str]:
     """Return variables that look like a setting but are none, with the setting that they resemble."""
     known = {name.upper() for name in Settings.model_fields} | {"MODEL_NAME", "VLLM_PORT"}

@@ -6,14 +6,14 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from scripts import audit
-from scripts.audit_collect import audit_path
-from scripts.audit_models import AuditReport
-from scripts.audit_show import html, show, signs
-from scripts.console import Console
-from scripts.errors import AuditError, UsageError
-from scripts.recipe import ROOT
-from scripts.recipe_files import load_recipe
+from scripts.audit.collect import audit_path
+from scripts.audit.models import AuditReport
+from scripts.audit.show import html, show, signs
+from scripts.commands import audit
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, UsageError
+from scripts.core.paths import ROOT
+from scripts.recipe.files import load_recipe
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 
@@ -137,7 +137,7 @@ def test_without_targets_the_archs_of_the_version_label_are_judged(
 def test_without_targets_label_or_recipe_the_archs_inside_are_judged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.audit.recipe_names", list)
+    monkeypatch.setattr("scripts.commands.audit.recipe_names", list)
     path = shared_object(tmp_path / "libx.so", {"a": container(sass("86", "k"), sass("90", "k"))})
     assert audit.main([str(path)], Console()) == 0
     out = capsys.readouterr().out
@@ -146,7 +146,7 @@ def test_without_targets_label_or_recipe_the_archs_inside_are_judged(
 
 
 def test_the_default_recipe_gives_the_targets_of_others_wheels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("scripts.audit.DEFAULT_RECIPE", "quickstart")
+    monkeypatch.setattr("scripts.commands.audit.DEFAULT_RECIPE", "quickstart")
     for isa, cuda in (((9, 0), "13.0"), ((9, 2), "13.2"), ((8, 4), "12.4")):
         code = container(sass("90", "k"), sass("120", "k"), ptx_entry("90", "k", isa=isa))
         path = shared_object(tmp_path / f"lib{cuda}.so", {"a": code})

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts import audit
-from scripts.audit_collect import audit_path, audit_wheel
-from scripts.audit_models import AuditReport, Level
-from scripts.console import Console
-from scripts.drivers import parse_target
-from scripts.errors import AuditError, UsageError
+from scripts.audit.collect import audit_path, audit_wheel
+from scripts.audit.models import AuditReport, Level
+from scripts.commands import audit
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, UsageError
+from scripts.cuda.drivers import parse_target
 from tests.fatbins import container, cubin, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 

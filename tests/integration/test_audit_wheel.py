@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts.archs import parse_arch_list
-from scripts.audit_collect import audit_path, audit_wheel
-from scripts.audit_models import AuditReport, Finding, Level
-from scripts.drivers import parse_target
-from scripts.errors import AuditError, UsageError
-from scripts.fatbin import DeviceCode
-from scripts.recipe import Component, GitSource, Recipe
-from scripts.recipe_files import load_recipe
-from scripts.unit_names import device_codes
+from scripts.audit.collect import audit_path, audit_wheel
+from scripts.audit.models import AuditReport, Finding, Level
+from scripts.core.errors import AuditError, UsageError
+from scripts.cuda.archs import parse_arch_list
+from scripts.cuda.drivers import parse_target
+from scripts.formats.fatbin import DeviceCode
+from scripts.formats.unit_names import device_codes
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Component, GitSource, Recipe
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import METADATA, digest, make_wheel
 
@@ -243,7 +243,7 @@ def pinned(monkeypatch: pytest.MonkeyPatch, folder: Path, **files: bytes) -> Rec
     """Return a recipe that pins triton_kernels to these files."""
     hexes = {name: bytes.fromhex(_hex(data)) for name, data in files.items()}
     (folder / "pins.sha256").write_text("# files\n" + "".join(f"{h.hex()}  {name}.py\n" for name, h in hexes.items()))
-    monkeypatch.setattr("scripts.audit_wheel.RECIPES", folder)
+    monkeypatch.setattr("scripts.audit.contents.RECIPES", folder)
     base = load_recipe("quickstart")
     source = GitSource(kind="git", repository="https://example.org/x", commit="0" * 40, files_sha256="pins.sha256")
     dependency = base.dependencies["cutlass"].model_copy(update={"source": source})
@@ -342,7 +342,7 @@ def test_gpu_code_that_was_read_before_is_not_read_again(tmp_path: Path, monkeyp
     def never(elf: object) -> DeviceCode:
         raise AssertionError("it was read again")
 
-    monkeypatch.setattr("scripts.audit_subject.device_code", never)
+    monkeypatch.setattr("scripts.audit.subject.device_code", never)
     again = audit_wheel(wheel, targets, known=known)
     assert again.model_copy(update={"seconds": 0}) == fresh.model_copy(update={"seconds": 0})
     with pytest.raises(AssertionError):

@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 
-from scripts import fetch
-from scripts.bundle import Manifest, read_bundle, write_bundle
-from scripts.cache import Cache, file_sha256
-from scripts.console import Console
-from scripts.errors import FetchError, UsageError
-from scripts.fetch import fetch_archive
-from scripts.git_checkout import Access
-from scripts.git_source import fetch_git
-from scripts.mirrors import parse_mirrors
-from scripts.recipe import GitSource, Recipe, SdistSource, WheelSource
-from scripts.recipe_files import load_recipe
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, UsageError
+from scripts.core.files import file_sha256
+from scripts.downloads.access import Access
+from scripts.downloads.mirrors import parse_mirrors
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
+from scripts.sources import fetch
+from scripts.sources.bundle import Manifest, read_bundle, write_bundle
+from scripts.sources.fetch import fetch_archive
+from scripts.sources.git_source import fetch_git
 from tests.integration.git_servers import Upstream, git
 
 QUIET = Console(quiet=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.audit_collect import audit_wheel
-from scripts.drivers import parse_target
-from scripts.elf import Elf
-from scripts.errors import AuditError, UsageError
-from scripts.slim_wheel import slim_wheel
+from scripts.audit.collect import audit_wheel
+from scripts.core.errors import AuditError, UsageError
+from scripts.cuda.drivers import parse_target
+from scripts.formats.elf import Elf
+from scripts.slim.wheel import slim_wheel
 from tests.bounded import MEGABYTES, SECONDS, peak_megabytes, run_bounded
 from tests.hostile import ELVES, damaged, hostile_wheel, odd_metadata, wheel_of
 
@@ -27,7 +27,7 @@ def test_a_large_hostile_file_in_a_wheel_is_audited_or_refused_within_the_bounds
     tmp_path: Path, name: str, seed: int
 ) -> None:
     data = ELVES[name](random.Random(seed), LARGE)
-    run_bounded("scripts.audit", wheel_of(tmp_path, {"vllm/_moe_C.abi3.so": data})).check()
+    run_bounded("scripts.commands.audit", wheel_of(tmp_path, {"vllm/_moe_C.abi3.so": data})).check()
 
 
 _MIB = 1 << 20
@@ -55,7 +55,7 @@ def test_giant_metadata_is_read_as_a_stream_or_refused(tmp_path: Path, name: str
     file, start, row, count = GIANTS[name]
     path = wheel_of(tmp_path, {}, **{file: start + row * count})  # type: ignore[arg-type]
     assert path.stat().st_size < 1_000_000
-    run_bounded("scripts.audit", path, "--target", "H100@12.8").check()
+    run_bounded("scripts.commands.audit", path, "--target", "H100@12.8").check()
 
 
 @pytest.mark.parametrize(
@@ -63,15 +63,15 @@ def test_giant_metadata_is_read_as_a_stream_or_refused(tmp_path: Path, name: str
 )
 def test_slimming_a_hostile_file_stays_within_the_bounds(tmp_path: Path, name: str) -> None:
     path = wheel_of(tmp_path, {"vllm/_C.abi3.so": ELVES[name](random.Random(1), LARGE)})
-    run_bounded("scripts.slim", path, "--arch", "9.0", "--out", tmp_path / "out").check()
+    run_bounded("scripts.commands.slim", path, "--arch", "9.0", "--out", tmp_path / "out").check()
     assert list((tmp_path / "out").glob("*.whl")) == []
 
 
 def test_many_small_members_and_a_file_name_of_many_tags_stay_within_the_bounds(tmp_path: Path) -> None:
     members = {f"vllm/{index}.cubin": b"\x7fELF\x02\x01" for index in range(8_000)}
-    run_bounded("scripts.audit", wheel_of(tmp_path, members, record=b""), "--target", "H100@12.8").check()
+    run_bounded("scripts.commands.audit", wheel_of(tmp_path, members, record=b""), "--target", "H100@12.8").check()
     many = ".".join(f"p{i}" for i in range(20))
-    run_bounded("scripts.audit", wheel_of(tmp_path, {}, name=f"vllm-0.15.1-{many}-{many}-{many}.whl")).check()
+    run_bounded("scripts.commands.audit", wheel_of(tmp_path, {}, name=f"vllm-0.15.1-{many}-{many}-{many}.whl")).check()
 
 
 def attempt(folder: Path, seed: int) -> str:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts import runtime_image
-from scripts.console import Console
-from scripts.errors import ImageError
-from scripts.image_checks import read_facts
-from scripts.image_engine import Engine, Plan
+from scripts.commands import runtime_image
+from scripts.core.console import Console
+from scripts.core.errors import ImageError
+from scripts.image.buildah import Buildah
+from scripts.image.checks import read_facts
+from scripts.image.engine import Engine, Plan
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
 
@@ -41,7 +42,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def engine(tmp_path: Path, store: Path) -> Engine:
-    return Engine("buildah", tmp_path / "image.log", Console(quiet=True))
+    return Buildah(tmp_path / "image.log", Console(quiet=True))
 
 
 def root_filesystem(folder: Path, size: int = 10) -> Path:
@@ -69,7 +70,7 @@ def test_a_base_is_imported_built_on_and_measured_layer_by_layer(tmp_path: Path,
         assert copy.read_bytes() == (tmp_path / "file").read_bytes()
     assert engine.storage().is_dir()
     engine.tag("localhost/built:1", "localhost/named:1")
-    engine.untag("localhost/built:1")
+    engine.untag("localhost/built:1", "localhost/tiny:1")
     assert engine.has("localhost/named:1")
     assert not engine.has("localhost/built:1")
     assert containers() == ""

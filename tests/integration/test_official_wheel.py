@@ -18,13 +18,13 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from scripts.archs import parse_arch_list
-from scripts.audit_collect import audit_path, audit_wheel
-from scripts.audit_models import Level
-from scripts.cache import file_sha256
-from scripts.drivers import parse_target
-from scripts.fatbin import Kind, read_device_code
-from scripts.slim_wheel import slim_wheel
+from scripts.audit.collect import audit_path, audit_wheel
+from scripts.audit.models import Level
+from scripts.core.files import file_sha256
+from scripts.cuda.archs import parse_arch_list
+from scripts.cuda.drivers import parse_target
+from scripts.formats.fatbin import Kind, read_device_code
+from scripts.slim.wheel import slim_wheel
 
 pytestmark = pytest.mark.large
 

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from scripts import patches
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.errors import PatchError, UsageError
-from scripts.fetch import source_tree
-from scripts.git_checkout import Access
-from scripts.patch import load_patch
-from scripts.patches import Verdict, check_series, locked_versions, recipe_patches
-from scripts.recipe import RECIPES, Recipe, SdistSource
-from scripts.recipe_files import load_recipe
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import PatchError, UsageError
+from scripts.core.paths import RECIPES
+from scripts.downloads.access import Access
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Recipe, SdistSource
+from scripts.sources import series as patches
+from scripts.sources.fetch import source_tree
+from scripts.sources.patch import load_patch
+from scripts.sources.series import Verdict, check_series, locked_versions, recipe_patches
 from tests.integration.test_lock import sdist_tree
 
 HEADER = "Subject: s\nWhy: w\nUpstream: u\nVersions: 1\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts.process import capture, run_logged
-from scripts.recipe import ROOT
+from scripts.core.paths import ROOT
+from scripts.core.process import capture, run_logged
 
 ENVIRONMENT = dict(os.environ)
 # A child and a grandchild that ignore Ctrl-C; each writes its process id.

@@ -12,18 +12,18 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.utils import parse_wheel_filename
 
-from scripts import slim as command
-from scripts.archs import parse_arch_list
-from scripts.audit_collect import audit_wheel
-from scripts.cache import file_sha256
-from scripts.console import Console
-from scripts.drivers import parse_target
-from scripts.errors import AuditError, UsageError
-from scripts.fatbin import read_device_code
-from scripts.provenance import statement
-from scripts.report import report_path
-from scripts.slim_wheel import slim, slim_version, slim_wheel
-from scripts.wheel_file import open_wheel, read_record
+from scripts.audit.collect import audit_wheel
+from scripts.commands import slim as command
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, UsageError
+from scripts.core.files import file_sha256
+from scripts.cuda.archs import parse_arch_list
+from scripts.cuda.drivers import parse_target
+from scripts.formats.fatbin import read_device_code
+from scripts.formats.wheel import open_wheel, read_record
+from scripts.index.statements import slimmed
+from scripts.report.wheelhouse import report_path
+from scripts.slim.wheel import slim, slim_version, slim_wheel
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 
@@ -279,10 +279,11 @@ def test_a_slimmed_upstream_wheel_can_be_published_signed_and_verified(fat: Path
     report = json.loads(report_path(wheel).read_text())
     assert report["slimmed_from"]["sha256"] == file_sha256(fat)
     assert report["audit"]["ok"]
-    claim = statement(wheel.name, file_sha256(wheel), report, report_sha256="0" * 64)
+    claim = slimmed(wheel, file_sha256(wheel))
+    assert claim is not None
     definition = claim["predicate"]["buildDefinition"]
     assert definition["resolvedDependencies"] == [{"name": fat.name, "digest": {"sha256": file_sha256(fat)}}]
-    assert definition["externalParameters"] == {"archs": "8.6", "drop_empty": False}
+    assert definition["externalParameters"] == {"archs": "8.6"}
     with open_wheel(wheel) as archive:
         sbom = archive.read(f"{archive.dist_info}/sboms/wheelsmith.cdx.json")
     assert sbom is not None

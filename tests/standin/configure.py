@@ -16,14 +16,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.fetch import fetch_archive
-from scripts.patch import apply_patches
-from scripts.patches import recipe_patches
-from scripts.recipe import RECIPES, SdistSource
-from scripts.recipe_files import load_recipe
-from scripts.unpack import unpack_sdist
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.paths import RECIPES
+from scripts.downloads.unpack import unpack_sdist
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import SdistSource
+from scripts.sources.fetch import fetch_archive
+from scripts.sources.patch import apply_patches
+from scripts.sources.series import recipe_patches
 
 NVCC = Path(__file__).with_name("nvcc.py")
 SOURCE = SdistSource(

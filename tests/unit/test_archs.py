@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.archs import (
+from scripts.core.errors import UsageError
+from scripts.cuda.archs import (
     TABLE,
     Arch,
     arch_list,
@@ -15,8 +16,7 @@ from scripts.archs import (
     parse_arch,
     parse_arch_list,
 )
-from scripts.errors import UsageError
-from scripts.nvml import LocalGpu
+from scripts.cuda.nvml import LocalGpu
 from tests.support import archs
 
 
@@ -229,6 +229,6 @@ def test_native_without_a_driver_is_an_error_that_says_so() -> None:
 
 def test_native_is_the_archs_of_the_gpus_here(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = (LocalGpu("NVIDIA H100 80GB HBM3", "9.0", "580.159.04"), LocalGpu("NVIDIA L4", "8.9", "580.159.04"))
-    monkeypatch.setattr("scripts.archs.local_gpus", lambda: gpus)
+    monkeypatch.setattr("scripts.cuda.archs.local_gpus", lambda: gpus)
     assert arch_list(parse_arch_list("native")) == "8.9;9.0"
     assert arch_list(parse_arch_list("12.0;NATIVE")) == "8.9;9.0;12.0"

@@ -8,10 +8,10 @@ import lz4.block
 import pytest
 import zstandard
 
-from scripts.audit_coverage import How, Library, choose, cover
-from scripts.audit_targets import judge
-from scripts.drivers import parse_target
-from scripts.fatbin import Compression, Container, DeviceCode, Kind, read_device_code
+from scripts.audit.coverage import How, Library, choose, cover
+from scripts.audit.targets import judge
+from scripts.cuda.drivers import parse_target
+from scripts.formats.fatbin import Compression, Container, DeviceCode, Kind, read_device_code
 from tests.fatbins import container, entry, ptx, ptx_entry, sass, shared_object
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from scripts import carry
-from scripts.carry import chosen, have, own_scripts, pack, spread, wanted, write_load
-from scripts.console import Console
-from scripts.errors import FetchError, UsageError
+from scripts.commands import carry
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, UsageError
+from scripts.gpu_check.loads import chosen, have, own_scripts, pack, spread, wanted, write_load
 from tests.wheels import make_wheel
 
 METADATA = """Metadata-Version: 2.4
@@ -85,7 +85,7 @@ def test_packing_is_the_same_twice_and_keeps_what_can_be_run(tmp_path: Path) -> 
         assert {m.name: m.mode for m in tar} == {"m.py": 0o644, "p/run": 0o755}
     with tarfile.open(own_scripts(tmp_path / "tool.tar.xz")) as tar:
         names = set(tar.getnames())
-    assert {"scripts/gpu_check.py", "scripts/gpu/worker.py", "recipes/quickstart.toml"} <= names
+    assert {"scripts/commands/gpu_check.py", "scripts/gpu_check/device/worker.py", "recipes/quickstart.toml"} <= names
     assert not [name for name in names if "__pycache__" in name]
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import noxfile
-from scripts.console import Console
-from scripts.recipe import ROOT
+from scripts.core.console import Console
+from scripts.core.paths import ROOT
 
 WIDTH = 120
 LATER = {ROOT / f"docs/{page}.md" for page in ("architecture", "audit", "production", "publishing", "runtime-image")}

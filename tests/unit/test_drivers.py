@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import pytest
 
-from scripts.archs import TABLE, Arch, parse_arch
-from scripts.drivers import RELEASES, default_targets, floor, numbers, parse_target, release, release_for_ptx
-from scripts.errors import UsageError
-from scripts.nvml import LocalGpu
+from scripts.core.errors import UsageError
+from scripts.cuda.archs import TABLE, Arch, parse_arch
+from scripts.cuda.drivers import RELEASES, default_targets, floor, numbers, parse_target, release, release_for_ptx
+from scripts.cuda.nvml import LocalGpu
 
 
 def test_releases_rise_in_cuda_driver_and_ptx_together() -> None:
@@ -122,8 +122,12 @@ def test_default_targets_take_the_first_driver_that_knows_the_gpu() -> None:
 
 
 def test_a_native_target_is_the_gpu_here_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.drivers.local_gpus", lambda: (LocalGpu("NVIDIA H100 80GB HBM3", "9.0", "580.159.04"),))
+    monkeypatch.setattr(
+        "scripts.cuda.drivers.local_gpus", lambda: (LocalGpu("NVIDIA H100 80GB HBM3", "9.0", "580.159.04"),)
+    )
     assert parse_target("native").label == "H100@580.159.04"
     assert parse_target("native@12.8").label == "H100@12.8"
-    monkeypatch.setattr("scripts.drivers.local_gpus", lambda: (LocalGpu("NVIDIA Graphics Device", "12.0", "615.1"),))
+    monkeypatch.setattr(
+        "scripts.cuda.drivers.local_gpus", lambda: (LocalGpu("NVIDIA Graphics Device", "12.0", "615.1"),)
+    )
     assert parse_target("native").label == "NVIDIA Graphics Device@615.1"

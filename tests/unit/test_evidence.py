@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from scripts import evidence as command
-from scripts.console import Console
-from scripts.errors import UsageError
-from scripts.evidence import FOLDER, README, evidence, join, page, pages, replaced, table
+from scripts.commands import evidence as command
+from scripts.core.console import Console
+from scripts.core.errors import UsageError
+from scripts.gpu_check.evidence import FOLDER, README, evidence, join, page, pages, replaced, table
 
 LINE = {"dtype": "float32", "error": "nan", "limit": 1e-5, "cases": 1, "ok": False}
 
@@ -103,9 +103,9 @@ def test_what_lies_in_the_repository_is_up_to_date(tmp_path: Path) -> None:
         (folder / path.name).write_bytes(path.read_bytes())
     readme.write_bytes(README.read_bytes())
     assert list(pages(folder, readme))
-    assert readme.read_text() == README.read_text(), "run: python -m scripts.evidence"
+    assert readme.read_text() == README.read_text(), "run: python -m scripts.commands.evidence"
     for path in folder.glob("*.md"):
-        assert path.read_text() == (FOLDER / path.name).read_text(), "run: python -m scripts.evidence"
+        assert path.read_text() == (FOLDER / path.name).read_text(), "run: python -m scripts.commands.evidence"
 
 
 def test_the_evidence_is_of_real_runs() -> None:

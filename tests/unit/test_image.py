@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from packaging.licenses import canonicalize_license_expression
+from securesystemslib.dsse import Envelope
+from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from scripts import runtime_image
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.errors import ImageError, UsageError
-from scripts.image_base import debian_base
-from scripts.image_checks import Facts, Result, check_image, inside, read_facts, stopped_cleanly
-from scripts.image_context import (
+from scripts.commands import runtime_image
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import ImageError, UsageError
+from scripts.core.paths import ROOT
+from scripts.downloads.indexes import Indexes
+from scripts.downloads.mirrors import parse_mirrors
+from scripts.image.base import debian_base, mmdebstrap_words, parse_debian, reachable
+from scripts.image.checks import Facts, Installed, Result, check_image, inside, read_facts, stopped_cleanly
+from scripts.image.choice import ENGINES, find_engine
+from scripts.image.context import (
     ENCODINGS,
     Base,
     WheelFacts,
@@ -29,11 +39,11 @@ from scripts.image_context import (
     read_wheel,
     write_secrets,
 )
-from scripts.image_engine import Engine, Layer, Plan, explained, find_engine
-from scripts.image_report import ImageReport, as_json, file_stem, sbom, show
-from scripts.indexes import Indexes
-from scripts.recipe import ROOT
-from scripts.upgrade import runtime_options
+from scripts.image.engine import Engine, Layer, Plan, StepClock, explained
+from scripts.image.report import ImageReport, Phase, as_json, file_stem, show
+from scripts.image.sbom import image_sbom, licence_label, spdx
+from scripts.index.provenance import KeyPair
+from scripts.toolchain.locks import runtime_options
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
 
@@ -46,12 +56,16 @@ def facts(**changes: Any) -> Facts:
         "glibc": "2.36",
         "machine": "x86_64",
         "headers": True,
-        "python_packages": (("torch", "2.9.1", 900), ("Jinja2", "3.1.6", 100)),
-        "debian_packages": (("libc6", "2.36-9", "amd64", 4096),),
+        "python_packages": (
+            Installed("torch", "2.9.1", 900, "", ("BSD-3-Clause",), "a" * 64),
+            Installed("Jinja2", "3.1.6", 100, "", ("License :: OSI Approved :: BSD License",), "b" * 64),
+        ),
+        "debian_packages": (Installed("libc6", "2.36-9", 4096, "amd64", ("LGPL-2.1+", "GFDL-1.3"), "c" * 64),),
         "setuid": ("/bin/su",),
         "writable": (),
         "caches": (),
         "secrets": (),
+        "compiler_files": (),
     }
     return Facts(**{**values, **changes})
 
@@ -79,7 +93,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def engine(folder: Path, name: str) -> Engine:
-    return Engine(name, folder / "image.log", Console(quiet=True))
+    return ENGINES[name](folder / "image.log", Console(quiet=True))
 
 
 def calls(folder: Path) -> list[str]:
@@ -100,8 +114,7 @@ def test_the_newest_wheel_is_taken_and_a_missing_one_is_an_image_error(tmp_path:
 def test_the_lowest_driver_of_a_wheel_is_read_from_its_gpu_code(tmp_path: Path) -> None:
     library = shared_object(tmp_path / "_C.so", {"k": container(sass("86", "k"))}).read_bytes()
     found = read_wheel(make_wheel(tmp_path, {"vllm/_C.abi3.so": library}, version="0.15.1+cu128.sm86"))
-    assert found.cuda.startswith("12.") or found.cuda == "13.0"
-    assert found.driver
+    assert (found.cuda, found.driver) == ("12.0", "525.60.13")  # SASS of CUDA 12 for 8.6: minor version compatibility
     assert found.unpacked > len(library)
 
 
@@ -175,9 +188,14 @@ def test_encodings_from_a_folder_are_checked(tmp_path: Path, cache: Cache, conso
 def test_the_context_holds_what_the_dockerfile_takes_and_is_removed(tmp_path: Path, cache: Cache) -> None:
     wheel, vocabulary = make_wheel(tmp_path, {}), tmp_path / "v"
     vocabulary.write_text("v")
-    with make_context(cache, wheel, find_lock("0.15.1", None), {"o200k_base.tiktoken": vocabulary}) as context:
+    with make_context(
+        cache, wheel, find_lock("0.15.1", None), {"o200k_base.tiktoken": vocabulary}, {"gpus": {}}
+    ) as context:
         names = {str(path.relative_to(context)) for path in context.rglob("*") if path.is_file()}
-        assert {"Dockerfile.runtime", "bin/uv", "requirements.txt", "worker.txt", f"wheel/{wheel.name}"} <= names
+        assert {"Dockerfile.runtime", "build/uv", "build/install.sh", "build/trim.py", "worker.txt"} <= names
+        assert {f"requirements-{i}.txt" for i in (1, 2, 3, 4)} <= names
+        assert f"wheel/{wheel.name}" in names
+        assert json.loads((context / "image" / "gpus.json").read_text()) == {"gpus": {}}
         assert {"image/entrypoint.sh", "worker/handler.py", "encodings/o200k_base.tiktoken"} <= names
         assert not any("__pycache__" in name for name in names)
         assert stat.S_IMODE((context / "image" / "health.py").stat().st_mode) == 0o755
@@ -267,21 +285,27 @@ def test_a_base_without_python_is_refused(stand_in: Path) -> None:
 def told(**changes: Any) -> str:
     data = {
         "python": [3, 11], "glibc": "2.36", "machine": "x86_64", "headers": True,
-        "python_packages": [["torch", "2.9.1", 5]], "debian_packages": [["libc6", "2.36", "amd64", "4"]],
-        "setuid": [], "writable": [], "caches": [], "secrets": [], **changes,
+        "python_packages": [["torch", "2.9.1", 5, ["BSD"], "a"]],
+        "debian_packages": [["libc6", "2.36", "amd64", "4", ["GPL-2+"], "c"]],
+        "setuid": [], "writable": [], "caches": [], "secrets": [], "compiler_files": [], **changes,
     }  # fmt: skip
     return json.dumps(data) + '\n{"check": "a", "ok": true, "said": "fine"}\n'
 
 
 def test_what_an_image_holds_beyond_its_base_fails_its_check(stand_in: Path, console: Console) -> None:
-    answer = told(setuid=["/bin/su", "/opt/x"], writable=["/opt"], secrets=["/root/.netrc"]).split("\n")[0]
-    (stand_in / "answer-run").write_text(answer)
+    wrong = {"setuid": ["/bin/su", "/opt/x"], "writable": ["/opt"], "secrets": ["/root/.netrc"]}
+    (stand_in / "answer-run").write_text(told(**wrong, compiler_files=["/x/libcudart_static.a"]).split("\n")[0])
+    (stand_in / "answer-history").write_text("4000000000\tRUN all\n")
     found, results = check_image(engine(stand_in, "docker"), "x:1", base=facts(), console=console)
-    assert found.debian_packages == (("libc6", "2.36", "amd64", 4096),)
+    assert found.debian_packages == (Installed("libc6", "2.36", 4096, "amd64", ("GPL-2+",), "c"),)
     wrong = {result.check: result.said for result in results if not result.ok}
     assert wrong["no setuid files beyond the base's"] == "/opt/x"
     assert wrong["no directories of root that others may write"] == "/opt"
     assert wrong["no secrets in files or variables"] == "/root/.netrc"
+    assert wrong["no static archives or headers that only compilers need"] == "/x/libcudart_static.a"
+    assert wrong["each layer is below 4.0 GB"] == "largest 4.0 GB"
+    _, again = check_image(engine(stand_in, "docker"), "x:1", base=facts(), console=console, jit=True)
+    assert not [item for item in again if "compilers need" in item.check and not item.ok]
     with pytest.raises(ImageError, match="checks of the image failed"):
         stopped_cleanly(results)
 
@@ -312,13 +336,55 @@ def test_the_size_table_says_what_the_image_weighs_over_its_wheels(capsys: pytes
     assert as_json(report)["ratio"] == 1.1
 
 
-def test_the_sbom_names_every_package_by_its_purl_and_is_the_same_twice() -> None:
-    bill = json.loads(sbom(image_report()))
-    urls = {item["purl"] for item in bill["components"]}
-    assert urls == {"pkg:pypi/torch@2.9.1", "pkg:pypi/jinja2@3.1.6", "pkg:deb/debian/libc6@2.36-9?arch=amd64"}
+def test_the_sbom_names_every_package_with_licence_and_hash_and_is_the_same_twice() -> None:
+    hashes = {"torch": ["d" * 64], "jinja2": ["e" * 64, "f" * 64]}
+    bill = json.loads(image_sbom(image_report(), hashes=hashes))
+    rows = {item["purl"]: item for item in bill["components"]}
+    assert set(rows) == {"pkg:pypi/torch@2.9.1", "pkg:pypi/jinja2@3.1.6", "pkg:deb/debian/libc6@2.36-9?arch=amd64"}
+    assert rows["pkg:pypi/torch@2.9.1"]["licenses"] == [{"expression": "BSD-3-Clause"}]
+    assert rows["pkg:pypi/jinja2@3.1.6"]["licenses"] == [{"license": {"name": "BSD License"}}]
+    names = {item["license"]["name"] for item in rows["pkg:deb/debian/libc6@2.36-9?arch=amd64"]["licenses"]}
+    assert names == {"LGPL-2.1-or-later", "GFDL-1.3"}
+    assert all(row["hashes"][0]["alg"] == "SHA-256" for row in rows.values())
+    allowed = rows["pkg:pypi/jinja2@3.1.6"]["externalReferences"][0]["hashes"]
+    assert {item["content"] for item in allowed} == {"e" * 64, "f" * 64}
     assert bill["metadata"]["component"]["type"] == "container"
-    assert sbom(image_report()) == sbom(image_report())
+    assert image_sbom(image_report(), hashes=hashes) == image_sbom(image_report(), hashes=hashes)
     assert str(file_stem("localhost/vllm:1+a b")) == "localhost_vllm_1+a_b"
+
+
+@pytest.mark.parametrize(
+    ("said", "expression"),
+    [
+        ("License :: OSI Approved :: Apache Software License", "Apache-2.0"),
+        ("License :: OSI Approved :: BSD License", ""),
+        ("apache-2.0 or bsd-2-clause", "Apache-2.0 OR BSD-2-Clause"),
+        ("Apache License, Version 2.0", "Apache-2.0"),
+        ("public domain, mostly", ""),
+    ],
+)
+def test_a_package_s_word_for_its_licence_is_spdx_or_nothing(said: str, expression: str) -> None:
+    assert spdx(said) == expression
+
+
+def test_the_licence_label_is_one_spdx_expression_of_all_that_is_inside() -> None:
+    label = licence_label(image_report())
+    assert label == "BSD-3-Clause AND LicenseRef-Debian-copyright-files AND LicenseRef-see-SBOM"
+    assert canonicalize_license_expression(label) == label
+
+
+def test_an_attestation_of_the_sbom_is_a_dsse_envelope_about_the_image(tmp_path: Path) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    report = dataclasses.replace(image_report(), image_id="1" * 64)
+    bill, signed = runtime_image.write_bill(
+        report, tmp_path, find_lock("0.15.1", None), KeyPair(CryptoSigner(key), key.public_key())
+    )
+    row = json.loads(signed.read_text())
+    envelope = Envelope.from_dict({name: row[name] for name in ("payload", "payloadType", "signatures")})
+    envelope.verify([SSlibKey.from_crypto(key.public_key())], 1)
+    claim = json.loads(envelope.payload)
+    assert claim["subject"] == [{"name": report.tag, "digest": {"sha256": "1" * 64}}]
+    assert claim["predicate"] == json.loads(bill.read_text())
 
 
 @pytest.mark.parametrize(
@@ -352,13 +418,15 @@ def test_a_disk_that_cannot_hold_the_layers_is_refused(stand_in: Path, monkeypat
 
 def test_a_base_from_a_registry_is_named_by_its_digest_and_mounted_files_by_theirs(tmp_path: Path) -> None:
     lock = tmp_path / "lock.txt"
-    lock.write_text("one")
+    lock.write_text("one==1 --hash=sha256:1\n")
     given = runtime_image.build_arguments(wheel_facts(), lock, base="python:3.12-slim-bookworm", digest="sha256:12")
     assert given["BASE_IMAGE"] == "python:3.12-slim-bookworm@sha256:12"
     assert given["NVIDIA_REQUIRE_CUDA"] == "cuda>=12.0"
-    assert given["REQUIREMENTS_SHA256"] == hashlib.sha256(b"one").hexdigest()
+    assert given["REQUIREMENTS_4_SHA256"] == hashlib.sha256(lock.read_bytes()).hexdigest()
+    assert given["REQUIREMENTS_1_SHA256"] == hashlib.sha256(b"").hexdigest()
     dockerfile = (ROOT / "Dockerfile.runtime").read_text()
     assert all(f"ARG {name}" in dockerfile for name in given)
+    assert f"ARG BASE_IMAGE={runtime_image.DEFAULT_BASE}\n" in dockerfile
     local = runtime_image.build_arguments(wheel_facts(), lock, base="localhost/b:1", digest="sha256:12")
     assert local["BASE_IMAGE"] == "localhost/b:1"
 
@@ -371,19 +439,70 @@ def test_labels_tell_where_the_image_comes_from(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_debian_base_that_is_there_is_not_made_again(stand_in: Path, cache: Cache, console: Console) -> None:
-    name = debian_base(engine(stand_in, "buildah"), cache=cache, console=console, log=stand_in / "log")
-    assert name.startswith("localhost/wheelsmith-base:bookworm-")
+    debian = parse_debian("debootstrap@20260101T000000Z")
+
+    def make() -> str:
+        made = engine(stand_in, "buildah")
+        return debian_base(made, debian, mirrors=(), cache=cache, console=console, log=stand_in / "log")
+
+    name = make()
+    assert name.startswith("localhost/wheelsmith-base:bookworm-20260101t000000z-")
     (stand_in / "fail-inspect").write_text("no such image")
     program = stand_in / "bin" / "mmdebstrap"
     program.write_text("#!/bin/sh\necho 'E: Temporary failure resolving deb.example' ; exit 1\n")
     program.chmod(0o755)
     with pytest.raises(ImageError, match="mmdebstrap failed") as caught:
-        debian_base(engine(stand_in, "buildah"), cache=cache, console=console, log=stand_in / "log")
+        make()
     assert "cannot be reached" in caught.value.why
-    program.write_text('#!/bin/sh\nfor last; do :; done\necho tar > "$last"\n')
+    program.write_text('#!/bin/sh\nfor word; do case "$word" in *base.tar) echo tar > "$word";; esac; done\n')
     (stand_in / "answer-from").write_text("c1\n")
-    assert debian_base(engine(stand_in, "buildah"), cache=cache, console=console, log=stand_in / "log") == name
+    assert make() == name
     assert any(f"commit --quiet --format docker --timestamp 0 c1 {name}" in line for line in calls(stand_in))
+
+
+def test_a_base_of_debian_is_pinned_by_the_date_of_a_snapshot() -> None:
+    pinned = parse_debian("debootstrap")
+    assert re.fullmatch(r"20\d{6}T\d{6}Z", pinned.snapshot)
+    mirrors = parse_mirrors(f"{pinned.archive}=http://mirror.example/debian/")
+    assert pinned.sources(mirrors) == [
+        f"deb http://mirror.example/debian/archive/debian/{pinned.snapshot} bookworm main",
+        f"deb http://mirror.example/debian/archive/debian-security/{pinned.snapshot} bookworm-security main",
+    ]
+    words = mmdebstrap_words(pinned, "base.tar", mirrors)
+    assert '--aptopt=Acquire::Check-Valid-Until "false"' in words
+    assert words[-4:] == ["bookworm", "base.tar", *pinned.sources(mirrors)]
+    assert mmdebstrap_words(parse_debian("debootstrap@now"), "base.tar", mirrors)[-2:] == ["bookworm", "base.tar"]
+    with pytest.raises(UsageError, match="no date of a snapshot"):
+        parse_debian("debootstrap@yesterday")
+
+
+@pytest.mark.skipif(not Path("/usr/lib/apt/apt-helper").exists(), reason="needs apt")
+def test_an_archive_that_cannot_be_reached_is_an_error_only_for_a_date_that_was_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mirrors = parse_mirrors("https://snapshot.debian.org/=http://127.0.0.1:9/")
+    wanted = "debootstrap@20260101T000000Z"
+    with pytest.raises(ImageError, match=r"snapshot of Debian 20260101T000000Z cannot be had") as caught:
+        reachable(parse_debian(wanted), mirrors, wanted=wanted, console=Console())
+    assert "127.0.0.1" in caught.value.why
+    found = reachable(parse_debian("debootstrap"), mirrors, wanted="debootstrap", console=Console())
+    assert found.snapshot == "now"
+    assert "is not pinned" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("remote", "shown"),
+    [
+        ("https://me:geheim@git.example/a/b.git", "https://git.example/a/b.git"),
+        ("git@git.example:a/b.git", "ssh://git.example/a/b.git"),
+        ("ssh://git@git.example/a/b", "ssh://git.example/a/b"),
+        ("/work/main", ""),
+        ("file:///work/main", ""),
+        ("", ""),
+    ],
+)
+def test_the_source_label_is_a_place_to_look_at_and_never_a_secret_or_a_folder(remote: str, shown: str) -> None:
+    assert runtime_image.public_url(remote) == shown
 
 
 def test_locks_of_the_image_say_themselves_what_they_resolve_against(tmp_path: Path) -> None:
@@ -439,7 +558,7 @@ def test_buildah_runs_in_a_container_that_is_removed(stand_in: Path) -> None:
     assert calls(stand_in)[-2:] == ["buildah run --isolation chroot --user 0 c1 -- python3 -", "buildah rm c1"]
 
 
-@pytest.mark.parametrize("name", ["docker", "buildah"])
+@pytest.mark.parametrize("name", ["docker", "podman", "buildah"])
 def test_images_are_imported_named_pushed_and_unnamed(stand_in: Path, name: str) -> None:
     buildah_store(stand_in)
     made = engine(stand_in, name)
@@ -448,7 +567,7 @@ def test_images_are_imported_named_pushed_and_unnamed(stand_in: Path, name: str)
     made.push("c:1", "registry.example/c:1")
     made.untag("c:1", "b:1")
     said = calls(stand_in)
-    assert said[-1] == f"{name} rmi c:1"
+    assert said[-1] == (f"{name} untag c:1" if name == "podman" else f"{name} rmi c:1")
     assert any(line.startswith(f"{name} push") and "registry.example/c:1" in line for line in said)
     assert (f"{name} tag b:1 c:1" == said[-2]) is (name == "buildah")
 
@@ -488,6 +607,35 @@ def test_the_tag_is_given_when_all_checks_have_passed_and_never_else(
     else:
         with pytest.raises(ImageError, match="1 of 2 checks"):
             runtime_image.main(words, Console(quiet=True))
-    tagged = [line for line in calls(stand_in) if line.endswith(" localhost/t:1")]
+    tagged = [line for line in calls(stand_in) if "--tag localhost/t:1" in line]
     assert bool(tagged) is ok
+    if ok:
+        assert "--label org.opencontainers.image.licenses=" in tagged[0]
+        assert "--label wheelsmith.hazards=none known" in next(
+            line for line in calls(stand_in) if "--target runtime" in line
+        )
     assert any(line.startswith("docker rmi localhost/wheelsmith-unfinished:") for line in calls(stand_in))
+
+
+def test_the_build_log_tells_the_time_at_each_step_and_how_long_each_took(tmp_path: Path) -> None:
+    log = tmp_path / "image.log"
+    log.write_text("STEP 9/9: of an earlier build\n")
+    clock = StepClock(log)
+    with log.open("ab") as file:
+        file.write(b"[1/2] STEP 1/2: FROM x\nnoise\n[1/2] STEP 2/2: RUN lo")
+    clock.look()
+    assert "FROM x" in clock.line()
+    with log.open("ab") as file:
+        file.write(b"ng\n")
+    steps = clock.finish()
+    assert [step for step, _ in steps] == ["[1/2] STEP 1/2: FROM x", "[1/2] STEP 2/2: RUN long"]
+    text = log.read_text()
+    assert text.count(" after the start: [1/2] STEP") == 2
+    assert text.count("wheelsmith: 0 s in [1/2] STEP") == 2
+
+
+def test_the_report_tells_where_the_time_went(capsys: pytest.CaptureFixture[str]) -> None:
+    report = dataclasses.replace(image_report(), phases=(Phase("build", 125.0, 61.0),), steps=(("STEP 1/1: RUN", 9.0),))
+    show(report, Console())
+    assert re.search(r"build +2 min 05 s +1 min 01 s", capsys.readouterr().out)
+    assert as_json(report)["steps"] == (("STEP 1/1: RUN", 9.0),)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.console import Console
-from scripts.recipe import ROOT
+from scripts.core.console import Console
+from scripts.core.paths import ROOT
 from tests.support import wait_for
 
 OURS = ("tests", "lint")  # these start other people's programs

@@ -12,10 +12,10 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from noxfile import PYTHONS
-from scripts.checks import Verdict
-from scripts.checks_compiler import python_version
-from scripts.failures import catalogue
-from scripts.recipe import ROOT
+from scripts.core.paths import ROOT
+from scripts.doctor.checks.compiler import python_version
+from scripts.doctor.registry import Verdict
+from scripts.failures.catalogue import catalogue
 from tests.subjects import make_subject
 
 if sys.version_info >= (3, 11):
@@ -44,7 +44,7 @@ def test_the_version_is_the_newest_release_or_on_the_way_to_the_next() -> None:
     assert version == newest or (version.is_devrelease and version > newest)
 
 
-@pytest.mark.parametrize("python", ["3.9", *PYTHONS, "3.15"])
+@pytest.mark.parametrize("python", ["3.9", *PYTHONS, "3.14"])
 def test_a_python_is_promised_everywhere_or_nowhere(
     python: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:

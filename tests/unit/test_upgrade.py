@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts import upgrade
-from scripts.console import Console
-from scripts.errors import ToolchainError, UsageError
-from scripts.indexes import read_indexes
-from scripts.recipe import RECIPES, SCHEMA_FILE
-from scripts.recipe_files import load_recipe, recipe_names
+from scripts.commands import upgrade
+from scripts.core.console import Console
+from scripts.core.errors import ToolchainError, UsageError
+from scripts.core.paths import RECIPES
+from scripts.downloads.indexes import read_indexes
+from scripts.recipe.files import load_recipe, recipe_names
+from scripts.recipe.model import SCHEMA_FILE
 from tests.support import make_recipe
 
 
@@ -102,7 +103,7 @@ def test_neither_local_folders_nor_extra_indexes_get_into_a_lock_file(
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://extra.example/simple")
     indexes = read_indexes()
     assert indexes.find_links
-    monkeypatch.setattr("scripts.upgrade.read_indexes", lambda: indexes)
+    monkeypatch.setattr("scripts.commands.upgrade.read_indexes", lambda: indexes)
     monkeypatch.setattr("sys.executable", str(bin_folder / "python"))
     upgrade.compile_lock(project / "requirements/lint.in", project / "requirements/lint.txt")
     seen = [line for line in (project / "seen").read_text().splitlines() if line.startswith("UV_")]

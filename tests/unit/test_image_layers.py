@@ -1,0 +1,106 @@
+"""Layers of the requirements, and what is trimmed out of them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.build import trim
+from scripts.core.errors import ImageError
+from scripts.core.paths import ROOT
+from scripts.image.context import LOCKS, find_lock
+from scripts.image.layers import LayerRule, layer_rules, lock_entries, lock_hashes, split_lock
+
+
+def test_every_package_of_a_shipped_lock_is_in_one_layer_with_its_hashes() -> None:
+    for lock in sorted(LOCKS.glob("vllm-*.txt")):
+        text = lock.read_text()
+        parts = split_lock(text, layer_rules())
+        entries = [lock_entries(part) for part in parts]
+        names = [name for part in entries for name in part]
+        pinned = re.findall(r"^([A-Za-z0-9][\w.-]*)==", text, re.MULTILINE)
+        assert sorted(names) == sorted(lock_entries("\n".join(f"{name}==" for name in pinned)))
+        assert sum(part.count("--hash=sha256:") for part in parts) == text.count("--hash=sha256:")
+        math, cuda, torch, python = entries
+        assert set(math) >= {"nvidia-cublas-cu12", "nvidia-cudnn-cu12"}
+        assert "nvidia-nccl-cu12" in cuda
+        assert {"torch", "triton"} <= set(torch)
+        assert {"nvidia-cudnn-frontend", "nvidia-ml-py", "nvidia-cutlass-dsl", "transformers"} <= set(python)
+
+
+def test_the_dockerfile_has_a_step_for_each_layer() -> None:
+    dockerfile = (ROOT / "Dockerfile.runtime").read_text()
+    steps = re.findall(r"install\.sh /context/requirements-(\d)\.txt", dockerfile)
+    assert steps == [str(number) for number in range(1, len(layer_rules()) + 1)]
+
+
+def test_a_package_that_no_layer_takes_is_an_error() -> None:
+    with pytest.raises(ImageError, match="no layer takes b"):
+        split_lock("a==1 --hash=sha256:1\nb==2\n", [LayerRule("first", ("a*",))])
+    assert split_lock("A_b==1\n", [LayerRule("x", ("*", "!a-b")), LayerRule("y", ("*",))]) == ["", "A_b==1\n"]
+
+
+@given(st.text(max_size=300))
+def test_any_text_for_a_lock_is_read_or_refused_without_losing_a_package(text: str) -> None:
+    entries = lock_entries(text)
+    assert set().union(*(lock_entries(part) for part in split_lock(text, layer_rules())), set()) == set(entries)
+
+
+def test_the_hashes_of_a_lock_are_read_by_package() -> None:
+    hashes = lock_hashes(find_lock("0.15.1", None).read_text())
+    assert all(len(item) == 64 for item in hashes["torch"])
+    assert hashes["torch"]
+
+
+def environment(folder: Path) -> Path:
+    """Return a site-packages folder with what torch and a CUDA package leave there."""
+    site = folder / "lib" / "python3.12" / "site-packages"
+    files = {
+        "torch/__init__.py": "",
+        "torch/lib/libtorch.so": "",
+        "torch/lib/libx.a": "archive",
+        "torch/include/torch/csrc/inductor/cpp_prefix.h": '#include <c10/a.h>\n  # include "b.h"\n#include <omp.h>\n',
+        "torch/include/torch/csrc/inductor/b.h": "#include <torch/csrc/inductor/cpp_prefix.h>\n",
+        "torch/include/c10/a.h": "",
+        "torch/include/ATen/c.h": "",
+        "torch/share/cmake/Torch/TorchConfig.cmake": "",
+        "nvidia/cuda_runtime/lib/libcudart_static.a": "archive",
+        "nvidia/cuda_runtime/include/cuda_fp16.h": "",
+    }
+    for name, text in files.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    record = site / "torch-2.9.1.dist-info" / "RECORD"
+    record.parent.mkdir()
+    rows = [[name, "sha256=x", "7"] for name in files if name.startswith("torch")]
+    with record.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([*rows, ["../../../bin/torchrun", "sha256=y", "8"]])
+    return site
+
+
+def test_only_what_compilers_need_is_trimmed_and_records_name_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = environment(tmp_path)
+    for _ in range(2):  # the second time there is nothing to do
+        trim.main(tmp_path)
+        left = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
+        assert left == {
+            "torch/__init__.py",
+            "torch/lib/libtorch.so",
+            "torch/include/torch/csrc/inductor/cpp_prefix.h",
+            "torch/include/torch/csrc/inductor/b.h",
+            "torch/include/c10/a.h",
+            "nvidia/cuda_runtime/include/cuda_fp16.h",
+            "torch-2.9.1.dist-info/RECORD",
+        }
+        assert not (site / "torch" / "share").exists()
+        with (site / "torch-2.9.1.dist-info" / "RECORD").open() as file:
+            named = {row[0] for row in csv.reader(file)}
+        assert named == {name for name in left if name.startswith("torch/")} | {"../../../bin/torchrun"}
+    assert capsys.readouterr().out == "wheelsmith: 4 files that only compilers need left out, 14 bytes\n"
