@@ -76,7 +76,7 @@ def index(session: nox.Session) -> None:
 @nox.session
 def verify(session: nox.Session) -> None:
     """Check a wheel, its provenance and its SBOM: `-- WHEEL --key PUB`."""
-    _command(session, "verify_wheel", lock="publish")
+    _command(session, "verify", lock="publish")
 
 
 @nox.session
@@ -135,11 +135,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, types and CI's files: ruff, ruff format, mypy --strict, actionlint, check-jsonschema."""
+    """Check style, types and CI's files: ruff, ruff format, mypy --strict, layers, actionlint, check-jsonschema."""
     _install(session, "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    session.run("lint-imports")
     session.run("actionlint", *_files(".github/workflows/*.yml"))
     for schema, pattern in SCHEMAS.items():
         session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *_files(pattern))
@@ -158,7 +159,7 @@ def upgrade(session: nox.Session) -> None:
 def _command(session: nox.Session, name: str, *, lock: str = "tools") -> None:
     """Run scripts/NAME.py with the session's arguments and leave nox with its exit code when it is not 0."""
     _install(session, lock)
-    code = _run(session, "-m", f"scripts.{name}", *session.posargs)
+    code = _run(session, "-m", f"scripts.commands.{name}", *session.posargs)
     if code:
         sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""TODO-DOC."""
+"""Which recipe a wheel was built by, and which GPUs and drivers it is judged for."""
 
 from __future__ import annotations
 

@@ -23,12 +23,10 @@ from scripts.compile.compiler_cache import CacheSettings
 from scripts.compile.fixed_paths import refusal
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import BenchError, UsageError
-from scripts.core.paths import WHEELHOUSE
 from scripts.cuda.archs import Arch, arch_list
 from scripts.downloads.access import Access
 from scripts.downloads.indexes import read_indexes
-from scripts.pipeline.wheel import Job
-from scripts.recipe.costs import Unit
+from scripts.recipe.costs import Unit, cost_book
 from scripts.recipe.model import Recipe
 from scripts.sources.fetch import fetch_recipe
 from scripts.sources.patch import prepare_tree
@@ -96,7 +94,15 @@ def prove_units(subject: Subject, patterns: Sequence[str], console: Console) -> 
             found[state] = choose_units(list_units(tree, tree.targets)[0], patterns)
             if found[state]:
                 console.stage("headers", f"{SWITCH}={state}: {len(found[state])} units for {arch_list(subject.archs)}")
-                compile_cached(tree, _job(subject), console, only=found[state])
+                compile_cached(
+                    tree,
+                    console,
+                    jobs=subject.jobs,
+                    book=cost_book(subject.recipe),
+                    settings=CacheSettings(),
+                    cache=subject.access.cache,
+                    only=found[state],
+                )
     if not found["OFF"]:
         raise UsageError(f"no unit matches {' '.join(patterns)}", fix="a unit is named as in `_moe_C/moe/topk*.cu`")
     stock, lean = trees["OFF"].binary, trees["ON"].binary
@@ -108,19 +114,6 @@ def choose_units(units: Sequence[Unit], patterns: Sequence[str]) -> list[Unit]:
     return [
         unit for unit in units if any(fnmatch(unit.name, text) or fnmatch(unit.name, f"*/{text}") for text in patterns)
     ]
-
-
-def _job(subject: Subject) -> Job:
-    return Job(
-        subject.recipe,
-        subject.archs,
-        subject.jobs,
-        subject.access,
-        WHEELHOUSE,
-        read_indexes(),
-        os.environ,
-        compiler_cache=CacheSettings(),
-    )
 
 
 def _tree(subject: Subject, state: str, console: Console) -> BuildTree:

@@ -1,4 +1,6 @@
-"""Make what a GPU machine without network needs for gpu-check: `python -m scripts.commands.carry WHEEL… --have FILE --out DIR`.
+"""Make what a GPU machine without network needs for gpu-check.
+
+`python -m scripts.commands.carry WHEEL… --have FILE --out DIR`.
 
 DIR/load1, DIR/load2, … each stay under --limit MiB: the dependencies that the machine lacks (one .tar.xz), wheelsmith's
 own scripts, and the wheels as they are. On the machine, `bash DIR/loadN/put.sh` unpacks a load below

@@ -18,7 +18,8 @@ def page(entries: Iterable[Failure], checked: Iterable[str] = ()) -> str:
     lines = [
         "# Failures, their causes and what to do",
         "",
-        "Generated from `scripts/failures/failures.toml` by `python -m scripts.commands.failures_page`. `nox -s diagnose -- LOGFILE`",
+        "Generated from `scripts/failures/failures.toml` by `python -m scripts.commands.failures_page`.",
+        "`nox -s diagnose -- LOGFILE`",
         "finds these entries in a log; those marked *doctor* are looked for before a build ([doctor.md](doctor.md)).",
         f"{len(known)} entries. The remedies are condensed from the threads named; few were tried for this project.",
     ]

@@ -1,18 +1,18 @@
-"""TODO-DOC."""
+"""nox -s fetch: a recipe's sources into the cache, or into and out of one file. See docs/sources.md."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from scripts.commands.cli import Parser, user_path
+from scripts.commands.cli import Parser, run, user_path
 from scripts.commands.options import add_cache_options, open_access, recipe_argument
 from scripts.core.console import Console
 from scripts.core.errors import UsageError
 from scripts.core.paths import DEFAULT_RECIPE
 from scripts.recipe.files import load_recipe
 from scripts.sources.bundle import read_bundle, write_bundle
-from scripts.sources.fetch import _fetch_archive, fetch_recipe
+from scripts.sources.fetch import fetch_archive, fetch_recipe
 
 
 def main(arguments: Sequence[str], console: Console) -> int:
@@ -32,7 +32,11 @@ def main(arguments: Sequence[str], console: Console) -> int:
         access = replace(access, offline=True)
     fetched = fetch_recipe(recipe, access)
     if options.bundle:
-        write_bundle(recipe, options.bundle, access=access, archive_of=lambda item: _fetch_archive(item, access).path)
+        write_bundle(recipe, options.bundle, access=access, archive_of=lambda item: fetch_archive(item, access).path)
     for name, folder in {"source": fetched.source.path, **fetched.dependencies}.items():
         console.result(f"{name}: {folder}")
     return 0
+
+
+if __name__ == "__main__":
+    run(main)

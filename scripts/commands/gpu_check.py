@@ -16,8 +16,8 @@ from scripts.core.console import Console
 from scripts.core.errors import UsageError
 from scripts.downloads.unpack import unpack_wheel
 from scripts.gpu_check.families import FAMILIES, Place
-from scripts.gpu_check.parts import _RUN, PARTS, find_python, gpu_driver
-from scripts.gpu_check.report import Report
+from scripts.gpu_check.parts import PARTS, RUN, find_python, gpu_driver
+from scripts.gpu_check.report import Question, Report
 
 DESCRIPTION = """\
 On a machine with a GPU: call every operator of a wheel on fresh random inputs and compare with float64; generate
@@ -57,11 +57,20 @@ def main(arguments: Sequence[str], console: Console) -> int:
     python = find_python(options.python)
     driver = gpu_driver(python)
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-        report = Report(options, driver, console)
+        question = Question(
+            options.wheel,
+            options.json,
+            quick=options.quick,
+            family=tuple(options.family or ()),
+            seed=options.seed,
+            limit=options.limit,
+            at_once=options.at_once,
+        )
+        report = Report(question, driver, console)
         place = Place(python, Path(folder) / "site", Path(folder))
         unpack_wheel(options.wheel, place.site)
         for part in _parts(options):
-            report.part(part, lambda part=part: _RUN[part](place, options, report))  # type: ignore[misc]
+            report.part(part, lambda part=part: RUN[part](place, question, report))  # type: ignore[misc]
         return report.finish()
 
 

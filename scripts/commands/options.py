@@ -1,10 +1,9 @@
-"""TODO-DOC."""
+"""Options that several commands have, and what they mean together with the environment."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from argparse import Namespace
 from collections.abc import Mapping
 
 from scripts.commands.cli import user_path
@@ -24,7 +23,7 @@ def _ca_bundle() -> str:
     return os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE", "")
 
 
-def open_access(options: Namespace, console: Console, recipe: Recipe | None = None) -> Access:
+def open_access(options: argparse.Namespace, console: Console, recipe: Recipe | None = None) -> Access:
     """Return what --cache, --offline and --mirror (or WHEELSMITH_MIRROR, or the recipe) say.
 
     Raises UsageError or FetchError.

@@ -1,4 +1,4 @@
-"""TODO-DOC."""
+"""nox -s patches: does a recipe's patch series fit a source tree? See patches/README.md."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from scripts.commands.cli import Parser, user_path
-from scripts.commands.options import add_cache_options, open_access
+from scripts.commands.cli import Parser, run, user_path
+from scripts.commands.options import add_cache_options, open_access, recipe_argument
 from scripts.core.console import Console
 from scripts.core.errors import PatchError, UsageError
 from scripts.core.files import write_json
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     parser.add_argument("--json", type=user_path, help="write the findings to this file")
     add_cache_options(parser)
     options = parser.parse_args(arguments)
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(recipe_argument(options.recipe))
     source = _against(options.against) if options.against else recipe.source
     if isinstance(source, WheelSource):
         raise UsageError(f"recipe {recipe.name} is built from a wheel, which is not patched")
@@ -51,3 +51,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
         write_json(options.json, [asdict(item) for item in findings])
     wrong = [item for item in findings if item.verdict in {Verdict.CONFLICT, Verdict.NOTHING}]
     return PatchError.exit_code if wrong else 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -5,11 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
-import resource
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.commands.cli import Parser, run, user_path
@@ -18,7 +14,7 @@ from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_atomic, write_json
 from scripts.core.paths import ROOT
-from scripts.image.build import TARGETS, _build
+from scripts.image.build import TARGETS, Order, build_image
 from scripts.image.choice import find_engine
 from scripts.image.context import (
     LOCKS,
@@ -26,16 +22,13 @@ from scripts.image.context import (
     find_wheel,
     read_wheel,
 )
-from scripts.image.engine import Engine, Plan
 from scripts.image.layers import lock_hashes
-from scripts.image.report import ImageReport, Phase, as_json, file_stem, show
+from scripts.image.report import ImageReport, as_json, file_stem, show
 from scripts.image.sbom import image_sbom
 from scripts.index.provenance import SUFFIX, KeyPair, load_signer, sign
 from scripts.index.statements import STATEMENT
 
 DEFAULT_BASE = "python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254"
-HAZARDS = "wheelsmith.hazards"
-LICENCES = "org.opencontainers.image.licenses"
 
 DESCRIPTION = """\
 Build a slim image that runs a prebuilt wheel of vLLM, and check it from inside without a GPU.
@@ -83,7 +76,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     lock = find_lock(facts.version, options.lock)
     signer = load_signer(options.sign_key, os.environ.get("WHEELSMITH_KEY_PASSWORD", "")) if options.sign_key else None
     with cache.lock("runtime-image", console):
-        report = _build(options, facts, lock, engine=engine, cache=cache, console=console)
+        report = build_image(_order(options), facts, lock, engine=engine, cache=cache, console=console)
     show(report, console)
     if options.json:
         write_json(options.json, as_json(report))
@@ -93,6 +86,19 @@ def main(arguments: Sequence[str], console: Console) -> int:
     if options.push:
         engine.push(report.tag, options.push)
     return 0
+
+
+def _order(options: argparse.Namespace) -> Order:
+    known = options.encodings not in {None, "", "none"}
+    return Order(
+        options.target,
+        options.base,
+        options.tag,
+        options.recipe,
+        user_path(options.encodings) if known else None,
+        with_encodings=options.encodings != "none",
+        cuda_image=options.cuda_image,
+    )
 
 
 def write_bill(report: ImageReport, out: Path, lock: Path, signer: KeyPair | None) -> list[Path]:
@@ -128,47 +134,6 @@ def _check_options(options: argparse.Namespace) -> None:
     for name in (options.tag, options.push):
         if name is not None and (name.endswith(":latest") or ":" not in name.rpartition("/")[2]):
             raise UsageError(f"{name} says nothing about what is inside", fix="give a tag other than latest: NAME:TAG")
-
-
-class PhaseClock:
-    """Seconds by the clock and of the CPU, phase by phase."""
-
-    def __init__(self) -> None:
-        self._begun = self._last = time.monotonic()
-        self._cpu = _cpu_seconds()
-        self.phases: list[Phase] = []
-
-    def ends(self, name: str) -> None:
-        """Note that a phase has ended."""
-        now, cpu = time.monotonic(), _cpu_seconds()
-        self.phases.append(Phase(name, round(now - self._last, 1), round(cpu - self._cpu, 1)))
-        self._last, self._cpu = now, cpu
-
-    @property
-    def total(self) -> float:
-        """Seconds since the beginning."""
-        return round(time.monotonic() - self._begun, 1)
-
-
-def _cpu_seconds() -> float:
-    usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def relabel(engine: Engine, image: str, tag: str, marks: Mapping[str, str], *, stamp: int) -> None:
-    """Give an image its tag and labels that only its contents tell. No layer is added."""
-    with tempfile.TemporaryDirectory(prefix="wheelsmith-") as name:
-        (Path(name) / "Dockerfile.runtime").write_text(f"FROM {image} AS labelled\n")
-        engine.build(Plan(Path(name), "labelled", tag, {}, {}, marks, stamp))
-
-
-def public_url(remote: str) -> str:
-    """Return where a git remote can be looked at: its URL without credentials; "" for a folder of this machine."""
-    scp = re.fullmatch(r"(?:\w[\w.-]*@)([\w.-]+):(?!/)(\S+)", remote)
-    if scp:
-        return f"ssh://{scp[1]}/{scp[2]}"
-    found = re.fullmatch(r"(https?|ssh|git)://(?:[^/@\s]*@)?(\S+)", remote)
-    return f"{found[1]}://{found[2]}" if found else ""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""TODO-DOC."""
+"""Run the checks that apply and stop what would fail; what to skip, and a smaller thing that works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO-DOC."""
+"""What every stage that may download needs: cache, console, mirrors, certificates, whether it is offline."""
 
 from __future__ import annotations
 

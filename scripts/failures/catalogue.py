@@ -1,8 +1,8 @@
 """The failure catalogue: how each known failure looks in a log, why it happens, what to do.
 
 `failures.toml` beside this file holds the entries. Their ids are used by `diagnose`, by the checks of `doctor`, and as
-anchors of docs/failures.md, which `python -m scripts.commands.failures_page` writes. Most messages were seen in public issue
-threads (`references`); entries without references are wheelsmith's own.
+anchors of docs/failures.md, which `python -m scripts.commands.failures_page` writes. Most messages were
+seen in public issue threads (`references`); entries without references are wheelsmith's own.
 """
 
 from __future__ import annotations

@@ -36,3 +36,41 @@ def renamed(sbom: bytes, version: str) -> bytes:
 def sbom_members(names: Iterable[str]) -> list[str]:
     """Return which members of a wheel are SBOMs."""
     return [name for name in names if re.fullmatch(rf"[^/]+\.dist-info/{FOLDER}/.+\.json", name)]
+
+
+def cut_out_sbom(name: str, version: str, *, source: str, source_version: str, sha256: str, archs: str) -> bytes:
+    """Return the SBOM of a wheel that was cut out of somebody else's: all that is known is that wheel's digest."""
+    ref, ancestor = f"{name}@{version}", f"{name}@{source_version}#wheel"
+    bom = {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {
+            "component": {
+                "bom-ref": ref,
+                "type": "library",
+                "name": name,
+                "version": version,
+                "purl": PackageURL("pypi", None, name, version).to_string(),
+                "properties": [
+                    {"name": "wheelsmith:slim-of", "value": source},
+                    {"name": "wheelsmith:slim-archs", "value": archs},
+                ],
+                "pedigree": {
+                    "ancestors": [
+                        {
+                            "bom-ref": ancestor,
+                            "type": "library",
+                            "name": name,
+                            "version": source_version,
+                            "purl": PackageURL("pypi", None, name, source_version).to_string(),
+                            "hashes": [{"alg": "SHA-256", "content": sha256}],
+                        }
+                    ]
+                },
+            }
+        },
+        "dependencies": [{"ref": ref}],
+    }
+    return _text(bom)

@@ -1,4 +1,4 @@
-"""TODO-DOC."""
+"""Reports of GPU machines as pages and a table: docs/evidence/ and the README."""
 
 from __future__ import annotations
 

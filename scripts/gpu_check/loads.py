@@ -1,4 +1,4 @@
-"""TODO-DOC."""
+"""What a GPU machine without network needs for gpu-check, in loads of a limited size."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""TODO-DOC."""
+"""The parts of a GPU check: kernels, speed, engine, the audit's word, a slimmed wheel's kernels."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -19,7 +18,7 @@ from scripts.cuda.drivers import parse_target
 from scripts.downloads.unpack import unpack_wheel
 from scripts.gpu_check.compare import compare_digests, disagreements
 from scripts.gpu_check.families import FAMILIES, QUICK, Kernels, Place, check_families, operator_table, run_lines
-from scripts.gpu_check.report import Report
+from scripts.gpu_check.report import Question, Report
 
 PARTS = ("kernels", "speed", "engine", "audit", "slim")
 ENGINE_RUNS = (
@@ -30,13 +29,6 @@ _GPU = "import torch; n = torch.cuda.device_count(); print('GPU', n, torch.versi
 _BAD = {"wrong", "crashed", "error"}
 _REFUSAL = "if not (FA2_AVAILABLE or FA3_AVAILABLE):\n    raise ImportError("
 _NO_REFUSAL = "if False:  # changed by gpu-check\n    raise ImportError("
-_RUN: dict[str, Callable[[Place, argparse.Namespace, Report], None]] = {
-    "kernels": _kernels,
-    "speed": _speed,
-    "engine": _engine,
-    "audit": _audit,
-    "slim": _slim,
-}
 
 
 def find_python(given: Path | None) -> Path:
@@ -75,7 +67,7 @@ def gpu_driver(python: Path) -> str:
     return text.strip().splitlines()[0].strip() if code == 0 and text.strip() else ""
 
 
-def _kernels(place: Place, options: argparse.Namespace, report: Report) -> None:
+def _kernels(place: Place, options: Question, report: Report) -> None:
     def saved(seen: Kernels) -> None:
         report.data["machine"].update(dict(seen.machine))
         report.data.update(operators=operator_table(seen), checks=dict(seen.checks), libraries=dict(seen.libraries))
@@ -112,7 +104,7 @@ def _lines(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     return shown
 
 
-def _speed(place: Place, options: argparse.Namespace, report: Report) -> None:
+def _speed(place: Place, options: Question, report: Report) -> None:
     ended = run_lines(
         [place.python, "-m", "scripts.gpu_check.device.speed", place.site / "vllm"],
         place.environment(),
@@ -130,7 +122,7 @@ def _speed(place: Place, options: argparse.Namespace, report: Report) -> None:
         report.problems.append(f"speed: the process ended with {ended.code}: {ended.error[-300:]}")
 
 
-def _engine(place: Place, options: argparse.Namespace, report: Report) -> None:
+def _engine(place: Place, options: Question, report: Report) -> None:
     runs = ENGINE_RUNS[:1] if options.quick else ENGINE_RUNS
     if not list((place.site / "vllm").glob("_C.*so")):
         report.data["engine_not_covered"] = "the wheel has no _C, without which vLLM does not start on a GPU"
@@ -167,7 +159,7 @@ def _engine(place: Place, options: argparse.Namespace, report: Report) -> None:
     report.data.setdefault("summary", []).append(f"engine     {good} of {len(seen)} runs right: {', '.join(seen)}")
 
 
-def _allow_no_flash_attention(place: Place, options: argparse.Namespace, report: Report) -> None:
+def _allow_no_flash_attention(place: Place, options: Question, report: Report) -> None:
     """Where flash-attention is not in the wheel: record what vLLM says as it is, then go on with its refusal taken out.
 
     vLLM 0.20.1 imports vllm_flash_attn for every model on an NVIDIA GPU, also with the Triton attention backend.
@@ -198,7 +190,7 @@ def _engine_why(value: dict[str, Any]) -> str:
     return f"{judged['wrong']} of {judged['tokens']} tokens differ from the reference ({gap}), or see the report"
 
 
-def _audit(_place: Place, options: argparse.Namespace, report: Report) -> None:
+def _audit(_place: Place, options: Question, report: Report) -> None:
     machine = report.data["machine"]
     if "capability" not in machine:
         raise ValueError("needs the kernels part: the GPU's number is not known")
@@ -223,7 +215,7 @@ def _audit(_place: Place, options: argparse.Namespace, report: Report) -> None:
     )
 
 
-def _slim(place: Place, options: argparse.Namespace, report: Report) -> None:
+def _slim(place: Place, options: Question, report: Report) -> None:
     arch = report.data["machine"].get("capability")
     if not arch or not report.data.get("checks"):
         raise ValueError("needs the kernels part")
@@ -252,3 +244,12 @@ def _slim(place: Place, options: argparse.Namespace, report: Report) -> None:
         f"slim       {len(compared['equal'])} checks bit-equal, {len(compared['different'])} not, "
         f"{len(compared['not_comparable'])} not repeatable themselves"
     )
+
+
+RUN: dict[str, Callable[[Place, Question, Report], None]] = {
+    "kernels": _kernels,
+    "speed": _speed,
+    "engine": _engine,
+    "audit": _audit,
+    "slim": _slim,
+}

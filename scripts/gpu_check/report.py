@@ -1,13 +1,14 @@
-"""TODO-DOC."""
+"""What is asked of a GPU check, and what is written of it after every step."""
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scripts.core.console import Console
@@ -17,10 +18,27 @@ from scripts.core.files import file_sha256, write_json
 SCHEMA_VERSION = 1
 
 
+@dataclass(frozen=True)
+class Question:
+    """What one run of gpu-check is to do."""
+
+    wheel: Path
+    json: Path | None = None
+    """Where the report goes."""
+    quick: bool = False
+    family: Sequence[str] = ()
+    """Operator families; none means all."""
+    seed: int | None = None
+    limit: int = 180
+    """Seconds per family and engine run."""
+    at_once: int = 1
+    """Processes at a time."""
+
+
 class Report:
     """What is written to --json after every step, and told at the end."""
 
-    def __init__(self, options: argparse.Namespace, driver: str, console: Console) -> None:
+    def __init__(self, options: Question, driver: str, console: Console) -> None:
         self.console, self._path = console, options.json
         self.problems: list[str] = []
         self.data: dict[str, Any] = {

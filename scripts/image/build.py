@@ -1,19 +1,20 @@
-"""TODO-DOC."""
+"""Build the image under a name of its own, check it from inside, and only then give it its tag."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
+import re
+import resource
 import shutil
 import tempfile
+import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
 from scripts.audit.collect import audit_path
-from scripts.commands.cli import user_path
-from scripts.commands.runtime_image import HAZARDS, LICENCES, PhaseClock, public_url, relabel
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import ImageError
@@ -36,8 +37,11 @@ from scripts.image.context import (
 )
 from scripts.image.engine import Engine, Plan, layers_folder
 from scripts.image.gpus import NO_HAZARDS, gpu_table, hazard_label
-from scripts.image.report import ImageReport
+from scripts.image.report import ImageReport, Phase
 from scripts.image.sbom import licence_label
+
+HAZARDS = "wheelsmith.hazards"
+LICENCES = "org.opencontainers.image.licenses"
 
 TARGETS = ("runtime", "runpod", "runtime-jit")
 DISK = 14e9  # bytes that the first build needs where layers are kept (9 GB, and the largest layer again)
@@ -45,8 +49,23 @@ SPARE = 8e9  # bytes that buildah needs besides, in TMPDIR (the largest layer as
 DISK_AGAIN = 2e9  # bytes when the layers below the wheel are there already
 
 
-def _build(
-    options: argparse.Namespace, wheel: WheelFacts, lock: Path, *, engine: Engine, cache: Cache, console: Console
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What image is wanted."""
+
+    target: str
+    base: str
+    tag: str | None = None
+    recipe: str | None = None
+    """The recipe's name for the label."""
+    encodings: Path | None = None
+    """gpt-oss's vocabularies; None fetches them."""
+    with_encodings: bool = True
+    cuda_image: str = ""
+
+
+def build_image(
+    options: Order, wheel: WheelFacts, lock: Path, *, engine: Engine, cache: Cache, console: Console
 ) -> ImageReport:
     """Build under a name of its own, check, and only then give the tag."""
     clock = PhaseClock()
@@ -60,9 +79,8 @@ def _build(
         console.warn(f"known hazards, by compute capability: {hazards}; the image stops there unless told otherwise")
     indexes = read_indexes()
     encodings = {}
-    if options.target == "runpod" and options.encodings != "none":
-        given = user_path(options.encodings) if options.encodings else None
-        encodings = have_encodings(given, cache=cache, indexes=indexes, console=console)
+    if options.target == "runpod" and options.with_encodings:
+        encodings = have_encodings(options.encodings, cache=cache, indexes=indexes, console=console)
     clock.ends("audit")
     tag = options.tag or _known_tags(wheel)[TARGETS.index(options.target)]
     unfinished = f"localhost/wheelsmith-unfinished:{os.getpid()}"
@@ -188,3 +206,44 @@ def _timestamp() -> int:
 def _git(*arguments: str) -> str:
     done = call(["git", *arguments], environment=os.environ, cwd=ROOT)
     return "" if done.code else done.text.strip()
+
+
+class PhaseClock:
+    """Seconds by the clock and of the CPU, phase by phase."""
+
+    def __init__(self) -> None:
+        self._begun = self._last = time.monotonic()
+        self._cpu = _cpu_seconds()
+        self.phases: list[Phase] = []
+
+    def ends(self, name: str) -> None:
+        """Note that a phase has ended."""
+        now, cpu = time.monotonic(), _cpu_seconds()
+        self.phases.append(Phase(name, round(now - self._last, 1), round(cpu - self._cpu, 1)))
+        self._last, self._cpu = now, cpu
+
+    @property
+    def total(self) -> float:
+        """Seconds since the beginning."""
+        return round(time.monotonic() - self._begun, 1)
+
+
+def _cpu_seconds() -> float:
+    usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def relabel(engine: Engine, image: str, tag: str, marks: Mapping[str, str], *, stamp: int) -> None:
+    """Give an image its tag and labels that only its contents tell. No layer is added."""
+    with tempfile.TemporaryDirectory(prefix="wheelsmith-") as name:
+        (Path(name) / "Dockerfile.runtime").write_text(f"FROM {image} AS labelled\n")
+        engine.build(Plan(Path(name), "labelled", tag, {}, {}, marks, stamp))
+
+
+def public_url(remote: str) -> str:
+    """Return where a git remote can be looked at: its URL without credentials; "" for a folder of this machine."""
+    scp = re.fullmatch(r"(?:\w[\w.-]*@)([\w.-]+):(?!/)(\S+)", remote)
+    if scp:
+        return f"ssh://{scp[1]}/{scp[2]}"
+    found = re.fullmatch(r"(https?|ssh|git)://(?:[^/@\s]*@)?(\S+)", remote)
+    return f"{found[1]}://{found[2]}" if found else ""

@@ -1,4 +1,4 @@
-"""TODO-DOC."""
+"""Check a wheel: its RECORD, its SBOM, its provenance."""
 
 from __future__ import annotations
 

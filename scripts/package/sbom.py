@@ -93,44 +93,6 @@ def _from_source(name: str, version: str, source: Source) -> Component:
     return component
 
 
-def cut_out_sbom(name: str, version: str, *, source: str, source_version: str, sha256: str, archs: str) -> bytes:
-    """Return the SBOM of a wheel that was cut out of somebody else's: all that is known is that wheel's digest."""
-    ref, ancestor = f"{name}@{version}", f"{name}@{source_version}#wheel"
-    bom = {
-        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
-        "version": 1,
-        "metadata": {
-            "component": {
-                "bom-ref": ref,
-                "type": "library",
-                "name": name,
-                "version": version,
-                "purl": PackageURL("pypi", None, name, version).to_string(),
-                "properties": [
-                    {"name": "wheelsmith:slim-of", "value": source},
-                    {"name": "wheelsmith:slim-archs", "value": archs},
-                ],
-                "pedigree": {
-                    "ancestors": [
-                        {
-                            "bom-ref": ancestor,
-                            "type": "library",
-                            "name": name,
-                            "version": source_version,
-                            "purl": PackageURL("pypi", None, name, source_version).to_string(),
-                            "hashes": [{"alg": "SHA-256", "content": sha256}],
-                        }
-                    ]
-                },
-            }
-        },
-        "dependencies": [{"ref": ref}],
-    }
-    return _text(bom)
-
-
 def add_sbom(wheel: Path, sbom: bytes, out: Path) -> Path:
     """Write the wheel again, with the SBOM inside, into another folder. Raises PackageError."""
     name = wheel_name(wheel)

@@ -1,9 +1,9 @@
-"""TODO-DOC."""
+"""The main job: fetch, patch, toolchain, compile, package, prove; the wheel lands in wheelhouse/ with its report."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from scripts.audit.collect import audit_wheel
 from scripts.audit.models import AuditReport, Level
 from scripts.audit.show import failures, show
-from scripts.compile.build import BuildTree, configure, list_units, plan_tree
+from scripts.compile.build import BuildTree, Compiled, configure, list_units, plan_tree
 from scripts.compile.cached import compile_cached
 from scripts.compile.compiler_cache import CacheSettings
 from scripts.compile.fixed_paths import refusal
@@ -28,7 +28,7 @@ from scripts.downloads.access import Access
 from scripts.downloads.indexes import Indexes
 from scripts.package.build import package_wheel
 from scripts.package.prove import Proof, prove_wheel
-from scripts.recipe.costs import cost_book
+from scripts.recipe.costs import Unit, cost_book
 from scripts.recipe.model import Recipe
 from scripts.report.build_report import Stages, make_report
 from scripts.report.wheelhouse import enter, find_built
@@ -97,7 +97,7 @@ def build_shard(job: Job, shard: Shard, console: Console) -> None:
             if not mine:  # more machines than units; ninja without targets would build everything
                 return
             with stages.timed("compile"):
-                done = compile_cached(tree, job, console, only=mine)
+                done = _compile(tree, job, console, only=mine)
     compiled = f"{done.units_now} of {len(mine)} units compiled in {human_seconds(done.seconds)}"
     console.table("", [("shard", f"{shard} is done: {compiled}"), ("next", "nox -s wheel without --shard links them")])
 
@@ -157,7 +157,7 @@ def _build_in(
         with stages.timed("configure"):
             configure(tree, console=console)
         with stages.timed("compile"):
-            compiled = compile_cached(tree, job, console)
+            compiled = _compile(tree, job, console)
         stages.peak_bytes["compile"] = max(compiled.peak_bytes, stages.peak_bytes.get("compile", 0))
     with stages.timed("package"):
         wheel = package_wheel(tree, job.recipe, jobs=job.jobs, console=console)
@@ -179,6 +179,19 @@ def _build_in(
         "audit": audit.model_dump(mode="json"),
     }
     return enter(wheel.path, report, job.wheelhouse), report
+
+
+def _compile(tree: BuildTree, job: Job, console: Console, *, only: Sequence[Unit] | None = None) -> Compiled:
+    return compile_cached(
+        tree,
+        console,
+        jobs=job.jobs,
+        book=cost_book(job.recipe),
+        settings=job.compiler_cache,
+        cache=job.cache,
+        keep_going=job.keep_going,
+        only=only,
+    )
 
 
 def _fixed(console: Console) -> bool:

@@ -29,7 +29,7 @@ from scripts.formats.elf import is_elf, open_elf
 from scripts.formats.fatbin import Kind, device_code
 from scripts.formats.sbom import FOLDER as SBOM_FOLDER
 from scripts.formats.sbom import NAME as SBOM_NAME
-from scripts.formats.sbom import renamed
+from scripts.formats.sbom import cut_out_sbom, renamed
 from scripts.formats.wheel import (
     WheelFile,
     WheelName,
@@ -40,7 +40,6 @@ from scripts.formats.wheel import (
     read_record,
     wheel_name,
 )
-from scripts.package.sbom import cut_out_sbom
 from scripts.slim.rewrite import Slimmed, slim_shared_object
 
 _SIGNATURES = {"RECORD", "RECORD.jws", "RECORD.p7s"}

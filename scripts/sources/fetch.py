@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.commands.cli import run
-from scripts.commands.fetch import main
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import FetchError
@@ -34,7 +32,7 @@ def fetch_recipe(recipe: Recipe, access: Access) -> Fetched:
         received["source"] = source.received
         access.console.stage("fetch", f"{recipe.package.name} {recipe.package.version} ({_arrived(source)})")
     else:
-        source = _fetch_archive(recipe.source, access)
+        source = fetch_archive(recipe.source, access)
         access.console.stage("fetch", f"{source.path.name} ({human_bytes(source.size)})")
     folders = {}
     for name, dependency in recipe.needed_dependencies().items():
@@ -61,10 +59,6 @@ def _fetch_git(source: GitSource, folder: Path, access: Access) -> GitTree:
     )
 
 
-def _fetch_archive(source: IndexSource, access: Access) -> Archive:
-    return fetch_archive(source, cache=access.cache, console=access.console, offline=access.offline)
-
-
 def _arrived(tree: GitTree) -> str:
     got = f"{human_bytes(tree.received)} received" if tree.received else "in the cache"
     return f"commit {tree.commit[:12]}, {tree.files} files, {got}"
@@ -77,17 +71,18 @@ def fetch_dependency(source: IndexSource, access: Access) -> Path:
     key = digest([source.sha256, folder])
 
     def make(target: Path) -> None:
-        unpack_wheel(_fetch_archive(source, access).path, target, folder=folder)
+        unpack_wheel(fetch_archive(source, access).path, target, folder=folder)
 
     return cache.once("dependencies", key, make, console=console)
 
 
-def fetch_archive(source: IndexSource, *, cache: Cache, console: Console, offline: bool) -> Archive:
+def fetch_archive(source: IndexSource, access: Access) -> Archive:
     """Return the pinned file: from the cache, where its digest is checked again, or from the package index."""
+    cache, console = access.cache, access.console
     cached = _cached(source, cache, console)
     if cached:
         return cached
-    if offline:
+    if access.offline:
         raise FetchError(
             f"{source.name} {source.version} is not in the cache",
             why="--offline forbids downloads",
@@ -116,10 +111,6 @@ def source_tree(source: SdistSource | GitSource, access: Access) -> Path:
     """Return a source as a tree without patches, from the cache or fetched. Raises FetchError."""
     if isinstance(source, GitSource):
         return _fetch_git(source, RECIPES, access).path
-    archive = _fetch_archive(source, access)
+    archive = fetch_archive(source, access)
     key = archive.sha256[:20]
     return access.cache.once("sources", key, lambda target: unpack_sdist(archive.path, target), console=access.console)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -11,8 +11,6 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.commands.cli import run
-from scripts.commands.patches import main
 from scripts.core.errors import PatchError
 from scripts.recipe.model import Recipe
 from scripts.sources.patch import HunkProblem, Patch, apply_to, load_patches
@@ -96,7 +94,3 @@ def locked_versions(lock: Path) -> dict[str, str]:
     """Return the versions that a lock file pins, by name (of several, the last)."""
     pins = re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+)", lock.read_text(encoding="utf-8"), re.MULTILINE)
     return {canonicalize_name(name): version for name, version in pins}
-
-
-if __name__ == "__main__":
-    run(main)

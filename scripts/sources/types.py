@@ -1,4 +1,4 @@
-"""TODO-DOC."""
+"""What fetching gives: archives, git trees, and both for a recipe."""
 
 from __future__ import annotations
 

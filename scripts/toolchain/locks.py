@@ -1,4 +1,4 @@
-"""TODO-DOC."""
+"""Lock files, compiled from their inputs with hashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO-DOC."""
+"""Upstream's pins, resolved to commits and digests, as the data of a recipe."""
 
 from __future__ import annotations
 

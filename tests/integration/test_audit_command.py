@@ -6,6 +6,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from scripts.audit import subjects as audit_subjects
 from scripts.audit.collect import audit_path
 from scripts.audit.models import AuditReport
 from scripts.audit.show import html, show, signs
@@ -137,7 +138,7 @@ def test_without_targets_the_archs_of_the_version_label_are_judged(
 def test_without_targets_label_or_recipe_the_archs_inside_are_judged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.commands.audit.recipe_names", list)
+    monkeypatch.setattr("scripts.audit.subjects.recipe_names", list)
     path = shared_object(tmp_path / "libx.so", {"a": container(sass("86", "k"), sass("90", "k"))})
     assert audit.main([str(path)], Console()) == 0
     out = capsys.readouterr().out
@@ -146,7 +147,7 @@ def test_without_targets_label_or_recipe_the_archs_inside_are_judged(
 
 
 def test_the_default_recipe_gives_the_targets_of_others_wheels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("scripts.commands.audit.DEFAULT_RECIPE", "quickstart")
+    monkeypatch.setattr("scripts.audit.subjects.DEFAULT_RECIPE", "quickstart")
     for isa, cuda in (((9, 0), "13.0"), ((9, 2), "13.2"), ((8, 4), "12.4")):
         code = container(sass("90", "k"), sass("120", "k"), ptx_entry("90", "k", isa=isa))
         path = shared_object(tmp_path / f"lib{cuda}.so", {"a": code})
@@ -169,13 +170,13 @@ def test_the_default_recipe_gives_the_targets_of_others_wheels(monkeypatch: pyte
     ],
 )
 def test_a_wheels_recipe_is_found_by_its_name_and_label(name: str, recipe: str) -> None:
-    found = audit.matching_recipe(Path(name))
+    found = audit_subjects.matching_recipe(Path(name))
     assert (found.name if found else "") == recipe
 
 
 def test_the_recipes_archs_and_cuda_are_the_default_targets() -> None:
     recipe = load_recipe("quickstart")
-    targets = audit.targets_for(recipe, ())
+    targets = audit_subjects.targets_for(recipe, ())
     assert not callable(targets)
     assert [item.label for item in targets] == ["H100@13.0", "RTX 5090@13.0"]
 

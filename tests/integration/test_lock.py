@@ -193,7 +193,7 @@ def sdist_tree(version: str) -> Path:
     """Return a real sdist, unpacked in the user's cache (so that only the first run downloads it)."""
     cache = Cache.open(default_cache_dir())
     source = SdistSource(kind="sdist", name="vllm", version=version, sha256=SDISTS[version][0])
-    archive = fetch_archive(source, cache=cache, console=Console(quiet=True), offline=False)
+    archive = fetch_archive(source, Access(cache, Console(quiet=True), (), offline=False))
     return cache.once(
         "sources", archive.sha256[:20], lambda target: unpack_sdist(archive.path, target), console=Console()
     )

@@ -81,7 +81,7 @@ def test_ctrl_c_ends_children_and_grandchildren_that_ignore_it_within_five_secon
 RUNNER = """
 import os, sys
 from pathlib import Path
-from scripts.process import run_logged
+from scripts.core.process import run_logged
 run_logged(sys.argv[2:], log=Path(sys.argv[1], "log"), cwd=Path(sys.argv[1]), environment=os.environ)
 """
 

@@ -20,6 +20,7 @@ from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.core.files import file_sha256
 from scripts.formats.sbom import renamed
+from scripts.index import verify as index_verify
 from scripts.index.provenance import check, load_key
 from scripts.package.sbom import add_sbom, make_sbom
 from scripts.recipe.files import load_recipe, recipe_names
@@ -178,7 +179,7 @@ def test_the_sbom_of_every_recipe_is_valid_names_all_that_is_compiled_in_and_nev
     packages = {"nvidia-cuda-nvcc": "13.0.88", "pip": "1"}
     first, second = (make_sbom(recipe, version, patches=[("p", "1" * 64)], packages=packages) for _ in range(2))
     assert first == second
-    assert verify_wheel.schema_problem(first) == ""
+    assert index_verify.schema_problem(first) == ""
     bom = json.loads(first)
     names = {item["name"] for item in bom["components"]}
     assert names == {"torch", "cuda-toolkit", "nvidia-cuda-nvcc", *recipe.needed_dependencies()}
@@ -188,7 +189,7 @@ def test_the_sbom_of_every_recipe_is_valid_names_all_that_is_compiled_in_and_nev
         pin = getattr(dependency.source, "commit", None) or getattr(dependency.source, "sha256", None)
         assert str(pin) in first.decode()
     cut = json.loads(renamed(first, "0.1+cu1.sm90"))
-    assert verify_wheel.schema_problem(renamed(first, "0.1+cu1.sm90")) == ""
+    assert index_verify.schema_problem(renamed(first, "0.1+cu1.sm90")) == ""
     assert cut["metadata"]["component"]["version"] == "0.1+cu1.sm90"
     assert cut["metadata"]["component"]["pedigree"]["ancestors"][0]["version"] == version
 

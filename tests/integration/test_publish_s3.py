@@ -224,7 +224,8 @@ def test_twenty_races_of_prune_and_publish_lose_no_wheel(moto: str, tmp_path: Pa
         # Everything at once: the wheel is taken out with its files, put in again, and others come and go.
         newer = small(tmp_path / "w", f"2.{number}+cu126")
         jobs = [["--prune", wheel.name, "--grace", "0"], [wheel], [newer], ["--prune", "keep=2", "--grace", "0"]]
-        running = [subprocess.Popen([*words, *map(str, job)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for job in jobs]  # fmt: skip
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        running = [subprocess.Popen([*words, *(str(word) for word in job)], cwd=ROOT, **quiet) for job in jobs]  # type: ignore[attr-defined, call-overload]
         said = [child.communicate()[1].decode() for child in running]
         for child, text in zip(running, said, strict=True):
             assert child.returncode == 0 or "is not in the index" in text or "taken out" in text, text

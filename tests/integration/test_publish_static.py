@@ -279,7 +279,7 @@ KILLER = """
 import os, shutil, signal, sys
 from pathlib import Path
 from scripts import publish
-from scripts.console import Console
+from scripts.core.console import Console
 os.fsync = lambda _: None  # kill -9 loses nothing that was written
 before, arguments = sys.argv[1], sys.argv[2:]
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod"}
@@ -345,7 +345,7 @@ def test_kill_9_while_pruning_never_leaves_a_page_that_lists_what_is_gone(tmp_pa
 TOGETHER = """
 import os, sys
 from scripts import publish
-from scripts.console import Console
+from scripts.core.console import Console
 os.fsync = lambda _: None
 children = []
 for wheel in sys.argv[2:]:

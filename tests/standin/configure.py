@@ -19,6 +19,7 @@ from pathlib import Path
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.paths import RECIPES
+from scripts.downloads.access import Access
 from scripts.downloads.unpack import unpack_sdist
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import SdistSource
@@ -81,7 +82,7 @@ def configure(work: Path) -> int:
     site = next((venv / "lib").glob("python*/site-packages"))
     make_cuda_home(home, site / "nvidia", packages / "nvidia/cuda_nvcc")
     cache = Cache.open(work / "cache")
-    archive = fetch_archive(SOURCE, cache=cache, console=Console(), offline=False)
+    archive = fetch_archive(SOURCE, Access(cache, Console(), (), offline=False))
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir()
     unpack_sdist(archive.path, tree)

@@ -11,7 +11,7 @@ TEXT = (ROOT / "docs/audit.md").read_text()
 
 
 def codes() -> set[str]:
-    sources = [path.read_text() for path in (ROOT / "scripts").glob("audit_*.py")]
+    sources = [path.read_text() for path in (ROOT / "scripts/audit").glob("*.py")]
     found = {code for text in sources for code in re.findall(r'code="([a-z-]+)"', text)}
     return found | {code for text in sources for code in re.findall(r'_(?:error|warning)\("([a-z-]+)"', text)}
 
@@ -30,5 +30,5 @@ def test_the_example_of_the_reader_as_a_library_names_what_exists() -> None:
     import scripts.formats.fatbin
 
     example = (ROOT / "docs/fatbin.md").read_text().split("```python")[1].split("```")[0]
-    imported = re.findall(r"from scripts\.fatbin import (.*)", example)[0].split(", ")
+    imported = re.findall(r"from scripts\.formats\.fatbin import (.*)", example)[0].split(", ")
     assert all(hasattr(scripts.formats.fatbin, name) for name in imported)

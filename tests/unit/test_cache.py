@@ -96,8 +96,8 @@ def test_a_full_disk_while_making_an_entry_is_explained(cache: Cache, console: C
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from scripts.cache import Cache
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
 def make(target):
     (target / "half").touch()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -138,8 +138,8 @@ def test_the_second_run_says_who_holds_a_lock_and_waits(
 HOLDER = """
 import sys, time
 from pathlib import Path
-from scripts.cache import Cache
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
 with Cache(Path(sys.argv[1])).lock("tree", Console()):
     print("held", flush=True)
     time.sleep(60)
@@ -162,7 +162,7 @@ def test_the_lock_of_a_killed_run_is_free(cache: Cache, console: Console, capsys
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from scripts.cache import remove_tree
+from scripts.core.files import remove_tree
 os.setuid(65534)
 remove_tree(Path(sys.argv[1]))
 """

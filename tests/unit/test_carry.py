@@ -13,6 +13,7 @@ import pytest
 from scripts.commands import carry
 from scripts.core.console import Console
 from scripts.core.errors import FetchError, UsageError
+from scripts.gpu_check import loads as gpu_check_loads
 from scripts.gpu_check.loads import chosen, have, own_scripts, pack, spread, wanted, write_load
 from tests.wheels import make_wheel
 
@@ -34,7 +35,7 @@ Requires-Dist: zipp>1; python_version >= "3.9"
 def test_only_what_applies_there_is_wanted(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path, {"vllm/__init__.py": b""}, metadata=METADATA)
     needed = wanted([wheel])
-    assert {"regex", "zipp>1", *carry.OWN, *carry.PINS} == set(needed)
+    assert {"regex", "zipp>1", *gpu_check_loads.OWN, *gpu_check_loads.PINS} == set(needed)
     assert "old-only" in wanted([wheel], "3.10")
 
 

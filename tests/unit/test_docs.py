@@ -16,7 +16,7 @@ from scripts.core.console import Console
 from scripts.core.paths import ROOT
 
 WIDTH = 120
-LATER = {ROOT / f"docs/{page}.md" for page in ("architecture", "audit", "production", "publishing", "runtime-image")}
+LATER = {ROOT / f"docs/{page}.md" for page in ("architecture", "audit", "runtime-image")}
 GENERATED = LATER | {ROOT / "docs/failures.md", *(ROOT / "docs/evidence").glob("*.md")}
 PAGES = sorted(
     [
@@ -28,7 +28,6 @@ PAGES = sorted(
     ]
 )
 TOP = "docs|scripts|tests|recipes|patches|requirements|runtime|wheelhouse|\\.github|\\.ci"
-MODULES = {"verify": "verify_wheel"}
 UPSTREAMS = {"requirements/cuda.txt"}  # a file of vLLM's own tree
 
 
@@ -80,7 +79,7 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
 @functools.cache
 def help_of(session: str) -> str:
     """Return what `nox -s SESSION -- --help` prints."""
-    module = importlib.import_module(f"scripts.{MODULES.get(session, session.replace('-', '_'))}")
+    module = importlib.import_module(f"scripts.commands.{session.replace('-', '_')}")
     written = io.StringIO()
     with contextlib.redirect_stdout(written), pytest.raises(SystemExit):
         module.main(["--help"], Console())

@@ -16,7 +16,7 @@ from scripts.core.paths import ROOT
 SCRIPT = """
 import socket, sys, time
 from scripts import interrupt
-from scripts.cli import run
+from scripts.commands.cli import run
 def main(arguments, console):
     print("ready", flush=True)
     {body}
@@ -43,7 +43,8 @@ WAITS = {
     "a silent server": "server = socket.create_server(('127.0.0.1', 0))\n"
     "socket.create_connection(server.getsockname()).recv(1)",
     "code that swallows interruptions": "while True:\n  try: interrupt.pause(9)\n  except BaseException: pass",
-    "a command": "from scripts.core.process import capture\ncapture(['sleep', '60'], environment={'PATH': '/bin:/usr/bin'})",
+    "a command": "from scripts.core.process import capture\n"
+    "capture(['sleep', '60'], environment={'PATH': '/bin:/usr/bin'})",
     "a stubborn command": "from scripts.core.process import capture\n"
     "capture(['sh', '-c', 'trap \"\" TERM INT HUP; sleep 60; sleep 60'], environment={'PATH': '/bin:/usr/bin'})",
     "a long command": "from scripts.core.process import capture\n"
