@@ -157,7 +157,7 @@ def upgrade(session: nox.Session) -> None:
 
 
 def _command(session: nox.Session, name: str, *, lock: str = "tools") -> None:
-    """Run scripts/NAME.py with the session's arguments and leave nox with its exit code when it is not 0."""
+    """Run scripts/commands/NAME.py with the session's arguments and leave nox with its exit code when it is not 0."""
     _install(session, lock)
     code = _run(session, "-m", f"scripts.commands.{name}", *session.posargs)
     if code:

@@ -1,7 +1,8 @@
 """Our way, in caches of its own: cold, again with nothing changed, with the tree deleted, with an arch added.
 
 Each part is one `python -m scripts.commands.wheel`, as `nox -s wheel` runs it (nox itself takes another
-0.5 s). Its cache starts without build trees and compiled objects, but shares downloads, unpacked sources and the toolchain with the user's own.
+0.5 s). Its cache starts without build trees and compiled objects, but shares downloads, unpacked sources and the
+toolchain with the user's own.
 """
 
 from __future__ import annotations
