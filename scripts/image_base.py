@@ -13,14 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 from rich.text import Text
 
 from scripts.cache import Cache, digest
 from scripts.console import Console, human_seconds
+from scripts.download import open_client
 from scripts.errors import ImageError, UsageError
 from scripts.image_engine import Engine, explained
+from scripts.indexes import Indexes, redacted
 from scripts.mirrors import VARIABLE, Mirror, rewrite
-from scripts.process import capture, run_logged
+from scripts.process import run_logged
 from scripts.recipe import ROOT
 
 if sys.version_info >= (3, 11):
@@ -33,7 +36,6 @@ NOW = "now"
 PACKAGES = ("ca-certificates", "python3")
 EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
 KEPT = ("/usr/share/doc/*/copyright",)
-_ANSWER = 20  # seconds within which the archive must answer
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def parse_debian(wanted: str, file: Path = FILE) -> Debian:
     return Debian(pinned.suite, date or pinned.snapshot, pinned.archive)
 
 
-def reachable(debian: Debian, mirrors: Sequence[Mirror], *, wanted: str, console: Console) -> Debian:
+def reachable(debian: Debian, mirrors: Sequence[Mirror], *, indexes: Indexes, wanted: str, console: Console) -> Debian:
     """Return what to install: Debian's mirrors, with a warning, where the archive cannot be reached.
 
     Raises ImageError when the date was asked for by name.
@@ -82,22 +84,20 @@ def reachable(debian: Debian, mirrors: Sequence[Mirror], *, wanted: str, console
         return debian
     place = rewrite(debian.archive, mirrors).rstrip("/")
     url = f"{place}/archive/debian/{debian.snapshot}/dists/{debian.suite}/InRelease"
-    helper = "/usr/lib/apt/apt-helper"
-    words = [helper, "-o", f"Acquire::http::Timeout={_ANSWER}", "-o", f"Acquire::https::Timeout={_ANSWER}"]
-    words += ["-o", "Acquire::Retries=0", "download-file", url, "/dev/null"]
-    code, said = capture(words, environment=os.environ, timeout=3 * _ANSWER)
-    if code == 0:
+    try:
+        with open_client(indexes) as client:
+            client.get(url).raise_for_status()
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        why = f"{redacted(url)}: {error}"
+    else:
         return debian
-    why = next((line for line in said.splitlines() if line.startswith(("E:", "Err"))), said.strip()[-200:])
     if "@" in wanted:
         raise ImageError(
             f"the snapshot of Debian {debian.snapshot} cannot be had",
-            why=f"{url}: {why}",
+            why=why,
             fix=[f"{VARIABLE}='{debian.archive}=https://a.mirror/of/it/'", f"--base debootstrap@{NOW}: not pinned"],
         )
-    console.warn(
-        f"{debian.archive} cannot be reached ({why}): the base takes what Debian's mirrors have now, and is not pinned"
-    )
+    console.warn(f"the base is not pinned, and takes what Debian's mirrors have now: {why}")
     return Debian(debian.suite, NOW, debian.archive)
 
 

@@ -8,7 +8,10 @@ import json
 import os
 import re
 import stat
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -473,18 +476,30 @@ def test_a_base_of_debian_is_pinned_by_the_date_of_a_snapshot() -> None:
         parse_debian("debootstrap@yesterday")
 
 
-@pytest.mark.skipif(not Path("/usr/lib/apt/apt-helper").exists(), reason="needs apt")
 def test_an_archive_that_cannot_be_reached_is_an_error_only_for_a_date_that_was_asked_for(
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mirrors = parse_mirrors("https://snapshot.debian.org/=http://127.0.0.1:9/")
-    wanted = "debootstrap@20260101T000000Z"
-    with pytest.raises(ImageError, match=r"snapshot of Debian 20260101T000000Z cannot be had") as caught:
-        reachable(parse_debian(wanted), mirrors, wanted=wanted, console=Console())
-    assert "127.0.0.1" in caught.value.why
-    found = reachable(parse_debian("debootstrap"), mirrors, wanted="debootstrap", console=Console())
-    assert found.snapshot == "now"
+    def ask(wanted: str, port: int) -> str:
+        mirrors = parse_mirrors(f"https://snapshot.debian.org/=http://127.0.0.1:{port}/")
+        debian = parse_debian(wanted)
+        return reachable(debian, mirrors, indexes=Indexes(), wanted=wanted, console=Console()).snapshot
+
+    date = "20260101T000000Z"
+    with pytest.raises(ImageError, match=rf"snapshot of Debian {date} cannot be had") as caught:
+        ask(f"debootstrap@{date}", 9)
+    assert "127.0.0.1:9/archive/debian" in caught.value.why
+    assert ask("debootstrap", 9) == "now"
     assert "is not pinned" in capsys.readouterr().err
+    release = tmp_path / "archive" / "debian" / date / "dists" / "bookworm" / "InRelease"
+    release.parent.mkdir(parents=True)
+    release.write_text("-----BEGIN PGP SIGNED MESSAGE-----\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        assert ask(f"debootstrap@{date}", server.server_port) == date
+        with pytest.raises(ImageError) as caught:
+            ask("debootstrap@20250101T000000Z", server.server_port)
+        assert "404" in caught.value.why
+        server.shutdown()
 
 
 @pytest.mark.parametrize(
