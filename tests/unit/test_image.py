@@ -295,8 +295,8 @@ def told(**changes: Any) -> str:
 
 
 def test_what_an_image_holds_beyond_its_base_fails_its_check(stand_in: Path, console: Console) -> None:
-    wrong = {"setuid": ["/bin/su", "/opt/x"], "writable": ["/opt"], "secrets": ["/root/.netrc"]}
-    (stand_in / "answer-run").write_text(told(**wrong, compiler_files=["/x/libcudart_static.a"]).split("\n")[0])
+    more = {"setuid": ["/bin/su", "/opt/x"], "writable": ["/opt"], "secrets": ["/root/.netrc"]}
+    (stand_in / "answer-run").write_text(told(**more, compiler_files=["/x/libcudart_static.a"]).split("\n")[0])
     (stand_in / "answer-history").write_text("4000000000\tRUN all\n")
     found, results = check_image(engine(stand_in, "docker"), "x:1", base=facts(), console=console)
     assert found.debian_packages == (Installed("libc6", "2.36", 4096, "amd64", ("GPL-2+",), "c"),)
