@@ -22,7 +22,7 @@ from scripts.download import open_client
 from scripts.errors import ImageError, UsageError
 from scripts.image_engine import Engine, explained
 from scripts.indexes import Indexes, redacted
-from scripts.mirrors import VARIABLE, Mirror, rewrite
+from scripts.mirrors import VARIABLE, Mirror, address, rewrite
 from scripts.process import run_logged
 from scripts.recipe import ROOT
 
@@ -53,10 +53,19 @@ class Debian:
         return f"debian:{self.suite} {'as it was when it was made' if self.snapshot == NOW else self.snapshot}"
 
     def sources(self, mirrors: Sequence[Mirror]) -> list[str]:
-        """Return lines of sources.list; none for Debian's mirrors, which mmdebstrap knows."""
+        """Return lines of sources.list; none for Debian's mirrors, which mmdebstrap knows.
+
+        They stay in the image. Raises UsageError for a mirror with a password.
+        """
         if self.snapshot == NOW:
             return []
         place = rewrite(self.archive, mirrors).rstrip("/")
+        if address(place).username:
+            raise UsageError(
+                f"{VARIABLE}: a mirror of {self.archive} must not need a password",
+                why="its URL stays in the image's sources.list",
+                fix=f"a mirror without one, or --base debootstrap@{NOW}",
+            )
         return [
             f"deb {place}/archive/{part}/{self.snapshot} {suite} main"
             for part, suite in (("debian", self.suite), ("debian-security", f"{self.suite}-security"))

@@ -472,6 +472,8 @@ def test_a_base_of_debian_is_pinned_by_the_date_of_a_snapshot() -> None:
     assert '--aptopt=Acquire::Check-Valid-Until "false"' in words
     assert words[-4:] == ["bookworm", "base.tar", *pinned.sources(mirrors)]
     assert mmdebstrap_words(parse_debian("debootstrap@now"), "base.tar", mirrors)[-2:] == ["bookworm", "base.tar"]
+    with pytest.raises(UsageError, match="must not need a password"):
+        pinned.sources(parse_mirrors(f"{pinned.archive}=http://me:geheim@mirror.example/debian/"))
     with pytest.raises(UsageError, match="no date of a snapshot"):
         parse_debian("debootstrap@yesterday")
 
