@@ -158,9 +158,9 @@ def python_headers(_: Subject) -> Result:
 def python_version(_: Subject) -> Result:
     """Check that this Python is one that vLLM and torch support."""
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    if (3, 10) <= sys.version_info[:2] <= (3, 14):
+    if (3, 10) <= sys.version_info[:2] <= (3, 13):
         return ok(f"Python {version}")
-    return blocked(f"Python {version}; 3.10 to 3.14 are supported", "nox -s wheel --force-python 3.12 -- ...")
+    return blocked(f"Python {version}; 3.10 to 3.13 are supported", "nox -s wheel --force-python 3.12 -- ...")
 
 
 @check("uv-python-under-root-unreadable")

@@ -107,7 +107,10 @@ class Engine:
         try:
             with _DIRECT.open(f"{self.url}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError, ValueError):
+        except urllib.error.HTTPError as refusal:
+            refusal.close()
+            return False
+        except (OSError, ValueError):
             return False
 
     def kv_tokens(self) -> int | None:
@@ -115,7 +118,10 @@ class Engine:
         try:
             with _DIRECT.open(f"{self.url}/metrics", timeout=10) as answer:
                 return kv_tokens(answer.read(16 << 20).decode("utf-8", "replace"))
-        except (OSError, urllib.error.URLError, ValueError):
+        except urllib.error.HTTPError as refusal:
+            refusal.close()
+            return None
+        except (OSError, ValueError):
             return None
 
     def log_tail(self) -> str:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ from scripts.upload import Api, default_check_url, explain, without_secrets
 from tests.integration.index_servers import free_port, netrc, nginx
 from tests.integration.test_publish_static import sparse_wheel
 from tests.integration.upload_servers import Index, devpi, pypiserver, small_index
+from tests.support import wait_for
 from tests.wheels import make_wheel
 
 PLAIN = "Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n\nText.\n"
@@ -257,15 +259,16 @@ def listed(url: str) -> set[str]:
 
 @pytest.mark.large
 def test_devpi_a_killed_publisher_leaves_nothing_visible_and_the_next_one_succeeds(tmp_path: Path) -> None:
-    with devpi(tmp_path) as url, slow_proxy(url, 20_000_000) as slow:
+    traffic = Traffic()
+    with devpi(tmp_path) as url, slow_proxy(url, 20_000_000, traffic=traffic) as slow:
         wheel = small(tmp_path / "w", size=60_000_000)
         words = [sys.executable, "-m", "scripts.publish", str(wheel), "--no-audit", "--to", slow]
         child = subprocess.Popen([*words, "--check-url", url + "+simple/"], cwd=ROOT)
-        time.sleep(4)  # sending takes 3 s at least, and begins after about 1.5 s
+        wait_for(lambda: traffic.sent > 20_000_000)  # a third of the wheel, and a second of its three
         assert child.poll() is None
         child.send_signal(signal.SIGKILL)
         child.wait()
-        time.sleep(1)
+        wait_for(lambda: traffic.open == 0)
         assert listed(url) == set()
         assert publish.main([str(wheel), "--to", url, "--no-audit"], Console()) == 0
         assert listed(url) == {wheel.name}
@@ -348,9 +351,20 @@ def close_all(sockets: list[socket.socket]) -> None:
         one.close()
 
 
+@dataclass
+class Traffic:
+    """What a proxy has passed on to the server so far, in bytes, and how many connections it holds."""
+
+    sent: int = 0
+    open: int = 0
+
+
 @contextmanager
-def slow_proxy(url: str, rate: int, *, cut_first: int = 0, cuts: int = 1) -> Iterator[str]:
+def slow_proxy(
+    url: str, rate: int, *, cut_first: int = 0, cuts: int = 1, traffic: Traffic | None = None
+) -> Iterator[str]:
     """Pass connections on at `rate` bytes a second; cut the first `cuts` that send so many bytes."""
+    counted = traffic or Traffic()
     target = urlsplit(url)
     server = socket.create_server(("127.0.0.1", 0))
     left = [cuts if cut_first else 0]
@@ -363,6 +377,7 @@ def slow_proxy(url: str, rate: int, *, cut_first: int = 0, cuts: int = 1) -> Ite
                 sink.sendall(data)
                 sent += len(data)
                 if limited:
+                    counted.sent += len(data)
                     time.sleep(max(0.0, sent / rate - (time.monotonic() - began)))
                     if left[0] and sent > cut_first:
                         left[0] -= 1
@@ -372,6 +387,7 @@ def slow_proxy(url: str, rate: int, *, cut_first: int = 0, cuts: int = 1) -> Ite
         for one in (source, sink):
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
+        counted.open -= limited
 
     def accept() -> None:
         while True:
@@ -381,6 +397,7 @@ def slow_proxy(url: str, rate: int, *, cut_first: int = 0, cuts: int = 1) -> Ite
                 return
             upstream = socket.create_connection((str(target.hostname), target.port or 80))
             opened.extend((client, upstream))
+            counted.open += 1
             threading.Thread(target=pump, args=(client, upstream), kwargs={"limited": True}, daemon=True).start()
             threading.Thread(target=pump, args=(upstream, client), kwargs={"limited": False}, daemon=True).start()
 

@@ -22,6 +22,7 @@ from scripts.console import Console
 from scripts.launcher import EVENTS
 from scripts.process import LAUNCHER
 from tests.cache_servers import PASSWORD, Server, free_port, missing, serve
+from tests.support import wait_for
 
 KINDS = [pytest.param(kind, marks=pytest.mark.skipif(bool(missing(kind)), reason=missing(kind))) for kind in
          ("webdav", "redis")]  # fmt: skip
@@ -168,10 +169,8 @@ def test_a_server_that_dies_or_freezes_half_way_costs_seconds(
         assert builder.compile("a.cpp") == "miss"
         for process in [*psutil.Process(server.process.pid).children(), psutil.Process(server.process.pid)]:
             process.send_signal(how)
-        started = time.monotonic()
-        assert builder.compile("b.cpp") in {"miss", "failed"}
-        assert builder.compile("c.cpp") in {"miss", "failed"}
-        assert time.monotonic() - started < 30
+        for name in ("b.cpp", "c.cpp"):  # sccache's own limit for a request is minutes
+            assert builder.finish(builder.start(name), limit=60) in {"miss", "failed"}
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
@@ -180,7 +179,8 @@ def test_a_daemon_that_dies_or_freezes_half_way_loses_no_unit(
     how: signal.Signals, tmp_path: Path, sources: Path, impatient: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slow = tmp_path / "slow-g++"
-    slow.write_text('#!/bin/sh\ncase "$*" in *" -c "*) sleep 2;; esac\nexec g++ "$@"\n')
+    compiling = tmp_path / "compiling"
+    slow.write_text(f'#!/bin/sh\ncase "$*" in *" -c "*) touch {compiling}; sleep 2;; esac\nexec g++ "$@"\n')
     slow.chmod(0o755)
     with (
         serve("redis", tmp_path / "server") as server,
@@ -188,7 +188,7 @@ def test_a_daemon_that_dies_or_freezes_half_way_loses_no_unit(
     ):
         assert builder.opened.shared
         call = builder.start("a.cpp", compiler=str(slow))
-        time.sleep(1)
+        wait_for(compiling.exists)
         os.killpg(builder.opened.shared._daemon.pid, how)
         builder.finish(call)
         assert builder.opened.trouble

@@ -253,9 +253,9 @@ def _(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
     return make_subject(folder)
 
 
-@blocks("python-version-out-of-range", "Python 3.15")
+@blocks("python-version-out-of-range", "Python 3.14")
 def _(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
-    monkeypatch.setattr(sys, "version_info", (3, 15, 0, "final", 0))
+    monkeypatch.setattr(sys, "version_info", (3, 14, 0, "final", 0))
     return make_subject(folder)
 
 

@@ -16,7 +16,7 @@ from scripts.console import Console
 from scripts.recipe import ROOT
 
 WIDTH = 120
-LATER = {ROOT / f"docs/{page}.md" for page in ("architecture", "audit", "production", "publishing")}
+LATER = {ROOT / f"docs/{page}.md" for page in ("architecture", "audit")}
 GENERATED = LATER | {ROOT / "docs/failures.md", *(ROOT / "docs/evidence").glob("*.md")}
 PAGES = sorted(
     [

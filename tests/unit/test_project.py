@@ -44,7 +44,7 @@ def test_the_version_is_the_newest_release_or_on_the_way_to_the_next() -> None:
     assert version == newest or (version.is_devrelease and version > newest)
 
 
-@pytest.mark.parametrize("python", ["3.9", *PYTHONS, "3.15"])
+@pytest.mark.parametrize("python", ["3.9", *PYTHONS, "3.14"])
 def test_a_python_is_promised_everywhere_or_nowhere(
     python: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
