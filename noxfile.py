@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nox
@@ -24,6 +26,9 @@ SCHEMAS = {
 }
 """What actionlint does not read, by the schema that check-jsonschema brings along."""
 PYTHONS = nox.project.python_versions(nox.project.load_toml(ROOT / "pyproject.toml"))  # its classifiers
+GUARD = ROOT / "scripts" / "core" / "standalone" / "guard.py"
+GRACE = 3.5  # seconds that a command has to end after it was told to
+_told: list[int] = []  # the signals that told us to end
 
 
 @nox.session
@@ -63,9 +68,15 @@ def publish(session: nox.Session) -> None:
 
 
 @nox.session
+def index(session: nox.Session) -> None:
+    """Yank, unyank, promote, mirror wheels of a static index; its log: `-- yank DIR WHEEL --reason TEXT`."""
+    _command(session, "index", lock="publish")
+
+
+@nox.session
 def verify(session: nox.Session) -> None:
     """Check a wheel, its provenance and its SBOM: `-- WHEEL --key PUB`."""
-    _command(session, "verify_wheel", lock="publish")
+    _command(session, "verify", lock="publish")
 
 
 @nox.session
@@ -124,11 +135,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, types and CI's files: ruff, ruff format, mypy --strict, actionlint, check-jsonschema."""
+    """Check style, types and CI's files: ruff, ruff format, mypy --strict, layers, actionlint, check-jsonschema."""
     _install(session, "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    session.run("lint-imports")
     session.run("actionlint", *_files(".github/workflows/*.yml"))
     for schema, pattern in SCHEMAS.items():
         session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *_files(pattern))
@@ -145,9 +157,9 @@ def upgrade(session: nox.Session) -> None:
 
 
 def _command(session: nox.Session, name: str, *, lock: str = "tools") -> None:
-    """Run scripts/NAME.py with the session's arguments and leave nox with its exit code when it is not 0."""
+    """Run scripts/commands/NAME.py with the session's arguments and leave nox with its exit code when it is not 0."""
     _install(session, lock)
-    code = _run(session, "-m", f"scripts.{name}", *session.posargs)
+    code = _run(session, "-m", f"scripts.commands.{name}", *session.posargs)
     if code:
         sys.exit(code)
 
@@ -167,7 +179,10 @@ def _install(session: nox.Session, lock: str) -> None:
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
     if stamp.is_file() and stamp.read_text() == digest:
         return
-    session.install("--quiet", "--require-hashes", "-r", str(requirements))
+    session.log(f"installing {requirements.relative_to(ROOT)}")
+    code = _run(session, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(requirements))
+    if code:
+        session.error(f"the tools could not be installed: pip ended with {code}")
     stamp.write_text(digest)
 
 
@@ -182,19 +197,42 @@ def _refuse_python(session: nox.Session, version: str) -> None:
 
 
 def _run(session: nox.Session, *arguments: str) -> int:
-    """Run the environment's Python on the terminal; Ctrl-C is the child's to handle, however long it takes.
+    """Run the environment's Python under scripts/core/standalone/guard.py; return its exit code.
 
-    nox's own runner terminates a child 0.3 s after Ctrl-C, too soon for compilers to be stopped and state saved,
-    and turns every exit code into 1.
+    nox's own runner terminates a child 0.3 s after Ctrl-C, too soon for compilers to be stopped and state saved, knows
+    no SIGTERM, and turns every exit code into 1. Signals only set a flag here; the guard gets them, ends the command
+    within GRACE, also when nox itself is killed, and tells with its exit code. Leaves nox when it was told to end.
     """
     environment = {**os.environ, **{k: v for k, v in session.env.items() if v is not None}}
     environment["WHEELSMITH_INVOKED_FROM"] = session.invoked_from
     folders = session.bin_paths
-    python = Path(folders[0]) / "python" if folders else "python"
-    child = subprocess.Popen([str(python), *arguments], cwd=ROOT, env=environment)
+    python = str(Path(folders[0]) / "python") if folders else "python"
+    options = ["--parent", str(os.getpid()), "--grace", str(GRACE)]
+    _listen()
+    child = subprocess.Popen(
+        [python, "-S", "-E", str(GUARD), *options, "--", python, *arguments],
+        cwd=ROOT,
+        env=environment,
+    )
+    passed, deadline = 0, float("inf")
     while True:
         try:
-            return child.wait()
-        except KeyboardInterrupt:
-            if not os.isatty(0):  # on a terminal the child has got the signal already
-                child.send_signal(signal.SIGINT)
+            code = child.wait(0.1)
+            break
+        except subprocess.TimeoutExpired:
+            if len(_told) > passed:
+                child.send_signal(_told[passed])
+                passed, deadline = passed + 1, min(deadline, time.monotonic() + GRACE + 2)
+            if time.monotonic() > deadline:
+                child.kill()
+    if _told and (code or passed < len(_told)):
+        sys.exit(128 + _told[0])
+    return code if code >= 0 else 128 - code
+
+
+def _listen() -> None:
+    """Have the signals that end a run noted; SIGHUP stays ignored where it is (nohup)."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            with contextlib.suppress(ValueError):  # nox -j: not the main thread; the default ends it
+                signal.signal(number, lambda received, _frame: _told.append(received))

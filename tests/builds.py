@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scripts.report import SCHEMA
-from scripts.timeline import Timeline
+from scripts.report.timeline import Timeline
+from scripts.report.wheelhouse import SCHEMA
 
 START = 1_800_000_000.0
 

@@ -89,9 +89,9 @@ def main(plan: dict[str, Any], words: list[str]) -> int:
         return int(plan.get("attention", 1))
     if words[0] == "-c":
         return int(plan.get("torch", 0))
-    if words[1] == "scripts.gpu.worker":
+    if words[1] == "scripts.gpu_check.device.worker":
         return worker(plan, words)
-    speed = words[1] == "scripts.gpu.speed"
+    speed = words[1] == "scripts.gpu_check.device.speed"
     result = plan["speed"] if speed else plan["engine"].get(f"{words[2]} {words[3]}")
     if result is None:
         sys.stderr.write("first\nRuntimeError: engine died\n")

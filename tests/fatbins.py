@@ -7,8 +7,17 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.elf import EHDR, SHDR
-from scripts.fatbin import CONTAINER, CONTAINER_MAGIC, ENTRY, ENTRY_VERSION, WRAPPER_MAGIC, Compression, Flag, Kind
+from scripts.formats.elf import EHDR, SHDR
+from scripts.formats.fatbin import (
+    CONTAINER,
+    CONTAINER_MAGIC,
+    ENTRY,
+    ENTRY_VERSION,
+    WRAPPER_MAGIC,
+    Compression,
+    Flag,
+    Kind,
+)
 
 _SUFFIX = {"": 0, "a": Flag.ARCH_SPECIFIC, "f": Flag.FAMILY_SPECIFIC}
 _COMPRESSION = {Compression.NONE: 0, Compression.LZ4: Flag.LZ4, Compression.ZSTD: Flag.ZSTD, Compression.OLD: 0x1000}
@@ -44,10 +53,12 @@ def cubin(*kernels: str, code: bytes = b"\x90" * 64) -> bytes:
     return header + body + b"".join(rows)
 
 
-def ptx(arch: str = "80", *kernels: str, isa: tuple[int, int] = (8, 8)) -> bytes:
+def ptx(
+    arch: str = "80", *kernels: str, isa: tuple[int, int] = (8, 8), body: str = ".reg .b32 %r; mov.u32 %r, 1; ret;"
+) -> bytes:
     """Return PTX text."""
     lines = [f".version {isa[0]}.{isa[1]}", f".target sm_{arch}", ".address_size 64"]
-    return "\n".join([*lines, *(f".visible .entry {kernel}() {{ ret; }}" for kernel in kernels)]).encode() + b"\n\0"
+    return "\n".join([*lines, *(f".visible .entry {kernel}() {{ {body} }}" for kernel in kernels)]).encode() + b"\n\0"
 
 
 def entry(

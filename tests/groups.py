@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts import cgroup
+from scripts.core import cgroup
 
 
 def fake_proc(

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.cache import Cache
-from scripts.console import Console, human_bytes
-from scripts.git_source import fetch_git
-from scripts.mirrors import parse_mirrors
-from scripts.recipe import GitSource
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes
+from scripts.downloads.mirrors import parse_mirrors
+from scripts.recipe.model import GitSource
+from scripts.sources.git_source import fetch_git
 from tests.integration.git_servers import GitServer, Upstream, git, serving
 
 

@@ -16,7 +16,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.recipe import RECIPES
+from scripts.core.paths import RECIPES
 from tests.fatbins import container, sass
 from tests.wheels import make_wheel
 
@@ -301,7 +301,7 @@ def _lock(own: dict[str, Path]) -> str:
 
 def wheel_command(*arguments: str) -> list[str]:
     """Return the command line of the main job, as the noxfile runs it."""
-    return [sys.executable, "-m", "scripts.wheel", *arguments]
+    return [sys.executable, "-m", "scripts.commands.wheel", *arguments]
 
 
 def full_environment(miniature: Miniature, cache: Path) -> dict[str, str]:

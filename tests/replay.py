@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.compile import task_of
-from scripts.cost_model import CostBook, Unit, cost_book
-from scripts.forecast import Forecast
-from scripts.recipe_files import load_recipe
+from scripts.compile.build import task_of
+from scripts.compile.forecast import Forecast
+from scripts.recipe.costs import CostBook, Unit, cost_book
+from scripts.recipe.files import load_recipe
 
 
 def errors(events: Sequence[dict[str, Any]], book: CostBook, *, jobs: int, archs: int = 1) -> list[float]:

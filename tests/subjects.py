@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from scripts import doctor  # registers the checks
-from scripts.cache import Cache
-from scripts.checks import CHECKS, Row, Subject, Verdict, run_one
-from scripts.console import Console
-from scripts.git_checkout import Access
-from scripts.indexes import Indexes
-from scripts.machine import Machine
-from scripts.recipe import Recipe
-from scripts.recipe_files import load_recipe
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.machine import Machine
+from scripts.doctor import examine as doctor_examine
+from scripts.doctor.registry import CHECKS, Row, Subject, Verdict, run_one
+from scripts.downloads.access import Access
+from scripts.downloads.indexes import Indexes
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Recipe
 
-assert doctor.read_skips(CHECKS) == frozenset(CHECKS)
+assert doctor_examine.read_skips(CHECKS) == frozenset(CHECKS)
 
 
 def make_subject(folder: Path, recipe: Recipe | str = "quickstart", **changes: Any) -> Subject:

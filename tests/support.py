@@ -11,9 +11,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from scripts.archs import TABLE, Arch
-from scripts.recipe import Recipe
-from scripts.recipe_files import check_recipe
+from scripts.cuda.archs import TABLE, Arch
+from scripts.recipe.files import check_recipe
+from scripts.recipe.model import Recipe
 
 
 @st.composite

@@ -17,7 +17,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from scripts.recipe import ROOT
+from scripts.core.paths import ROOT
 
 JSON = "application/vnd.pypi.simple.v1+json"
 

@@ -6,14 +6,15 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from scripts import audit
-from scripts.audit_collect import audit_path
-from scripts.audit_models import AuditReport
-from scripts.audit_show import html, show, signs
-from scripts.console import Console
-from scripts.errors import AuditError, UsageError
-from scripts.recipe import ROOT
-from scripts.recipe_files import load_recipe
+from scripts.audit import subjects as audit_subjects
+from scripts.audit.collect import audit_path
+from scripts.audit.models import AuditReport
+from scripts.audit.show import html, show, signs
+from scripts.commands import audit
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, UsageError
+from scripts.core.paths import ROOT
+from scripts.recipe.files import load_recipe
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 
@@ -53,10 +54,7 @@ def test_an_unmet_target_is_exit_code_9_with_why_and_remedies(good: Path, capsys
         audit.main([str(good), "--target", "rtx5090@12.8", "--target", "T4"], Console())
     assert caught.value.exit_code == 9
     assert "2 of 3 kernel containers need a CUDA 12.9 driver" in caught.value.why
-    assert caught.value.fix == [
-        "a driver of CUDA 12.9 (575.51.03) or later on the RTX 5090",
-        "compile for it: nox -s wheel -- --arch '12.0;7.5'",
-    ]
+    assert caught.value.fix == ["a driver of CUDA 12.9 (575.51.03) or later on the RTX 5090"]
     assert "NOT OK" in capsys.readouterr().out
 
 
@@ -140,7 +138,7 @@ def test_without_targets_the_archs_of_the_version_label_are_judged(
 def test_without_targets_label_or_recipe_the_archs_inside_are_judged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.audit.recipe_names", list)
+    monkeypatch.setattr("scripts.commands.audit.recipe_names", list)
     path = shared_object(tmp_path / "libx.so", {"a": container(sass("86", "k"), sass("90", "k"))})
     assert audit.main([str(path)], Console()) == 0
     out = capsys.readouterr().out
@@ -149,11 +147,13 @@ def test_without_targets_label_or_recipe_the_archs_inside_are_judged(
 
 
 def test_the_default_recipe_gives_the_targets_of_others_wheels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("scripts.audit.DEFAULT_RECIPE", "quickstart")
-    path = shared_object(tmp_path / "libx.so", {"a": container(sass("90", "k"), sass("120", "k"))})
-    assert audit.main([str(path), "--json", str(tmp_path / "r.json")], Console()) == 0
-    labels = [(item["gpu"], item["driver"]) for item in json.loads((tmp_path / "r.json").read_text())["targets"]]
-    assert labels == [("H100", "13.0"), ("RTX 5090", "13.0")]
+    monkeypatch.setattr("scripts.commands.audit.DEFAULT_RECIPE", "quickstart")
+    for isa, cuda in (((9, 0), "13.0"), ((9, 2), "13.2"), ((8, 4), "12.4")):
+        code = container(sass("90", "k"), sass("120", "k"), ptx_entry("90", "k", isa=isa))
+        path = shared_object(tmp_path / f"lib{cuda}.so", {"a": code})
+        assert audit.main([str(path), "--json", str(tmp_path / "r.json")], Console()) == 0
+        labels = [(item["gpu"], item["driver"]) for item in json.loads((tmp_path / "r.json").read_text())["targets"]]
+        assert labels == [("H100", cuda), ("RTX 5090", max(cuda, "12.8"))]
 
 
 @pytest.mark.parametrize(
@@ -170,13 +170,13 @@ def test_the_default_recipe_gives_the_targets_of_others_wheels(monkeypatch: pyte
     ],
 )
 def test_a_wheels_recipe_is_found_by_its_name_and_label(name: str, recipe: str) -> None:
-    found = audit.matching_recipe(Path(name))
+    found = audit_subjects.matching_recipe(Path(name))
     assert (found.name if found else "") == recipe
 
 
 def test_the_recipes_archs_and_cuda_are_the_default_targets() -> None:
     recipe = load_recipe("quickstart")
-    targets = audit.targets_for(recipe, ())
+    targets = audit_subjects.targets_for(recipe, ())
     assert not callable(targets)
     assert [item.label for item in targets] == ["H100@13.0", "RTX 5090@13.0"]
 

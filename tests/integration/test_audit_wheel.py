@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.archs import parse_arch_list
-from scripts.audit_collect import audit_path, audit_wheel
-from scripts.audit_models import AuditReport, Finding, Level
-from scripts.drivers import parse_target
-from scripts.errors import AuditError, UsageError
-from scripts.recipe import Component, GitSource, Recipe
-from scripts.recipe_files import load_recipe
+from scripts.audit.collect import audit_path, audit_wheel
+from scripts.audit.models import AuditReport, Finding, Level
+from scripts.core.errors import AuditError, UsageError
+from scripts.cuda.archs import parse_arch_list
+from scripts.cuda.drivers import parse_target
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Component, GitSource, Recipe
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import METADATA, digest, make_wheel
 
@@ -241,7 +241,7 @@ def pinned(monkeypatch: pytest.MonkeyPatch, folder: Path, **files: bytes) -> Rec
     """Return a recipe that pins triton_kernels to these files."""
     hexes = {name: bytes.fromhex(_hex(data)) for name, data in files.items()}
     (folder / "pins.sha256").write_text("# files\n" + "".join(f"{h.hex()}  {name}.py\n" for name, h in hexes.items()))
-    monkeypatch.setattr("scripts.audit_wheel.RECIPES", folder)
+    monkeypatch.setattr("scripts.audit.contents.RECIPES", folder)
     base = load_recipe("quickstart")
     source = GitSource(kind="git", repository="https://example.org/x", commit="0" * 40, files_sha256="pins.sha256")
     dependency = base.dependencies["cutlass"].model_copy(update={"source": source})
@@ -279,6 +279,7 @@ def test_a_wheel_without_triton_kernels_says_so_and_one_without_pin_too(tmp_path
 def test_a_directory_and_a_single_library_are_audited_too(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     path = shared_object(tmp_path / "lib/libx.so.1", UNITS)
+    shutil.rmtree(tmp_path / "lib/libx.so.1.work")
     (tmp_path / "lib/text.so").write_text("INPUT(libx.so.1)")
     (tmp_path / "lib/link.so").symlink_to(path)
     for subject, kind in ((path, "file"), (tmp_path / "lib", "directory")):

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from scripts import bench_ours
-from scripts.archs import parse_arch_list
-from scripts.bench import main
-from scripts.bench_operators import registered_operators
-from scripts.bench_ours import ADDED, ALONE, BASE, COLD, NOOP, WARM, Ours, run_ours
-from scripts.bench_runs import Taken
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.errors import BenchError, UsageError
-from scripts.recipe_files import load_recipe
+from scripts.bench import ours as bench_ours
+from scripts.bench.operators import registered_operators
+from scripts.bench.ours import ADDED, ALONE, BASE, COLD, NOOP, WARM, Ours, run_ours
+from scripts.bench.runs import Taken
+from scripts.commands.bench import main
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import BenchError, UsageError
+from scripts.cuda.archs import parse_arch_list
+from scripts.recipe.files import load_recipe
 from tests.miniature import Miniature, make_miniature
 from tests.wheels import make_wheel
 

@@ -11,17 +11,19 @@ from typing import Any
 
 import pytest
 
-from scripts import fetch
-from scripts.bundle import Manifest, read_bundle, write_bundle
-from scripts.cache import Cache, file_sha256
-from scripts.console import Console
-from scripts.errors import FetchError, UsageError
-from scripts.fetch import fetch_archive
-from scripts.git_checkout import Access
-from scripts.git_source import fetch_git
-from scripts.mirrors import parse_mirrors
-from scripts.recipe import GitSource, Recipe, SdistSource, WheelSource
-from scripts.recipe_files import load_recipe
+from scripts.commands import fetch as commands_fetch
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, UsageError
+from scripts.core.files import file_sha256
+from scripts.downloads.access import Access
+from scripts.downloads.mirrors import parse_mirrors
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
+from scripts.sources import fetch
+from scripts.sources.bundle import Manifest, read_bundle, write_bundle
+from scripts.sources.fetch import fetch_archive
+from scripts.sources.git_source import fetch_git
 from tests.integration.git_servers import Upstream, git
 
 QUIET = Console(quiet=True)
@@ -29,7 +31,7 @@ QUIET = Console(quiet=True)
 
 def bundled(recipe: Recipe, target: Path, access: Access) -> Manifest:
     def archive_of(source: SdistSource | WheelSource) -> Path:
-        return fetch_archive(source, cache=access.cache, console=QUIET, offline=True).path
+        return fetch_archive(source, Access(access.cache, QUIET, (), offline=True)).path
 
     return write_bundle(recipe, target, access=access, archive_of=archive_of)
 
@@ -106,7 +108,7 @@ def test_a_bundle_brings_all_sources_to_a_machine_without_a_network(
     dependency = fetch_git(flash, cache=cache, console=QUIET, offline=True)
     assert (dependency.path / "csrc/cutlass/include/a.h").read_bytes() == b"a\n"
     assert not (dependency.path / "csrc/cutlass/examples").exists()
-    assert fetch_archive(archive, cache=cache, console=QUIET, offline=True).path.read_bytes() == b"an archive"
+    assert fetch_archive(archive, Access(cache, QUIET, (), offline=True)).path.read_bytes() == b"an archive"
 
 
 def test_equal_sources_make_equal_bundles(recipe: Recipe, bundle: Path, tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ def test_the_command_writes_and_reads_a_bundle(recipe: Recipe, bundle: Path, tmp
     online, airgapped = str(tmp_path / "online"), str(tmp_path / "airgapped")
     small = recipe.model_copy(update={"dependencies": {"flash": recipe.dependencies["flash"]}})
     monkeypatch.setattr(fetch, "load_recipe", lambda _: small)
-    assert fetch.main(["--cache", online, "--offline", "--bundle", str(again)], QUIET) == 0
-    assert fetch.main(["--cache", airgapped, "--from-bundle", str(again)], QUIET) == 0
+    assert commands_fetch.main(["--cache", online, "--offline", "--bundle", str(again)], QUIET) == 0
+    assert commands_fetch.main(["--cache", airgapped, "--from-bundle", str(again)], QUIET) == 0
     with pytest.raises(UsageError, match="not both"):
-        fetch.main(["--bundle", str(again), "--from-bundle", str(again)], QUIET)
+        commands_fetch.main(["--bundle", str(again), "--from-bundle", str(again)], QUIET)

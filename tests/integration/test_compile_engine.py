@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts.console import Console
-from scripts.cost_model import CostData, Measured, costs_json
-from scripts.errors import CompileError, UsageError
-from scripts.machine import Machine
-from scripts.recipe import ROOT
-from scripts.wheel import main
+from scripts.commands.wheel import main
+from scripts.core.console import Console
+from scripts.core.errors import CompileError, UsageError
+from scripts.core.machine import Machine
+from scripts.core.paths import ROOT
+from scripts.recipe.costs import CostData, Measured, costs_json
 from tests.groups import real_limit
 from tests.miniature import Miniature, full_environment, make_miniature, wheel_command
 
@@ -178,7 +178,7 @@ def test_a_crowded_machine_is_warned_of_and_tried(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("scripts.wheel.read_machine", lambda: Machine(2, 0.2, 9.0))
+    monkeypatch.setattr("scripts.commands.wheel.read_machine", lambda: Machine(2, 0.2, 9.0))
     recipe = costly(miniature, "crowded", 500)
     assert main(["--recipe", str(recipe), "--wheelhouse", str(tmp_path)], Console()) == 0
     said = " ".join(capsys.readouterr().err.split())

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.cuda_redist import RedistToolkit, provide_redist
-from scripts.download import open_client
-from scripts.errors import FetchError, ToolchainError
-from scripts.indexes import Indexes
-from scripts.recipe import Redist
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, ToolchainError
+from scripts.downloads.download import open_client
+from scripts.downloads.indexes import Indexes
+from scripts.recipe.model import Redist
+from scripts.toolchain.redist import RedistToolkit, provide_redist
 
 NVCC = b"#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n"
 STATIC = b"".join(hashlib.sha256(b"%d" % i).digest() for i in range(20_000))  # does not compress

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.cuda_toolkit import CudaToolkit, needs_packages, provide_cuda
-from scripts.download import open_client
-from scripts.errors import ToolchainError
-from scripts.indexes import Indexes
-from scripts.recipe import Recipe
-from scripts.recipe_files import load_recipe
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import ToolchainError
+from scripts.downloads.download import open_client
+from scripts.downloads.indexes import Indexes
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Recipe
+from scripts.toolchain.choice import CudaToolkit, needs_packages, provide_cuda
 from tests.integration.test_cuda_redist import Site, cache, redist, site
 from tests.unit.test_cuda_system import toolkit
 

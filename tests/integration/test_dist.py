@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compiler_cache import PROGRAMS, read_settings
-from scripts.console import Console
-from scripts.errors import UsageError
-from scripts.shared_cache import DIST_TOKEN
-from scripts.wheel import main
+from scripts.commands.wheel import main
+from scripts.compile.compiler_cache import PROGRAMS, read_settings
+from scripts.compile.shared_cache import DIST_TOKEN
+from scripts.core.console import Console
+from scripts.core.errors import UsageError
 from tests.cache_servers import free_port
 from tests.miniature import Miniature, make_miniature
 
@@ -130,7 +130,7 @@ def test_a_scheduler_that_cannot_be_used_is_said_and_the_build_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("scripts.shared_cache.START_LIMIT", 3.0)
+    monkeypatch.setattr("scripts.compile.shared_cache.START_LIMIT", 3.0)
     if kind == "nobody":
         build(miniature, tmp_path, monkeypatch, f"http://127.0.0.1:{free_port()}")
     else:

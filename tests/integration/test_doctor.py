@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 
-from scripts import checks_network, checks_python
-from scripts.checks import Row, Subject, Verdict, require, run_checks
-from scripts.console import Console
-from scripts.doctor import main, read_skips, skipped
-from scripts.errors import DoctorError, UsageError
-from scripts.indexes import Indexes
+from scripts.commands.doctor import main
+from scripts.core.console import Console
+from scripts.core.errors import DoctorError, UsageError
+from scripts.doctor.checks import network as checks_network
+from scripts.doctor.checks import python as checks_python
+from scripts.doctor.examine import read_skips, skipped
+from scripts.doctor.registry import Row, Subject, Verdict, require, run_checks
+from scripts.downloads.indexes import Indexes
 from tests.subjects import answer, make_subject
 from tests.support import write_recipe
 
@@ -325,7 +327,7 @@ def run(cache: Path, *arguments: str) -> int:
 def test_a_newcomer_is_told_what_works_and_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.doctor.read_machine", lambda: make_subject(tmp_path).machine)
+    monkeypatch.setattr("scripts.commands.doctor.read_machine", lambda: make_subject(tmp_path).machine)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "none"))
     code = run(tmp_path / "cache", "--offline", "--json", str(tmp_path / "d.json"))
     out = capsys.readouterr().out

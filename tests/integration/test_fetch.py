@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.download import download, open_client
-from scripts.errors import FetchError
-from scripts.fetch import Archive, fetch_archive
-from scripts.indexes import Indexes
-from scripts.recipe import SdistSource
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import FetchError
+from scripts.downloads.access import Access
+from scripts.downloads.download import download, open_client
+from scripts.downloads.indexes import Indexes
+from scripts.recipe.model import SdistSource
+from scripts.sources.fetch import fetch_archive
+from scripts.sources.types import Archive
 
 
 def _sdist() -> bytes:
@@ -112,7 +114,7 @@ def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Index]:
 
 
 def fetch(cache: Cache, *, offline: bool = False) -> Archive:
-    return fetch_archive(SOURCE, cache=cache, console=Console(), offline=offline)
+    return fetch_archive(SOURCE, Access(cache, Console(), (), offline=offline))
 
 
 def pulled(cache: Cache, index: Index) -> Path:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from scripts.archs import parse_arch_list
-from scripts.audit_collect import audit_wheel
-from scripts.drivers import parse_target
-from scripts.errors import AuditError, PackageError
-from scripts.finish import find_strip, finish_wheel, strip_file
-from scripts.slim_wheel import slim_wheel
-from scripts.unit_names import device_facts
-from scripts.wheel_file import open_wheel, read_record
+from scripts.audit.collect import audit_wheel
+from scripts.core.errors import AuditError, PackageError
+from scripts.cuda.archs import parse_arch_list
+from scripts.cuda.drivers import parse_target
+from scripts.formats.unit_names import device_facts
+from scripts.formats.wheel import open_wheel, read_record
+from scripts.package.finish import find_strip, finish_wheel, strip_file
+from scripts.slim.wheel import slim_wheel
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from scripts.cache import Cache, remove_tree
-from scripts.console import Console
-from scripts.errors import FetchError
-from scripts.git_process import Repository, git_program
-from scripts.git_source import GitTree, fetch_git
-from scripts.mirrors import parse_mirrors, repository_key
-from scripts.recipe import GitSource
-from scripts.trees import tree_digest
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import FetchError
+from scripts.core.files import remove_tree
+from scripts.downloads.mirrors import parse_mirrors, repository_key
+from scripts.recipe.model import GitSource
+from scripts.sources.digests import tree_digest
+from scripts.sources.git_process import Repository, git_program
+from scripts.sources.git_source import fetch_git
+from scripts.sources.types import GitTree
 from tests.integration.git_servers import GitServer, Upstream, git, serving
 
 KERNELS = {"__init__.py": b"", "matmul_ogs.py": b"def matmul():\n    return 1\n", "details/_common.py": b"X = 1\n"}
@@ -293,7 +295,7 @@ def test_credentials_reach_the_server_but_no_command_line_config_or_message(
         seen.extend(arguments)
         return popen(arguments, **more)
 
-    monkeypatch.setattr("scripts.git_process.subprocess.Popen", spying)
+    monkeypatch.setattr("scripts.core.process.subprocess.Popen", spying)
     monkeypatch.setenv("GIT_TRACE", str(cache.root / "trace.log"))  # git's own view of every process it starts
     server.credentials = "me:s3cret"
     fetch(triton_source(server.url("triton", "me:s3cret"), triton), cache)
@@ -490,10 +492,10 @@ def test_missing_git_names_the_recipe_that_needs_none(monkeypatch: pytest.Monkey
 def test_an_interrupted_fetch_ends_git_and_leaves_nothing(
     server: GitServer, triton: Upstream, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> list[str]:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scripts.git_process._follow", interrupt)
+    monkeypatch.setattr("scripts.sources.git_process._Said.take", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fetch(triton_source(server.url("triton"), triton), cache)
     monkeypatch.undo()

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts import runtime_image
-from scripts.console import Console
-from scripts.errors import ImageError
-from scripts.image_buildah import Buildah
-from scripts.image_checks import read_facts
-from scripts.image_engine import Engine, Plan
+from scripts.commands import runtime_image
+from scripts.core.console import Console
+from scripts.core.errors import ImageError
+from scripts.image.buildah import Buildah
+from scripts.image.checks import read_facts
+from scripts.image.engine import Engine, Plan
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
 

@@ -7,15 +7,24 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 
-from scripts.drivers import release
-from scripts.index_entry import Entry, Served
-from scripts.landing import landing_page
-from tests.integration.index_servers import serve
+from scripts.commands import publish
+from scripts.core.console import Console
+from scripts.cuda.archs import TABLE
+from scripts.cuda.drivers import RELEASES, release
+from scripts.index.entry import Entry, Served, read_entry
+from scripts.index.landing import landing_page
+from scripts.index.static import StaticIndex
+from scripts.index.store import Directory
+from tests.integration.browser import Browser, browser
+from tests.integration.index_servers import clean_environment, serve, tool, venv
+from tests.wheels import make_wheel
 
 SHOT = os.environ.get("WHEELSMITH_TEST_SCREENSHOT", "")
 
@@ -36,7 +45,7 @@ def entry(version: str, served: dict[str, tuple[int, int, int, str]] | None, not
         uploaded="2026-11-23T22:00:00.000000Z",
         torch="==2.9.1",
         notice=notice,
-        extras=(".report.html", ".report.json"),
+        extras={".report.html": "", ".report.json": ""},
         serves=None if served is None else tuple(rows.values()),
     )
 
@@ -61,58 +70,190 @@ def test_the_data_in_the_page_cannot_end_its_script_and_is_complete() -> None:
     assert data["wheels"][6]["notice"] == "</script><script>alert(1)"
     assert {"name": "RTX 5090", "arch": "12.0"} in data["gpus"]
     assert data["drivers"][-1]["cuda"] == "11.8"
-    assert page.count("<tr>") == 8
+    assert page.count("<tr ") == 7
     assert "not audited" in page
 
 
-def test_a_wheel_without_a_label_points_at_the_index_of_its_version() -> None:
+def test_a_wheel_without_a_label_points_at_an_index_that_no_other_wheel_shares() -> None:
     page = landing_page([entry("0.15.1", {})]).decode()
-    assert '"index": "vllm/0.15.1/"' in page
+    assert '"index": "vllm/0.15.1/_public/"' in page
     assert "no GPU code" in page
 
 
-def browser(tmp_path: Path, url: str, *options: str) -> str:
-    chromium = shutil.which("chromium")
-    assert chromium, "apt-get install chromium"
-    command = [chromium, "--headless", "--no-sandbox", "--disable-background-networking", "--disable-gpu"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", *options, url]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_bytes(landing_page(ENTRIES))
+    return tmp_path / "site"
 
 
-@pytest.mark.large
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("browser"), "wheels.test") as found:
+        yield found
+
+
+def lines(tab: Browser) -> list[str]:
+    """Return what the page offers to copy."""
+    found = tab.run("[...document.querySelectorAll('#result pre code')].map(item => item.textContent)")
+    return [str(text) for text in found]
+
+
 @pytest.mark.parametrize(
     ("gpu", "driver", "shown"),
     [
         ("RTX 5090", "12.8", "vllm-0.15.1+cu128.sm120-"),
+        ("12.1", "12.9", "vllm-0.15.1+cu128.sm120-"),
         ("RTX 5090", "12.6", "need a CUDA 12.8 driver"),
         ("H100", "13.0", "vllm-0.20.1+cu130.sm90-"),
-        ("H100", "12.4", "vllm-0.15.1+cu126-"),
-        ("T4", "13.0", "No wheel here has code for the T4"),
+        ("9.0", "12.4", "vllm-0.15.1+cu126-"),
+        ("T4", "13.0", "No wheel here is known to have code for the T4 (7.5). 1 of the wheels here was not audited"),
     ],
 )
-def test_picking_a_gpu_and_a_driver_shows_the_right_wheel(tmp_path: Path, gpu: str, driver: str, shown: str) -> None:
-    (tmp_path / "site").mkdir()
-    # A person's picking: the choices are set and the change events sent, by a script after the page's own.
-    picks = "".join(
-        f"document.getElementById('{name}').value='{value}';"
-        f"document.getElementById('{name}').dispatchEvent(new Event('change'));"
-        for name, value in (("gpu", gpu), ("driver", driver))
-    )
-    page = landing_page(ENTRIES).decode()
-    (tmp_path / "site" / "index.html").write_text(page.replace("</body>", f"<script>{picks}</script></body>"))
-    (tmp_path / "site" / "link.html").write_text(page)
-    with serve(tmp_path / "site") as server:
-        dom = browser(tmp_path, f"{server.url}/", "--dump-dom")
-        link = f"{server.url}/link.html#gpu={quote(gpu)}&driver={driver}"
-        linked = browser(tmp_path, link, "--dump-dom")
-        for text in (dom, linked):
-            match = re.search(r'<div id="result"[^>]*>(.*?)</div>', text, re.DOTALL)
-            assert match
-            assert shown in match[1]
-            if shown.startswith("vllm"):
-                pin = "vllm==" + shown.removeprefix("vllm-").rstrip("-")
-                variant = shown.removeprefix("vllm-").rstrip("-").replace("+", "/").replace(".sm", "-sm")
-                assert f'pip install "{pin}" --extra-index-url {server.url}/vllm/{variant}/' in match[1]
-                assert f'uv add "{pin}" --index wheelsmith={server.url}/vllm/{variant}/' in match[1]
+def test_picking_a_gpu_or_a_capability_and_a_driver_shows_the_right_wheel(
+    site: Path, tab: Browser, gpu: str, driver: str, shown: str
+) -> None:
+    with serve(site) as server:
+        tab.open(f"{server.url}/")
+        tab.choose("#gpu", gpu)
+        tab.choose("#driver", driver)
+        assert shown in tab.run("document.getElementById('result').textContent")
+        tab.open(f"{server.url}/?again#gpu={quote(gpu)}&driver={driver}")
+        assert shown in tab.run("document.getElementById('result').textContent")
         if SHOT and gpu == "RTX 5090" and driver == "12.8":
-            browser(tmp_path, link, f"--screenshot={SHOT}", "--window-size=1000,1100", "--hide-scrollbars")
+            tab.width(1000, 1100)
+            tab.shot(Path(SHOT))
+
+
+def test_search_filter_and_a_narrow_screen(site: Path, tab: Browser) -> None:
+    tab.call("Emulation.clearDeviceMetricsOverride")
+    with serve(site) as server:
+        tab.open(f"{server.url}/#gpu=H100&driver=12.4")
+        visible = "[...document.querySelectorAll('tbody tr')].filter(row => row.offsetHeight).length"
+        assert tab.run(visible) == len(ENTRIES)
+        tab.type("#search", "cu130 9.0")
+        assert tab.run(visible) == 2
+        assert tab.run("document.getElementById('count').textContent") == "2 of 6 wheels"
+        tab.run("search.value = ''; search.oninput()")
+        tab.click("#only")
+        assert tab.run(visible) == 2  # +cu126 and +cu128.sm90
+        table = str(tab.run("document.querySelector('table').textContent"))
+        assert "not audited" in table
+        assert "2026-11-23 22:00" in table
+        assert "312.0 MB" in table
+        for width in (390, 320):
+            tab.width(width)
+            assert tab.run("document.documentElement.scrollWidth") <= width
+            cut = "[...document.querySelectorAll('td, pre, select, h2')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+            assert tab.run(f"{cut}.length") == 0
+        if SHOT:
+            tab.width(390)
+            tab.run("scrollTo(0, 0)")
+            tab.shot(Path(SHOT).with_suffix(".narrow.png"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "wheels.test"])
+def test_the_copy_button_copies_on_plain_http_too(site: Path, tab: Browser, host: str) -> None:
+    with serve(site) as server:
+        tab.open(f"http://{host}:{urlsplit(server.url).port}/#gpu=H100&driver=12.4")
+        assert tab.run("isSecureContext") is (host == "127.0.0.1")
+        if host == "127.0.0.1":
+            tab.call("Browser.grantPermissions", permissions=["clipboardSanitizedWrite"])
+        for number, text in enumerate(lines(tab)):
+            tab.click("#result pre button", number)
+            tab.wait(f"document.querySelectorAll('#result pre button')[{number}].textContent === 'copied'")
+            assert tab.clipboard() == text
+
+
+def a_wheel(folder: Path, version: str) -> Path:
+    """Write a wheel that says which it is when it is imported."""
+    folder.mkdir(exist_ok=True)
+    metadata = "Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n\nText.\n"
+    code = f"which = {version!r}\n".encode()
+    return make_wheel(folder, {"vllm/__init__.py": code}, version=version, metadata=metadata, tags="py3-none-any")
+
+
+# The official wheel beside slimmed and rebuilt ones of the same version: an installer asked for 0.15.1 takes a label.
+SERVED = {
+    "0.15.1": {row.number: (50, 0, 0, "12.9") for row in TABLE if row.number not in {"7.0", "7.2"}},
+    "0.15.1+cu129.sm86": {"8.6": (50, 0, 0, "12.0"), "8.9": (0, 50, 0, "12.0")},
+    "0.15.1+cu128.sm120": {"12.0": (50, 0, 0, "12.8")},
+    "0.15.1+cu128": {"8.0": (50, 0, 0, "12.0"), "9.0": (50, 0, 0, "12.0"), "10.0": (50, 0, 0, "12.8")},
+    "0.14.0+cu130.sm75": {"7.5": (50, 0, 0, "13.0")},
+}
+
+
+@pytest.mark.large
+def test_what_the_button_copies_installs_exactly_the_wheel_that_is_named_for_every_gpu(
+    tmp_path: Path, tab: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHEELSMITH_CACHE", str(tmp_path / "cache"))
+    index = tmp_path / "index"
+    wheels = [str(a_wheel(tmp_path / "w", version)) for version in SERVED]
+    publish.main([*wheels, "--to", str(index), "--no-audit"], Console(quiet=True))
+    for path in (index / "entries").iterdir():  # what the audit of such wheels would find
+        found = read_entry(path.read_bytes(), f"entries/{path.name}")
+        served = entry("1", SERVED[found.version]).serves
+        path.write_bytes(found.model_copy(update={"serves": served}).json())
+    StaticIndex(Directory(index), Console(quiet=True)).refresh()
+    gpus = [name for row in TABLE for name in (*row.gpus, row.number)]
+    copied: dict[str, str] = {}
+    named: dict[str, str] = {}
+    with serve(index) as server:
+        tab.open(f"{server.url}/")
+        for gpu in gpus:
+            for driver in (RELEASES[-1].cuda, "11.8", "12.8"):
+                tab.choose("#gpu", gpu)
+                tab.choose("#driver", driver)
+                if not tab.run("!!document.getElementById('wheel')"):
+                    continue
+                file = str(tab.run("document.getElementById('wheel').textContent"))
+                named[gpu] = file
+                for number, text in enumerate(lines(tab)):
+                    if text not in copied:
+                        tab.click("#result pre button", number)
+                        tab.wait(f"document.querySelectorAll('#result pre button')[{number}].textContent !== 'copy'")
+                        assert tab.clipboard() == text
+                        copied[text] = file
+        assert "H100" in named
+        assert len(set(named.values())) >= 4
+        for number, (text, file) in enumerate(copied.items()):
+            python = venv(tmp_path / f"venv{number}")
+            install(text, python, tmp_path / f"project{number}", tmp_path)
+            which = [str(python), "-c", "import vllm; print(vllm.which)"]
+            done = subprocess.run(which, capture_output=True, text=True, check=True, cwd=tmp_path)
+            assert done.stdout.strip() == file.split("-")[1], text
+    sys.stderr.write(
+        f"\n{len(named)} of {len(gpus)} GPUs and capabilities have a wheel; {len(copied)} lines installed\n"
+    )
+
+
+def install(text: str, python: Path, project: Path, home: Path) -> None:
+    """Run what was copied, as a shell, a requirements file or a pyproject.toml has it."""
+    project.mkdir()
+    environment = {**clean_environment(home), "VIRTUAL_ENV": str(python.parent.parent)}
+    environment.pop("UV_NO_CONFIG")
+    environment["PATH"] = f"{Path(tool('uv')).parent}:{environment['PATH']}"
+    head = '[project]\nname = "p"\nversion = "0"\nrequires-python = ">=3.10"\n'
+    pip = f"{sys.executable} -m pip --python {python}"
+    sync = ["uv sync --active --no-install-project --inexact"]
+    if text.startswith("pip "):
+        commands = [text.replace("pip install", f"{pip} install --no-deps")]
+    elif text.startswith("uv pip"):
+        commands = [text.replace("install", "install --no-deps")]
+    elif text.startswith("uv add"):
+        (project / "pyproject.toml").write_text(head + "dependencies = []\n")
+        commands = [text.replace("uv add", "uv add --active --no-sync"), *sync]
+    elif text.startswith("[project]"):
+        (project / "pyproject.toml").write_text(text.replace("[project]\n", head))
+        commands = sync
+    else:
+        (project / "requirements.txt").write_text(text + "\n")
+        commands = [f"{pip} install --no-deps --require-hashes -r requirements.txt"]
+        commands += ["uv pip install --no-deps --require-hashes --reinstall -r requirements.txt"]
+    for command in commands:
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=project, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    shutil.rmtree(project)

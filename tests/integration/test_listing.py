@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import FetchError
-from scripts.indexes import Indexes
-from scripts.listing import find_sdist
+from scripts.core.errors import FetchError
+from scripts.downloads.indexes import Indexes
+from scripts.downloads.listing import find_sdist
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 
-from scripts import lock
-from scripts.agreement import disagreements
-from scripts.cache import Cache, default_cache_dir
-from scripts.console import Console
-from scripts.errors import FetchError, UsageError
-from scripts.fetch import fetch_archive, source_tree
-from scripts.git_checkout import Access
-from scripts.listing import find_sdist
-from scripts.lock import UNRESOLVED, Resolver, recipe_data, source_table, toml, torch_cuda
-from scripts.mirrors import parse_mirrors
-from scripts.recipe import RECIPES, GitSource, Recipe, SdistSource
-from scripts.recipe_files import load_recipe
-from scripts.unpack import unpack_sdist
-from scripts.upstream import read_upstream
+from scripts.commands import lock
+from scripts.core.cache import Cache, default_cache_dir
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, UsageError
+from scripts.core.paths import RECIPES
+from scripts.downloads.access import Access
+from scripts.downloads.listing import find_sdist
+from scripts.downloads.mirrors import parse_mirrors
+from scripts.downloads.unpack import unpack_sdist
+from scripts.recipe.files import load_recipe, toml
+from scripts.recipe.model import GitSource, Recipe, SdistSource
+from scripts.sources.fetch import fetch_archive, source_tree
+from scripts.upstream.agreement import disagreements
+from scripts.upstream.pins import UNRESOLVED, Resolver, recipe_data, source_table, torch_cuda
+from scripts.upstream.tree import read_upstream
 from tests import trees
 from tests.integration.git_servers import Upstream
 from tests.trees import vllm_tree
@@ -192,8 +193,10 @@ def sdist_tree(version: str) -> Path:
     """Return a real sdist, unpacked in the user's cache (so that only the first run downloads it)."""
     cache = Cache.open(default_cache_dir())
     source = SdistSource(kind="sdist", name="vllm", version=version, sha256=SDISTS[version][0])
-    archive = fetch_archive(source, cache=cache, console=Console(quiet=True), offline=False)
-    return cache.build_once("sources", archive.sha256[:20], lambda target: unpack_sdist(archive.path, target))
+    archive = fetch_archive(source, Access(cache, Console(quiet=True), (), offline=False))
+    return cache.once(
+        "sources", archive.sha256[:20], lambda target: unpack_sdist(archive.path, target), console=Console()
+    )
 
 
 @pytest.mark.large
@@ -231,7 +234,7 @@ def test_the_production_recipe_lies_between_its_neighbours() -> None:
 
 @pytest.mark.large
 def test_the_index_lists_the_digest_of_an_sdist_and_none_for_0_15_1() -> None:
-    from scripts.indexes import read_indexes
+    from scripts.downloads.indexes import read_indexes
 
     assert find_sdist("vllm", "0.16.0", read_indexes()) == SDISTS["0.16.0"][0]
     assert find_sdist("vllm", "0.15.1", read_indexes()) is None

@@ -17,13 +17,13 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from scripts.archs import parse_arch_list
-from scripts.audit_collect import audit_path, audit_wheel
-from scripts.audit_models import Level
-from scripts.cache import file_sha256
-from scripts.drivers import parse_target
-from scripts.fatbin import Kind, read_device_code
-from scripts.slim_wheel import slim_wheel
+from scripts.audit.collect import audit_path, audit_wheel
+from scripts.audit.models import Level
+from scripts.core.files import file_sha256
+from scripts.cuda.archs import parse_arch_list
+from scripts.cuda.drivers import parse_target
+from scripts.formats.fatbin import Kind, read_device_code
+from scripts.slim.wheel import slim_wheel
 from tests.support import cpu_seconds
 
 pytestmark = pytest.mark.large
@@ -139,7 +139,7 @@ def test_the_three_verdicts(wheel: Path) -> None:
 MEASURED = """
 import re, sys
 from scripts import audit
-from scripts.console import Console
+from scripts.core.console import Console
 audit.main(sys.argv[1:], Console())
 # Not getrusage: its ru_maxrss starts with what the process that started this one had.
 print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])

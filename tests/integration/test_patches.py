@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from scripts import patches
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.errors import PatchError, UsageError
-from scripts.fetch import source_tree
-from scripts.git_checkout import Access
-from scripts.patch import load_patch
-from scripts.patches import Verdict, check_series, locked_versions, recipe_patches
-from scripts.recipe import RECIPES, Recipe, SdistSource
-from scripts.recipe_files import load_recipe
+from scripts.commands import patches as commands_patches
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import PatchError, UsageError
+from scripts.core.paths import RECIPES
+from scripts.downloads.access import Access
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Recipe, SdistSource
+from scripts.sources import series as patches
+from scripts.sources.fetch import source_tree
+from scripts.sources.patch import load_patch
+from scripts.sources.series import Verdict, check_series, locked_versions, recipe_patches
 from tests.integration.test_lock import sdist_tree
 
 HEADER = "Subject: s\nWhy: w\nUpstream: u\nVersions: 1\n"
@@ -111,7 +113,7 @@ def test_the_command_reports_each_patch_and_ends_with_the_patch_exit_code(
     monkeypatch.setattr(patches, "source_tree", lambda *_: tree)
     report = tmp_path / "report.json"
     command = ["--recipe", "vllm-0.15.1-cu128", "--json", str(report), "--cache", str(tmp_path / "cache")]
-    assert patches.main(command, Console(quiet=True)) == PatchError.exit_code
+    assert commands_patches.main(command, Console(quiet=True)) == PatchError.exit_code
     shown = capsys.readouterr().out
     assert "applies to nothing" in shown
     assert "not needed" in shown
@@ -120,7 +122,7 @@ def test_the_command_reports_each_patch_and_ends_with_the_patch_exit_code(
 
 def test_a_release_that_is_no_release_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a release"):
-        patches.main(["--against", "0.16.0"], Console(quiet=True))
+        commands_patches.main(["--against", "0.16.0"], Console(quiet=True))
 
 
 def test_a_cached_sdist_is_unpacked_without_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts.process import capture, run_logged
-from scripts.recipe import ROOT
+from scripts.core.paths import ROOT
+from scripts.core.process import capture, run_logged
 
 ENVIRONMENT = dict(os.environ)
 # A child and a grandchild that ignore Ctrl-C; each writes its process id.
@@ -81,7 +81,7 @@ def test_ctrl_c_ends_children_and_grandchildren_that_ignore_it_within_five_secon
 RUNNER = """
 import os, sys
 from pathlib import Path
-from scripts.process import run_logged
+from scripts.core.process import run_logged
 run_logged(sys.argv[2:], log=Path(sys.argv[1], "log"), cwd=Path(sys.argv[1]), environment=os.environ)
 """
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts import publish
-from scripts.cache import file_sha256
-from scripts.console import Console
-from scripts.recipe import ROOT
+from scripts.commands import publish
+from scripts.core.console import Console
+from scripts.core.files import file_sha256
+from scripts.core.paths import ROOT
 from tests.integration.index_servers import JSON, basic, clean_environment, netrc, nginx, nginx_bytes, tool, venv
 from tests.integration.test_official_wheel import wheel as official
 from tests.integration.test_publish_static import _tamper
@@ -124,7 +124,7 @@ def test_requirements_with_hashes_and_uv_projects_as_documented(published: Path,
 
 
 def test_the_official_wheel_is_published_and_installed_by_uv(official: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "scripts.publish", str(official), "--to", str(tmp_path / "index")]
+    command = [sys.executable, "-m", "scripts.commands.publish", str(official), "--to", str(tmp_path / "index")]
     times = {}
     for name, more in (("publish", ["--no-audit"]), ("again", ["--no-audit"])):
         started = time.monotonic()
@@ -157,7 +157,7 @@ def test_the_official_wheel_is_published_and_installed_by_uv(official: Path, tmp
 def test_the_audit_of_the_official_wheel_for_every_gpu_gets_onto_the_landing_page(
     official: Path, tmp_path: Path
 ) -> None:
-    from scripts.index_entry import make_entry
+    from scripts.index.entry import make_entry
 
     started = time.monotonic()
     entry, _ = make_entry(official, file_sha256(official))

@@ -19,12 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import publish
-from scripts.cache import Cache, file_sha256
-from scripts.console import Console
-from scripts.errors import AuditError, PublishError, UsageError
-from scripts.index_entry import read_entry
-from scripts.recipe import ROOT
+from scripts.commands import publish
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, PublishError, UsageError
+from scripts.core.files import file_sha256
+from scripts.core.paths import ROOT
+from scripts.index.entry import read_entry
 from tests.fatbins import container, sass, shared_object
 from tests.integration.index_servers import clean_environment, serve, tool, venv
 from tests.wheels import make_wheel
@@ -100,9 +101,11 @@ def test_pages_list_a_wheel_under_all_its_cuda_its_version_and_its_variant(tmp_p
     assert all(names == {wheel.name} for names in listed.values())
     page = json.loads((tmp_path / "index/simple/vllm/index.json").read_text())
     [file] = page["files"]
-    assert page["meta"] == {"api-version": "1.1"}
+    assert page["meta"] == {"api-version": "1.3"}
     assert page["versions"] == ["0.20.1+cu130.sm90"]
     assert "%2B" in file["url"]
+    assert file["yanked"] is False
+    assert file["provenance"] is None
     assert file["requires-python"] == ">=3.10,<3.14"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", file["upload-time"])
     html = (tmp_path / "index/simple/vllm/index.html").read_text()
@@ -174,7 +177,7 @@ def test_half_a_wheel_is_refused(tmp_path: Path) -> None:
 
 def test_a_wheel_that_changes_while_it_is_published_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = small(tmp_path / "w")
-    monkeypatch.setattr("scripts.wheelhouse.known_sha256", lambda *_: "0" * 64)
+    monkeypatch.setattr("scripts.report.wheelhouse.known_sha256", lambda *_: "0" * 64)
     with pytest.raises(PublishError, match="changed while"):
         run(wheel, "--to", "index", "--no-audit")
     assert not [path for path in (tmp_path / "index/files").rglob("*") if path.is_file()]
@@ -204,6 +207,8 @@ def test_prune_takes_out_pages_and_files_and_keeps_the_newest(tmp_path: Path) ->
     listed = check_index(tmp_path / "index")
     assert listed["simple/vllm/index.html"] == {wheels[1].name, wheels[2].name, other.name}
     assert not (tmp_path / "index/vllm/1.0").exists()
+    assert len(list((tmp_path / "index/files").iterdir())) == 4  # readers may just fetch it
+    run("--to", "index", "--prune", "keep=2", "--grace", "0")
     assert len(list((tmp_path / "index/files").iterdir())) == 3
     run("--to", "index", "--prune", wheels[1].name)
     run("--to", "index", "--prune", "older=1d", "--dry-run")
@@ -236,7 +241,7 @@ def test_no_record_however_it_was_edited_leads_outside_or_crashes(data: st.DataO
         "uploaded": "",
         "torch": "",
         "notice": "",
-        "extras": [".report.json"],
+        "extras": {".report.json": ""},
         "serves": None,
     }
     field = data.draw(st.sampled_from(sorted(good)))
@@ -256,7 +261,7 @@ def test_a_target_that_cannot_be_written_is_a_publish_error(tmp_path: Path) -> N
 
 
 def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, cache: Cache) -> None:
-    from scripts import wheelhouse
+    from scripts.report import wheelhouse
 
     path = tmp_path / "x"
     path.write_bytes(b"one")
@@ -274,7 +279,7 @@ KILLER = """
 import os, shutil, signal, sys
 from pathlib import Path
 from scripts import publish
-from scripts.console import Console
+from scripts.core.console import Console
 os.fsync = lambda _: None  # kill -9 loses nothing that was written
 before, arguments = sys.argv[1], sys.argv[2:]
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod"}
@@ -329,9 +334,9 @@ def test_kill_9_at_every_step_leaves_the_old_index_or_the_new_one(tmp_path: Path
 def test_kill_9_while_pruning_never_leaves_a_page_that_lists_what_is_gone(tmp_path: Path) -> None:
     old, new = small(tmp_path / "w", "1.0+cu130"), small(tmp_path / "w", "2.0+cu130")
     run(old, new, "--to", "index", "--no-audit")
-    for copy in kill_everywhere(tmp_path / "index", "--prune", "keep=1"):
+    for copy in kill_everywhere(tmp_path / "index", "--prune", "keep=1", "--grace", "0"):
         check_index(copy)
-        run("--to", copy, "--prune", "keep=1")
+        run("--to", copy, "--prune", "keep=1", "--grace", "0")
         assert {frozenset(names) for names in check_index(copy).values()} == {frozenset([new.name])}
         assert len(list((copy / "files").iterdir())) == 1
 
@@ -340,7 +345,7 @@ def test_kill_9_while_pruning_never_leaves_a_page_that_lists_what_is_gone(tmp_pa
 TOGETHER = """
 import os, sys
 from scripts import publish
-from scripts.console import Console
+from scripts.core.console import Console
 os.fsync = lambda _: None
 children = []
 for wheel in sys.argv[2:]:

@@ -21,13 +21,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import publish, upload
-from scripts.console import Console
-from scripts.errors import PublishError, UsageError
-from scripts.indexes import Indexes
-from scripts.recipe import ROOT
-from scripts.simple_client import SimpleClient, html_files, json_files
-from scripts.upload import Api, default_check_url, explain, without_secrets
+from scripts.commands import publish
+from scripts.core.console import Console
+from scripts.core.errors import PublishError, UsageError
+from scripts.core.paths import ROOT
+from scripts.downloads.indexes import Indexes
+from scripts.index import upload
+from scripts.index.reader import Listed, SimpleClient, html_files, json_files
+from scripts.index.upload import Api, default_check_url, explain, without_secrets
 from tests.integration.index_servers import free_port, netrc, nginx
 from tests.integration.test_publish_static import sparse_wheel
 from tests.integration.upload_servers import Index, devpi, pypiserver, small_index
@@ -51,7 +52,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(netrc(tmp_path)))
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
-    monkeypatch.setattr("scripts.upload.pause", lambda _: None)
+    monkeypatch.setattr("scripts.index.upload.pause", lambda _: None)
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_credentials_never_reach_a_command_line(index: Index, tmp_path: Path, mo
         seen.append([str(word) for word in command])
         return real([str(word) for word in command], **options)
 
-    monkeypatch.setattr("scripts.upload.subprocess.Popen", spy)
+    monkeypatch.setattr("scripts.core.process.subprocess.Popen", spy)
     monkeypatch.setenv("UV_PUBLISH_USERNAME", "team")
     monkeypatch.setenv("UV_PUBLISH_PASSWORD", "secret")
     assert run(small(tmp_path / "w"), index.url) == 0
@@ -217,7 +218,10 @@ def test_secrets_are_taken_out_of_what_tools_say() -> None:
 def test_html_pages_are_read_too() -> None:
     page = f'<a href="../../x/a%2Bb-1-py3-none-any.whl#sha256={"a" * 64}">a</a>'
     page += '<a href="b-1.tar.gz">b</a><a href="/">up</a>'
-    assert html_files(page) == {"a+b-1-py3-none-any.whl": "a" * 64, "b-1.tar.gz": ""}
+    assert html_files(page) == {
+        "a+b-1-py3-none-any.whl": Listed("a+b-1-py3-none-any.whl", "../../x/a%2Bb-1-py3-none-any.whl", "a" * 64),
+        "b-1.tar.gz": Listed("b-1.tar.gz", "b-1.tar.gz"),
+    }
 
 
 @given(
@@ -262,7 +266,7 @@ def test_devpi_a_killed_publisher_leaves_nothing_visible_and_the_next_one_succee
     traffic = Traffic()
     with devpi(tmp_path) as url, slow_proxy(url, 20_000_000, traffic=traffic) as slow:
         wheel = small(tmp_path / "w", size=60_000_000)
-        words = [sys.executable, "-m", "scripts.publish", str(wheel), "--no-audit", "--to", slow]
+        words = [sys.executable, "-m", "scripts.commands.publish", str(wheel), "--no-audit", "--to", slow]
         child = subprocess.Popen([*words, "--check-url", url + "+simple/"], cwd=ROOT)
         wait_for(lambda: traffic.sent > 20_000_000)  # a third of the wheel, and a second of its three
         assert child.poll() is None
@@ -296,7 +300,7 @@ def test_devpi_503_from_a_proxy_then_recovery_and_a_connection_cut_half_way(
             f"proxy_set_header X-outside-url http://127.0.0.1:{front}; }} }}"
         )
         (tmp_path / "down").write_text("")
-        monkeypatch.setattr("scripts.upload.pause", lambda _: (tmp_path / "down").unlink(missing_ok=True))
+        monkeypatch.setattr("scripts.index.upload.pause", lambda _: (tmp_path / "down").unlink(missing_ok=True))
         with nginx(tmp_path, tmp_path / "nginx", upstream=maintenance, port=front):
             wheel = small(tmp_path / "w")
             words = [str(wheel), "--to", f"http://127.0.0.1:{front}/team/prod/", "--check-url", url + "+simple/"]
@@ -320,7 +324,7 @@ def memory_of(pid: int) -> int:
 def test_devpi_300_mb_under_200_mb_of_client_memory(tmp_path: Path) -> None:
     with devpi(tmp_path) as url:
         wheel = sparse_wheel(tmp_path / "w", "0.20.1+cu130.sm90", 300_000_000)
-        words = [sys.executable, "-m", "scripts.publish", str(wheel), "--no-audit", "--to", url]
+        words = [sys.executable, "-m", "scripts.commands.publish", str(wheel), "--no-audit", "--to", url]
         started, peak = time.monotonic(), 0
         with subprocess.Popen(words, cwd=ROOT) as publisher:
             while publisher.poll() is None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from scripts.report_html import report_page
-from scripts.timeline import Timeline, read_timeline
+from scripts.report.page import report_page
+from scripts.report.timeline import Timeline, read_timeline
 from tests.builds import end_event, make_report, memory, phase, write_lines
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")

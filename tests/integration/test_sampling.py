@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.launcher import EVENTS
-from scripts.process import run_logged
-from scripts.recipe import ROOT
-from scripts.sampling import Phase, Sampler, phase_of
-from scripts.timeline import read_timeline
+from scripts.compile.sampling import Phase, Sampler, phase_of
+from scripts.compile.standalone.launcher import EVENTS
+from scripts.core.paths import ROOT
+from scripts.core.process import run_logged
+from scripts.report.timeline import read_timeline
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,16 @@ def test_phases_of_a_unit_and_memory_are_seen_while_it_runs(tmp_path: Path) -> N
     driver = tmp_path / "nvcc"
     driver.write_text(f"#!/bin/sh\n'{cicc}' -c '{loop}'\n'{ptxas}' -c '{loop}'\n")
     driver.chmod(0o755)
-    command = [sys.executable, "-S", "-E", str(ROOT / "scripts/launcher.py"), str(driver), "x.cu", "-o", "x.o"]
+    command = [
+        sys.executable,
+        "-S",
+        "-E",
+        str(ROOT / "scripts/compile/standalone/launcher.py"),
+        str(driver),
+        "x.cu",
+        "-o",
+        "x.o",
+    ]
     environment = {**os.environ, EVENTS: str(tmp_path / "events.jsonl")}
     sampler = Sampler(tmp_path / "samples.jsonl")
     started = time.time()

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from scripts.fixed_paths import refusal
-from scripts.recipe import ROOT
+from scripts.compile.fixed_paths import refusal
+from scripts.core.paths import ROOT
 from tests.cache_servers import PASSWORD, Server, missing, serve
 from tests.miniature import Miniature, make_miniature, wheel_command
 

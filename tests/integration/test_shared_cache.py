@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts import shared_cache
-from scripts.cache import Cache, default_cache_dir
-from scripts.compiler_cache import CompilerCache, compiler_cache, headers_digest, read_settings
-from scripts.console import Console
-from scripts.launcher import EVENTS
-from scripts.process import LAUNCHER
+from scripts.compile import shared_cache
+from scripts.compile.build import LAUNCHER
+from scripts.compile.compiler_cache import CompilerCache, compiler_cache, headers_digest, read_settings
+from scripts.compile.standalone.launcher import EVENTS
+from scripts.core.cache import Cache, default_cache_dir
+from scripts.core.console import Console
 from tests.cache_servers import PASSWORD, Server, free_port, missing, serve
 from tests.support import wait_for
 

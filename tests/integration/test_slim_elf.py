@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts.audit_targets import choose
-from scripts.elf import PHDR, PT_LOAD, RELA, SHDR, Elf, open_elf
-from scripts.errors import AuditError
-from scripts.fatbin import Kind, device_code, read_device_code
-from scripts.slim_elf import relr_addresses, slim_shared_object
+from scripts.audit.coverage import choose
+from scripts.core.errors import AuditError
+from scripts.formats.elf import PHDR, PT_LOAD, RELA, SHDR, Elf, open_elf
+from scripts.formats.fatbin import Kind, device_code, read_device_code
+from scripts.slim.rewrite import relr_addresses, slim_shared_object
 from tests.fatbins import container, entry, patched, ptx_entry, sass, shared_object
 
 CODE = bytes(range(256)) * 100

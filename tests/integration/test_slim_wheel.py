@@ -1,27 +1,33 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from packaging.utils import parse_wheel_filename
 
-from scripts import slim as command
-from scripts.archs import parse_arch_list
-from scripts.audit_collect import audit_wheel
-from scripts.console import Console
-from scripts.drivers import parse_target
-from scripts.errors import AuditError, UsageError
-from scripts.fatbin import read_device_code
-from scripts.slim_wheel import slim, slim_version, slim_wheel
-from scripts.wheel_file import open_wheel, read_record
+from scripts.audit.collect import audit_wheel
+from scripts.commands import slim as command
+from scripts.core.console import Console
+from scripts.core.errors import AuditError, UsageError
+from scripts.core.files import file_sha256
+from scripts.cuda.archs import parse_arch_list
+from scripts.cuda.drivers import parse_target
+from scripts.formats.fatbin import read_device_code
+from scripts.formats.wheel import open_wheel, read_record
+from scripts.index.statements import slimmed
+from scripts.report.wheelhouse import report_path
+from scripts.slim.wheel import slim, slim_version, slim_wheel
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 
-CODE = bytes(range(256)) * 60
+CODE = random.Random(0).randbytes(15_360)  # does not compress
 
 
 def members(folder: Path) -> dict[str, bytes]:
@@ -202,3 +208,85 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_a_remedy(fat: Path, tm
     (tmp_path / "file").write_text("")
     with pytest.raises(AuditError, match=r"slimming failed"):
         slim_wheel(fat, parse_arch_list("9.0"), tmp_path / "file" / "out")
+
+
+def test_what_is_no_wheel_is_a_usage_error_that_says_so(fat: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "x.tar.gz"
+    archive.write_bytes(b"x")
+    for path, words in ((tmp_path / "nothere.whl", "there is no"), (tmp_path, "not a wheel"), (archive, "not a wheel")):
+        with pytest.raises(UsageError, match=words):
+            slim_wheel(path, parse_arch_list("8.6"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wheel_is_never_written_onto_itself(fat: Path, tmp_path: Path) -> None:
+    first = slim_wheel(fat, parse_arch_list("8.6;9.0"), tmp_path)
+    again = tmp_path / "again"
+    again.mkdir()
+    renamed = first.with_name(first.name.replace(".sm86.sm90", ".sm86"))
+    renamed.write_bytes(first.read_bytes())
+    before = renamed.read_bytes()
+    for out in (tmp_path, tmp_path / "again/.."):
+        with pytest.raises(UsageError, match="would have the name of the wheel it is cut out of"):
+            slim_wheel(renamed, parse_arch_list("8.6"), out)
+    assert renamed.read_bytes() == before
+    assert slim_wheel(renamed, parse_arch_list("8.6"), again).exists()
+
+
+def test_a_wheel_from_which_nothing_goes_is_refused_and_not_labelled(fat: Path, tmp_path: Path) -> None:
+    once = slim_wheel(fat, parse_arch_list("8.6"), tmp_path / "once", drop_empty=True)
+    with pytest.raises(AuditError, match="nothing can be removed") as caught:
+        slim_wheel(once, parse_arch_list("8.6"), tmp_path / "twice")
+    assert "is what 8.6 takes" in caught.value.why
+    assert list((tmp_path / "twice").glob("*.whl")) == []
+
+
+def test_device_linked_code_is_kept_whole_and_named_as_the_reason(tmp_path: Path) -> None:
+    code = {"a.cu": container(sass("80", "k"), sass("90", "k"))}
+    library = shared_object(tmp_path / "x.so", code, wrapper_version=2).read_bytes()
+    wheel = make_wheel(tmp_path, {"vllm/x.so": library})
+    with pytest.raises(AuditError, match="nothing can be removed") as caught:
+        slim_wheel(wheel, parse_arch_list("9.0"), tmp_path / "out")
+    assert "x.so is device-linked (-rdc) or not registered by host code" in caught.value.why
+
+
+def test_libraries_of_several_cudas_give_a_label_without_cuda_and_a_word_about_it(tmp_path: Path) -> None:
+    files = {}
+    for name, isa in (("lib_cuda128.so", (8, 7)), ("lib_cuda130.so", (9, 0))):
+        code = container(sass("80", "k"), sass("90", "k"), ptx_entry("90", "k", isa=isa))
+        files[f"b/{name}"] = shared_object(tmp_path / name, {"a.cu": code}).read_bytes()
+    result = slim(make_wheel(tmp_path, files, name="b", version="1.0"), parse_arch_list("8.0"), tmp_path / "out")
+    assert result.wheel.name.startswith("b-1.0+sm80-")
+    assert "different CUDA versions (12.8, 13.0)" in result.notes[0]
+
+
+def test_linker_scripts_and_links_called_so_stay_as_they_are(fat: Path, tmp_path: Path) -> None:
+    files = {
+        **members(tmp_path),
+        "vllm/libx.so": b"/* GNU ld script */ GROUP ( libx.so.1 )\n",
+        "vllm/liby.so": b"libx.so.1",
+    }
+    wheel = slim_wheel(make_wheel(tmp_path, files), parse_arch_list("8.6"), tmp_path / "out")
+    with open_wheel(wheel) as archive:
+        assert archive.read("vllm/libx.so") == files["vllm/libx.so"]
+        assert archive.read("vllm/liby.so") == b"libx.so.1"
+    assert audit_wheel(wheel, [parse_target("A40@12.9")]).ok
+
+
+def test_a_slimmed_upstream_wheel_can_be_published_signed_and_verified(fat: Path, tmp_path: Path) -> None:
+    assert command.main([str(fat), "--arch", "8.6", "--out", str(tmp_path)], Console()) == 0
+    wheel = next(tmp_path.glob("*.whl"))
+    report = json.loads(report_path(wheel).read_text())
+    assert report["slimmed_from"]["sha256"] == file_sha256(fat)
+    assert report["audit"]["ok"]
+    claim = slimmed(wheel, file_sha256(wheel))
+    assert claim is not None
+    definition = claim["predicate"]["buildDefinition"]
+    assert definition["resolvedDependencies"] == [{"name": fat.name, "digest": {"sha256": file_sha256(fat)}}]
+    assert definition["externalParameters"] == {"archs": "8.6"}
+    with open_wheel(wheel) as archive:
+        sbom = archive.read(f"{archive.dist_info}/sboms/wheelsmith.cdx.json")
+    assert sbom is not None
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(sbom.decode()) is None
+    ancestor = json.loads(sbom)["metadata"]["component"]["pedigree"]["ancestors"][0]
+    assert ancestor["hashes"] == [{"alg": "SHA-256", "content": file_sha256(fat)}]

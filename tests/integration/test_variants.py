@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from variantlib.variants_json import VariantsJson
 
-from scripts import publish
-from scripts.cache import file_sha256
-from scripts.console import Console
-from scripts.errors import PublishError, UsageError
+from scripts.commands import publish
+from scripts.core.console import Console
+from scripts.core.errors import PublishError, UsageError
+from scripts.core.files import file_sha256
 from tests.fatbins import container, sass, shared_object
 from tests.integration.index_servers import clean_environment, serve, tool, venv
 from tests.wheels import make_wheel
@@ -114,5 +114,5 @@ def test_wheels_that_would_be_one_variant_or_were_not_audited_are_refused(tmp_pa
         run(wheel, "--to", "https://localhost/x/", "--check-url", "https://localhost/y/", "--variants")
     run(wheel, "--to", "index", "--variants")
     twin = wheel_for(tmp_path / "v", "0.15.1+cu130_sm90", "90")
-    with pytest.raises(PublishError, match="would be the same variant"):
+    with pytest.raises(PublishError, match="has another"):
         run(twin, "--to", "index", "--variants")

@@ -14,10 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts.console import Console
-from scripts.errors import AuditError, CompileError, FetchError, PackageError, PatchError, UsageError, WheelsmithError
-from scripts.recipe import ROOT
-from scripts.wheel import main
+from scripts.commands.wheel import main
+from scripts.core.console import Console
+from scripts.core.errors import (
+    AuditError,
+    CompileError,
+    FetchError,
+    PackageError,
+    PatchError,
+    UsageError,
+    WheelsmithError,
+)
+from scripts.core.paths import ROOT
 from tests.miniature import Miniature, full_environment, make_miniature, wheel_command
 from tests.support import cpu_seconds, wait_for
 
@@ -114,7 +122,7 @@ def test_two_builds_in_different_directories_give_the_same_wheel_bit_for_bit(
     other = tmp_path_factory.mktemp("a-directory-with-a-longer-name") / "cache"
     monkeypatch.setenv("WHEELSMITH_CACHE", str(other))
     if not fixed:
-        monkeypatch.setattr("scripts.wheel.refusal", lambda: "none here")
+        monkeypatch.setattr("scripts.commands.wheel.refusal", lambda: "none here")
     previous = os.umask(0o077)
     try:
         second = next(make("--wheelhouse", str(tmp_path / "second")).parent.glob("second/*.whl"))
@@ -197,7 +205,7 @@ def compilers_alive(miniature: Miniature) -> list[int]:
     return alive
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_run_stopped_while_compiling_leaves_no_process_and_goes_on_from_there(
     fresh: None, make: MakeWheel, miniature: Miniature, cache: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts.admission import Admission, family_memory, lookahead
-from scripts.cost_model import CostBook
-from scripts.launcher import ADMISSION, EVENTS, FAILURES, STOPPED, arch_count, was_killed
-from scripts.machine import RESERVE
-from scripts.recipe import ROOT
-from scripts.units import read_failures
+from scripts.compile.admission import Admission, family_memory, lookahead
+from scripts.compile.standalone.launcher import ADMISSION, EVENTS, FAILURES, STOPPED, arch_count, was_killed
+from scripts.compile.units import read_failures
+from scripts.core.machine import RESERVE
+from scripts.core.paths import ROOT
+from scripts.recipe.costs import CostBook
 from tests.unit.test_cost_model import NOWHERE, book
 
 GB = 1_000_000_000
@@ -235,7 +235,7 @@ def test_small_machines_hold_few_launchers_back() -> None:
 
 
 def launcher(folder: Path, script: str, **environment: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / "scripts/launcher.py"), "sh", "-c", script, "x.cu"]
+    command = [sys.executable, str(ROOT / "scripts/compile/standalone/launcher.py"), "sh", "-c", script, "x.cu"]
     given = {**os.environ, EVENTS: str(folder / "events"), FAILURES: str(folder), **environment}
     return subprocess.Popen(command, env=given, cwd=folder, stdout=subprocess.PIPE)
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from scripts.audit_models import AuditReport, TargetVerdict
-from scripts.recipe import ROOT
+from scripts.audit.models import AuditReport, TargetVerdict
+from scripts.core.paths import ROOT
 
 TEXT = (ROOT / "docs/audit.md").read_text()
 
@@ -27,8 +27,8 @@ def test_every_key_of_the_report_is_documented(model: type[AuditReport] | type[T
 
 
 def test_the_example_of_the_reader_as_a_library_names_what_exists() -> None:
-    import scripts.fatbin
+    import scripts.formats.fatbin
 
     example = (ROOT / "docs/fatbin.md").read_text().split("```python")[1].split("```")[0]
     imported = re.findall(r"from scripts\.fatbin import (.*)", example)[0].split(", ")
-    assert all(hasattr(scripts.fatbin, name) for name in imported)
+    assert all(hasattr(scripts.formats.fatbin, name) for name in imported)

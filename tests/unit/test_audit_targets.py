@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import lz4.block
 import pytest
+import zstandard
 
-from scripts.audit_targets import How, Library, choose, cover, judge
-from scripts.drivers import parse_target
-from scripts.fatbin import Compression, Container, DeviceCode, Kind, read_device_code
-from tests.fatbins import container, entry, ptx_entry, sass, shared_object
+from scripts.audit.coverage import How, Library, choose, cover
+from scripts.audit.targets import judge
+from scripts.cuda.drivers import parse_target
+from scripts.formats.fatbin import Compression, Container, DeviceCode, Kind, read_device_code
+from tests.fatbins import container, entry, ptx, ptx_entry, sass, shared_object
 
 
 def read(tmp_path: Path, name: str, **units: bytes) -> Library:
@@ -86,7 +90,7 @@ def test_ptx_newer_than_the_driver_is_not_ok_and_said_in_one_line(wheel: list[Li
 def test_the_driver_of_the_ptxs_cuda_makes_it_ok(wheel: list[Library]) -> None:
     verdict = judge(parse_target("rtx5090@12.9"), wheel)
     assert verdict.ok
-    assert verdict.summary.endswith("(575.x): OK: 1 native, 0 compatible, 6 JIT")
+    assert verdict.summary.endswith("(575.x): OK: 1 native, 0 compatible, 6 JIT, 2 missing")
 
 
 def test_containers_without_kernels_alarm_nobody(wheel: list[Library]) -> None:
@@ -103,8 +107,9 @@ def test_a_target_without_driver_is_told_the_lowest_one(wheel: list[Library]) ->
 def test_a_general_library_with_nothing_for_a_gpu_is_not_ok_but_a_specialised_one_may_be_absent(
     wheel: list[Library],
 ) -> None:
-    verdict = judge(parse_target("T4@12.8"), wheel)
-    assert verdict.reasons == ["FlashAttention 2: no code for it"]
+    general = [Library(item.member.replace("_vllm_fa2_C", "_general_C"), item.code, 12) for item in wheel]
+    verdict = judge(parse_target("T4@12.8"), general)
+    assert verdict.reasons == ["_general_C: no code for it"]
     assert verdict.lowest_driver is None
     assert judge(parse_target("A100@12.8"), wheel).components["vllm/_vllm_fa3_C.abi3.so"].missing == 1
 
@@ -134,9 +139,132 @@ def test_a_driver_below_the_floor_is_not_ok_with_its_cause(tmp_path: Path, targe
     assert part in verdict.summary
 
 
-def test_without_gpu_code_every_target_is_ok(tmp_path: Path) -> None:
+def test_where_nothing_could_be_judged_no_target_is_ok(tmp_path: Path) -> None:
     verdict = judge(parse_target("A100@12.8"), [read(tmp_path, "plain.so")])
-    assert verdict.summary == "A100 with a CUDA 12.8 driver (570.x): OK: there is no GPU code inside"
+    assert verdict.summary.startswith("A100 with a CUDA 12.8 driver (570.x): NOT JUDGED: there is no GPU code")
+    assert not verdict.ok
+    assert not verdict.judged
+
+
+def test_a_library_that_a_rule_names_as_optional_is_a_warning_with_what_is_lost(wheel: list[Library]) -> None:
+    verdict = judge(parse_target("T4@12.8"), wheel)
+    assert verdict.ok
+    assert verdict.warnings[0].startswith("it goes without FlashAttention 2")
+    assert judge(parse_target("A100@12.8"), wheel).warnings == []
+
+
+@pytest.mark.parametrize("driver", ["590", "13.1", "640", "13.5"])
+@pytest.mark.parametrize("gpu", ["V100", "P100", "M60"])
+def test_a_driver_that_dropped_the_gpu_is_not_ok(tmp_path: Path, gpu: str, driver: str) -> None:
+    code = [sass("52", "k"), sass("60", "k"), sass("70", "k")]
+    library = read(tmp_path, "x.so", a=container(*code))
+    assert judge(parse_target(f"{gpu}@580"), [library]).ok
+    verdict = judge(parse_target(f"{gpu}@{driver}"), [library])
+    assert "drivers after 580.x no longer support" in verdict.reasons[0]
+
+
+def test_of_drivers_and_ptx_beyond_the_table_nothing_is_claimed(tmp_path: Path) -> None:
+    new = read(tmp_path, "x.so", a=container(sass("80", "k"), ptx_entry("80", "k", isa=(9, 6))))
+    old = read(tmp_path, "y.so", a=container(sass("80", "k"), ptx_entry("80", "k", isa=(9, 5))))
+    assert judge(parse_target("H100@640"), [old]).ok
+    assert judge(parse_target("H100@640"), [new]).reasons[0].startswith("unknown: 1 of 1 kernel containers need")
+    assert "newer than CUDA 13.5's, the last that wheelsmith knows" in judge(parse_target("H100@13.5"), [new]).summary
+    assert judge(parse_target("A100@640"), [new]).ok
+
+
+@pytest.mark.parametrize("compression", [Compression.NONE, Compression.ZSTD, Compression.LZ4])
+def test_small_ptx_is_looked_into_for_kernels(tmp_path: Path, compression: Compression) -> None:
+    def packed(*kernels: str, body: str = "add.s32 %r, %r, 1;") -> bytes:
+        text = ptx("52", *kernels, body=body)
+        pack = {Compression.ZSTD: zstandard.compress, Compression.LZ4: partial(lz4.block.compress, store_size=False)}
+        data = pack[compression](text) if compression in pack else text
+        return entry(
+            Kind.PTX,
+            "52",
+            data,
+            version=(8, 8),
+            compression=compression,
+            size=len(text) * (data != text),
+            header_size=80,
+        )
+
+    stub = read(tmp_path, "stub.so", a=container(sass("80", "k"), packed()), b=container(sass("70", "k")))
+    nop = read(tmp_path, "nop.so", a=container(sass("80", "k"), packed("k", body="ret;")), b=container(sass("70", "k")))
+    real = read(tmp_path, "real.so", a=container(sass("80", "k"), packed("k")), b=container(sass("70", "k")))
+    for library in (stub, nop):
+        verdict = judge(parse_target("V100@12.8"), [library])
+        assert verdict.summary.endswith("OK: 1 native, 0 compatible, 0 JIT, 1 missing")
+    assert "1 of 2 kernel containers need a CUDA 12.9 driver" in judge(parse_target("V100@12.8"), [real]).summary
+
+
+def alternative(tmp_path: Path, name: str, *archs: str, isa: tuple[int, int] = (8, 0)) -> Library:
+    code = container(*(sass(arch, "k") for arch in archs), ptx_entry(archs[-1], "k", isa=isa))
+    return Library(name, read(tmp_path, name, a=code).code, isa[0] + 4)
+
+
+def test_of_libraries_per_cuda_version_the_one_that_would_be_loaded_is_judged(tmp_path: Path) -> None:
+    group = [
+        alternative(tmp_path, "b/lib_cuda118.so", "70", "80", isa=(7, 8)),
+        alternative(tmp_path, "b/lib_cuda128.so", "70", "80", "120", isa=(8, 7)),
+        alternative(tmp_path, "b/lib_cuda132.so", "80", "120", isa=(9, 2)),
+    ]
+    for target, member in [
+        ("A100@12.4", "lib_cuda118.so"),
+        ("RTX 5090@12.8", "lib_cuda128.so"),
+        ("RTX 5090@13.2", "lib_cuda132.so"),
+        ("V100@13.0", "lib_cuda128.so"),
+        ("RTX 5090@640", "lib_cuda132.so"),
+    ]:
+        verdict = judge(parse_target(target), group)
+        assert verdict.ok, verdict.summary
+        assert f"({member} of 3)" in verdict.summary
+        assert f"b/{member}" not in verdict.alternatives
+        assert len(verdict.alternatives) == 2
+        assert verdict.native + verdict.compatible + verdict.jit + verdict.missing == 1
+    assert not judge(parse_target("B200@12.4"), group).ok
+
+
+def test_of_libraries_per_gpu_generation_the_nearest_is_judged(tmp_path: Path) -> None:
+    group = [alternative(tmp_path, f"k/sm{arch}/ops.so", arch) for arch in ("90", "100")]
+    assert judge(parse_target("H100@12.8"), group).alternatives == ["k/sm100/ops.so"]
+    assert judge(parse_target("B200@12.8"), group).alternatives == ["k/sm90/ops.so"]
+    assert not judge(parse_target("A100@12.8"), group).ok
+
+
+MARLIN = {"sm80_kernel_half": container(sass("80", "m"), ptx_entry("80", "m", isa=(8, 7)))}
+NATIVE = {"sm80_kernel_half": container(sass("80", "m"), sass("120", "m"), sass("90", "m"))}
+
+
+def test_marlin_moe_that_reaches_12_x_by_jit_is_a_hazard_whatever_the_driver(tmp_path: Path) -> None:
+    bad = [read(tmp_path, "vllm/_moe_C.abi3.so", **MARLIN)]
+    good = [read(tmp_path, "good/vllm/_moe_C.abi3.so", **NATIVE)]
+    for target in ("rtx5090@13.4", "rtx5090", "12.1@13.0", "RTX PRO 6000@640"):
+        verdict = judge(parse_target(target), bad)
+        assert not verdict.ok
+        assert verdict.hazards[0].id == "marlin-moe-jit"
+        assert verdict.hazards[0].units == ["sm80_kernel_half.cu"]
+        assert "known to compute wrong results" in verdict.summary
+        assert "pull/40923" in verdict.summary
+        cured = judge(parse_target(target), good)
+        assert cured.ok
+        assert [item.id for item in cured.hazards] == ["marlin-moe-c-tmp"]
+    assert judge(parse_target("H100@12.8"), bad).ok
+    assert judge(parse_target("A100@12.8"), bad).hazards == []
+
+
+def test_the_same_kernels_elsewhere_and_dense_marlin_are_no_hazard(tmp_path: Path) -> None:
+    library = read(tmp_path, "vllm/_C.abi3.so", **MARLIN)
+    assert judge(parse_target("rtx5090@12.8"), [library]).ok
+
+
+def test_marlin_repack_ptx_newer_than_the_h100s_driver_is_told_with_its_source(tmp_path: Path) -> None:
+    unit = {"gptq_marlin_repack": container(sass("80", "m"), ptx_entry("80", "m"))}
+    library = read(tmp_path, "vllm/_C.abi3.so", **unit)
+    verdict = judge(parse_target("H100@12.8"), [library])
+    assert [item.id for item in verdict.hazards] == ["marlin-repack-jit"]
+    assert "pull/38669" in verdict.summary
+    assert judge(parse_target("H100@12.9"), [library]).ok
+    assert judge(parse_target("A100@12.8"), [library]).ok
 
 
 def test_compressed_code_of_unknown_size_is_taken_to_have_kernels(tmp_path: Path) -> None:

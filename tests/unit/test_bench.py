@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from scripts.bench import main, read_arguments
-from scripts.bench_device import Outcome, compare
-from scripts.bench_operators import operator_differences
-from scripts.bench_ours import PARTS
-from scripts.bench_proof import choose_units, compare_folders, report
-from scripts.bench_runs import Ledger, Taken, busy, median, run_part
-from scripts.bench_stock import pip, stock_patches
-from scripts.bench_table import disturbed, light_units, ratios, show, table_rows
-from scripts.console import Console
-from scripts.cost_model import Unit
-from scripts.errors import BenchError, UsageError
-from scripts.patch import load_patches
-from scripts.recipe_files import load_recipe
+from scripts.bench.device_code import Outcome, compare
+from scripts.bench.operators import operator_differences
+from scripts.bench.ours import PARTS
+from scripts.bench.proof import choose_units, compare_folders, report
+from scripts.bench.runs import Ledger, Taken, busy, median, run_part
+from scripts.bench.stock import pip, stock_patches
+from scripts.bench.table import disturbed, light_units, ratios, show, table_rows
+from scripts.commands.bench import main, read_arguments
+from scripts.core.console import Console
+from scripts.core.errors import BenchError, UsageError
+from scripts.recipe.costs import Unit
+from scripts.recipe.files import load_recipe
+from scripts.sources.patch import load_patches
 from tests.builds import end_event
 from tests.fatbins import container, ptx_entry, sass, shared_object
 

@@ -9,20 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cache import (
-    CACHEDIR_TAG,
-    Cache,
-    default_cache_dir,
-    digest,
-    file_sha256,
-    install_file,
-    remove_tree,
-    write_atomic,
-    write_json,
-)
-from scripts.console import Console
-from scripts.errors import FetchError, PackageError, UsageError
-from scripts.recipe import ROOT
+from scripts.core.cache import CACHEDIR_TAG, Cache, default_cache_dir
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, PackageError, UsageError
+from scripts.core.files import digest, file_sha256, install_file, remove_tree, write_atomic, write_json
+from scripts.core.paths import ROOT
 
 
 def test_a_cache_is_tagged_for_backups_and_stays_usable(tmp_path: Path) -> None:
@@ -66,7 +57,7 @@ def test_the_default_is_the_platform_s_cache_directory(monkeypatch: pytest.Monke
     assert default_cache_dir() == Path("/somewhere/wheelsmith")
 
 
-def test_an_entry_is_made_once_and_appears_whole(cache: Cache) -> None:
+def test_an_entry_is_made_once_and_appears_whole(cache: Cache, console: Console) -> None:
     made: list[Path] = []
 
     def make(target: Path) -> None:
@@ -74,30 +65,30 @@ def test_an_entry_is_made_once_and_appears_whole(cache: Cache) -> None:
         (target / "a").write_text("1")
         assert not (cache.root / "things" / "key").exists()
 
-    final = cache.build_once("things", "key", make)
-    assert final == cache.build_once("things", "key", make) == cache.root / "things" / "key"
+    final = cache.once("things", "key", make, console=console)
+    assert final == cache.once("things", "key", make, console=console) == cache.root / "things" / "key"
     assert (final / "a").read_text() == "1"
     assert len(made) == 1
     assert final.stat().st_mode & 0o777 == 0o755
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
-def test_a_failure_leaves_nothing_of_an_entry(cache: Cache, error: BaseException) -> None:
+def test_a_failure_leaves_nothing_of_an_entry(cache: Cache, console: Console, error: BaseException) -> None:
     def make(target: Path) -> None:
         (target / "a").touch()
         raise error
 
     with pytest.raises(type(error)):
-        cache.build_once("things", "key", make)
+        cache.once("things", "key", make, console=console)
     assert list((cache.root / "things").iterdir()) == []
 
 
-def test_a_full_disk_while_making_an_entry_is_explained(cache: Cache) -> None:
+def test_a_full_disk_while_making_an_entry_is_explained(cache: Cache, console: Console) -> None:
     def make(_target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(FetchError, match="writing to things failed") as raised:
-        cache.build_once("things", "key", make)
+        cache.once("things", "key", make, console=console)
     assert raised.value.why == "no space left on the filesystem"
     assert list((cache.root / "things").iterdir()) == []
 
@@ -105,22 +96,23 @@ def test_a_full_disk_while_making_an_entry_is_explained(cache: Cache) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from scripts.cache import Cache
+from scripts.core.cache import Cache
+from scripts.core.console import Console
 def make(target):
     (target / "half").touch()
     os.kill(os.getpid(), signal.SIGKILL)
-Cache(Path(sys.argv[1])).build_once("things", "key", make)
+Cache(Path(sys.argv[1])).once("things", "key", make, console=Console())
 """
 
 
-def test_what_a_killed_run_left_is_never_visible_and_removed_by_the_next(cache: Cache) -> None:
+def test_what_a_killed_run_left_is_never_visible_and_removed_by_the_next(cache: Cache, console: Console) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, str(cache.root)], cwd=ROOT, check=False)
     assert done.returncode == -9
     [left] = (cache.root / "things").iterdir()
     assert left.name.startswith(".key.")
     other = cache.root / "things" / ".other.x.partial"
     other.mkdir()
-    cache.build_once("things", "key", lambda target: None)
+    cache.once("things", "key", lambda target: None, console=console)
     assert {path.name for path in (cache.root / "things").iterdir()} == {"key", ".other.x.partial"}
 
 
@@ -146,8 +138,8 @@ def test_the_second_run_says_who_holds_a_lock_and_waits(
 HOLDER = """
 import sys, time
 from pathlib import Path
-from scripts.cache import Cache
-from scripts.console import Console
+from scripts.core.cache import Cache
+from scripts.core.console import Console
 with Cache(Path(sys.argv[1])).lock("tree", Console()):
     print("held", flush=True)
     time.sleep(60)
@@ -170,7 +162,7 @@ def test_the_lock_of_a_killed_run_is_free(cache: Cache, console: Console, capsys
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from scripts.cache import remove_tree
+from scripts.core.files import remove_tree
 os.setuid(65534)
 remove_tree(Path(sys.argv[1]))
 """

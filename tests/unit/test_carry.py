@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from scripts import carry
-from scripts.carry import chosen, have, own_scripts, pack, spread, wanted, write_load
-from scripts.console import Console
-from scripts.errors import FetchError, UsageError
+from scripts.commands import carry
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, UsageError
+from scripts.gpu_check import loads as gpu_check_loads
+from scripts.gpu_check.loads import chosen, have, own_scripts, pack, spread, wanted, write_load
 from tests.wheels import make_wheel
 
 METADATA = """Metadata-Version: 2.4
@@ -34,7 +35,7 @@ Requires-Dist: zipp>1; python_version >= "3.9"
 def test_only_what_applies_there_is_wanted(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path, {"vllm/__init__.py": b""}, metadata=METADATA)
     needed = wanted([wheel])
-    assert {"regex", "zipp>1", *carry.OWN, *carry.PINS} == set(needed)
+    assert {"regex", "zipp>1", *gpu_check_loads.OWN, *gpu_check_loads.PINS} == set(needed)
     assert "old-only" in wanted([wheel], "3.10")
 
 
@@ -85,7 +86,7 @@ def test_packing_is_the_same_twice_and_keeps_what_can_be_run(tmp_path: Path) -> 
         assert {m.name: m.mode for m in tar} == {"m.py": 0o644, "p/run": 0o755}
     with tarfile.open(own_scripts(tmp_path / "tool.tar.xz")) as tar:
         names = set(tar.getnames())
-    assert {"scripts/gpu_check.py", "scripts/gpu/worker.py", "recipes/quickstart.toml"} <= names
+    assert {"scripts/commands/gpu_check.py", "scripts/gpu_check/device/worker.py", "recipes/quickstart.toml"} <= names
     assert not [name for name in names if "__pycache__" in name]
 
 

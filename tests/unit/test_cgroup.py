@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts import cgroup
+from scripts.core import cgroup
 from tests.groups import fake_proc
 
 

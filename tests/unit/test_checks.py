@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from scripts import checks_compiler
-from scripts.checks import CHECKS, Subject, Verdict, blocked, check
-from scripts.checks_disk import cache_need
-from scripts.drivers import parse_target
-from scripts.machine import Machine
-from scripts.recipe import Recipe
-from scripts.recipe_files import load_recipe
-from scripts.toolchain import environment_key
+from scripts.core.machine import Machine
+from scripts.cuda.drivers import parse_target
+from scripts.doctor.checks import compiler as checks_compiler
+from scripts.doctor.checks.disk import cache_need
+from scripts.doctor.registry import CHECKS, Subject, Verdict, blocked, check
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Recipe
+from scripts.toolchain.provide import environment_key
 from tests.subjects import answer, make_subject
 from tests.support import make_recipe
 
@@ -132,7 +132,7 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
 @blocks("oom-nvcc-cicc-killed", "and there are 0.1 GB at all")
 def _(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
     measured = SimpleNamespace(largest=lambda _components: SimpleNamespace(peak_bytes=3e9))
-    monkeypatch.setattr("scripts.checks_machine.cost_book", lambda _recipe: measured)
+    monkeypatch.setattr("scripts.doctor.checks.machine.cost_book", lambda _recipe: measured)
     return make_subject(folder, machine=Machine(8, 0.1, 0.1))
 
 
@@ -249,7 +249,7 @@ blocks("glibc-241-math-noexcept", "glibc 2.42, CUDA 13.0")(glibc((2, 42), "quick
 
 @blocks("cmake-cannot-find-python", "Python.h is missing")
 def _(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
-    monkeypatch.setattr("scripts.toolchain.sysconfig.get_paths", lambda: {"include": str(folder)})
+    monkeypatch.setattr("scripts.toolchain.provide.sysconfig.get_paths", lambda: {"include": str(folder)})
     return make_subject(folder)
 
 
@@ -295,7 +295,7 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
 
 
 def archs(name: str, text: str, *targets: str) -> Case:
-    from scripts.archs import parse_arch_list
+    from scripts.cuda.archs import parse_arch_list
 
     wanted = tuple(parse_target(target) for target in targets)
     return lambda folder, _: make_subject(folder, name, archs=parse_arch_list(text), targets=wanted)

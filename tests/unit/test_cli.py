@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cli import INVOKED_FROM, Parser, run, user_path
-from scripts.console import PLAIN_INTERVAL, Console, human_bytes, human_seconds
-from scripts.errors import CompileError, DoctorError, FetchError, UsageError, WheelsmithError, from_os_error
-from scripts.recipe import ROOT
+from scripts.commands.cli import INVOKED_FROM, Parser, run, user_path
+from scripts.core.console import PLAIN_INTERVAL, Console, human_bytes, human_seconds
+from scripts.core.errors import CompileError, DoctorError, FetchError, UsageError, WheelsmithError, from_os_error
+from scripts.core.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_home_directory_of_nobody_is_refused() -> None:
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
 def test_a_closed_stream_changes_no_exit_code(closed: str) -> None:
-    command = f"{sys.executable} -m scripts.wheel --recipe nope {closed}"
+    command = f"{sys.executable} -m scripts.commands.wheel --recipe nope {closed}"
     assert subprocess.run(command, shell=True, cwd=ROOT, check=False, capture_output=True).returncode == 2
 
 
@@ -74,7 +74,7 @@ def test_a_failure_is_one_message_and_the_exit_code_of_its_kind(
         raise error
 
     monkeypatch.setattr(sys, "argv", ["x"])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("scripts.core.interrupt.take_over", lambda: None)
     with pytest.raises(SystemExit) as raised:
         run(main)
     said = capsys.readouterr().err
@@ -91,7 +91,7 @@ def test_debug_adds_the_traceback(
         raise error
 
     monkeypatch.setattr(sys, "argv", ["x", "--debug"])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("scripts.core.interrupt.take_over", lambda: None)
     with pytest.raises(SystemExit):
         run(main)
     assert "Traceback" in capsys.readouterr().err
@@ -99,7 +99,11 @@ def test_debug_adds_the_traceback(
 
 def test_a_command_ends_with_what_its_main_returns() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.wheel", "--recpie", "x"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "scripts.commands.wheel", "--recpie", "x"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert done.stdout == ""
@@ -127,7 +131,7 @@ def test_on_a_pipe_a_plain_line_comes_at_least_every_fifteen_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("scripts.console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("scripts.core.console.time.monotonic", lambda: now[0])
     assert PLAIN_INTERVAL <= 15
     with Console().progress(lambda: "live", lambda: f"at {now[0]:.0f}") as progress:
         for now[0] in range(61):
@@ -177,7 +181,7 @@ def test_an_os_error_that_no_stage_named_is_of_the_machine(
         raise OSError(28, "No space left on device", "/full/x")
 
     monkeypatch.setattr(sys, "argv", ["x", "--debug"])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("scripts.core.interrupt.take_over", lambda: None)
     with pytest.raises(SystemExit) as raised:
         run(main)
     said = capsys.readouterr().err
@@ -187,6 +191,6 @@ def test_an_os_error_that_no_stage_named_is_of_the_machine(
 
 
 def test_a_reader_that_went_away_ends_the_command_silently() -> None:
-    code = "from scripts.cli import run\ndef main(*_):\n    raise BrokenPipeError\nrun(main)"
+    code = "from scripts.commands.cli import run\ndef main(*_):\n    raise BrokenPipeError\nrun(main)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (141, "", "")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compile import BuildTree, _compile_error, _configure_error
-from scripts.patch import SourceTree
-from scripts.process import Finished
-from scripts.toolchain import HostCompiler, Toolchain
-from scripts.units import Failure
+from scripts.compile.build import BuildTree, _compile_error, _configure_error
+from scripts.compile.units import Failure
+from scripts.core.process import Finished
+from scripts.sources.patch import SourceTree
+from scripts.toolchain.provide import HostCompiler, Toolchain
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_failure_without_a_failed_unit_is_of_ninja_or_of_the_linker(
     [
         ("a.cu:1: error: bad", False, "compiler's output", "nothing compiled is lost"),
         ("", True, "too little memory", "more memory"),
-        ("cc1plus: No space left on device", True, "no space left", "TMPDIR"),
+        ("cc1plus: No space left on device", True, "no space left", "free space at"),
     ],
 )
 def test_a_failed_unit_is_shown_with_its_command_and_cause(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts import compiler_cache
-from scripts.compiler_cache import (
+from scripts.compile import compiler_cache
+from scripts.compile.compiler_cache import (
     CacheSettings,
     CacheSummary,
     CompilerCache,
@@ -20,9 +20,9 @@ from scripts.compiler_cache import (
     headers_digest,
     read_settings,
 )
-from scripts.console import Console
-from scripts.launcher import COMPILER_CACHE, cache_failed, call_cached, read_switch
-from scripts.shared_cache import Shared, read_counts
+from scripts.compile.shared_cache import Shared, read_counts
+from scripts.compile.standalone.launcher import COMPILER_CACHE, cache_failed, call_cached, read_switch
+from scripts.core.console import Console
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from scripts.cost_model import (
+from scripts.core.errors import UsageError
+from scripts.recipe.costs import (
     DEFAULT,
     CostBook,
     CostData,
@@ -17,9 +18,8 @@ from scripts.cost_model import (
     read_costs,
     unit_name,
 )
-from scripts.errors import UsageError
-from scripts.recipe import Component
-from scripts.recipe_files import load_recipe, recipe_names
+from scripts.recipe.files import load_recipe, recipe_names
+from scripts.recipe.model import Component
 from tests.support import make_recipe
 
 COST = {

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from scripts.console import Console
-from scripts.cost_model import Measured, read_costs
-from scripts.costs import main, read_records
-from scripts.errors import UsageError
+from scripts.commands.costs import main
+from scripts.core.console import Console
+from scripts.core.errors import UsageError
+from scripts.recipe.costs import Measured, read_costs
+from scripts.recipe.measured import read_records
 from tests.support import write_recipe
 from tests.unit.test_cost_model import COST
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cuda_home import NEEDED, driver_functions, shape_cuda_home, write_stub
-from scripts.dynamic import read_dynamic
-from scripts.elf import open_elf
-from scripts.errors import ToolchainError
+from scripts.core.errors import ToolchainError
+from scripts.formats.dynamic import read_dynamic
+from scripts.formats.elf import open_elf
+from scripts.toolchain.cuda_home import NEEDED, driver_functions, shape_cuda_home, write_stub
 
 HEADER = """
 #if defined(__CUDA_API_VERSION_INTERNAL)
@@ -97,7 +97,7 @@ def test_where_links_are_not_possible_the_files_are_copied(tmp_path: Path, monke
         raise OSError(18, "Invalid cross-device link")
 
     root, home = wheels(tmp_path), tmp_path / "home"
-    monkeypatch.setattr("scripts.cuda_home.os.link", refuse)
+    monkeypatch.setattr("scripts.toolchain.cuda_home.os.link", refuse)
     shape_cuda_home(root, home, compiler=GXX)
     assert (home / "bin/nvcc").read_text() == "bin/nvcc"
     assert not (home / "bin/nvcc").samefile(root / "bin/nvcc")

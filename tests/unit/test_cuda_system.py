@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cuda_system import find_system_toolkit, need_system_toolkit
-from scripts.errors import ToolchainError
+from scripts.core.errors import ToolchainError
+from scripts.toolchain.installed import find_system_toolkit, need_system_toolkit
 
 
 def toolkit(home: Path, release: str, *, headers: str = "include", works: bool = True) -> Path:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cache import Cache
-from scripts.checks import CHECKS
-from scripts.console import Console
-from scripts.diagnose import main
-from scripts.errors import UsageError
-from scripts.failures import catalogue
-from scripts.failures_page import PAGE, page
+from scripts.commands.diagnose import main
+from scripts.commands.failures_page import PAGE, page
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import UsageError
+from scripts.doctor.registry import CHECKS
+from scripts.failures.catalogue import catalogue
 
 LOG = "one\nfatal: write error: No space left on device\n"
 
@@ -91,4 +91,4 @@ def test_what_cannot_be_read_is_said(make: str, tmp_path: Path) -> None:
 
 
 def test_the_page_of_failures_is_what_the_catalogue_says() -> None:
-    assert PAGE.read_text() == page(catalogue().values(), CHECKS), "run python -m scripts.failures_page"
+    assert PAGE.read_text() == page(catalogue().values(), CHECKS), "run python -m scripts.commands.failures_page"

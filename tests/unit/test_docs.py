@@ -7,13 +7,19 @@ import functools
 import importlib.util
 import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 import noxfile
-from scripts.console import Console
-from scripts.recipe import ROOT
+from scripts.core.console import Console
+from scripts.core.paths import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 WIDTH = 120
 LATER = {ROOT / f"docs/{page}.md" for page in ("architecture", "audit")}
@@ -28,7 +34,6 @@ PAGES = sorted(
     ]
 )
 TOP = "docs|scripts|tests|recipes|patches|requirements|runtime|wheelhouse|\\.github|\\.ci"
-MODULES = {"verify": "verify_wheel"}
 UPSTREAMS = {"requirements/cuda.txt"}  # a file of vLLM's own tree
 
 
@@ -80,7 +85,7 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
 @functools.cache
 def help_of(session: str) -> str:
     """Return what `nox -s SESSION -- --help` prints."""
-    module = importlib.import_module(f"scripts.{MODULES.get(session, session.replace('-', '_'))}")
+    module = importlib.import_module(f"scripts.commands.{session.replace('-', '_')}")
     written = io.StringIO()
     with contextlib.redirect_stdout(written), pytest.raises(SystemExit):
         module.main(["--help"], Console())
@@ -118,6 +123,19 @@ def test_lines_are_short_enough_to_read(page: Path) -> None:
     text = re.sub(r"<!-- written by.*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
     lines = enumerate(text.splitlines(), 1)
     assert [f"{number}: {len(line)}" for number, line in lines if len(line) >= WIDTH] == []
+
+
+def test_the_readme_has_every_command_and_the_architecture_every_layer() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [session for session in sessions() if f"`nox -s {session}" not in readme] == []
+    layers = (ROOT / "docs/architecture.md").read_text().split("## The layers")[1].split("```")[1]
+    drawn = [{name.strip() for name in line.split("  ")[0].split("|")} for line in layers.strip().splitlines()]
+    (contract,) = [
+        contract
+        for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "layers"
+    ]
+    assert drawn == [{name.strip() for name in line.split("|")} for line in contract["layers"]]
 
 
 def test_the_index_names_every_page() -> None:

@@ -12,11 +12,11 @@ from elftools.elf.elffile import ELFFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts.audit_elf import inspect
-from scripts.dynamic import Exports, gnu_hash, read_dynamic, undefined_symbols
-from scripts.elf import Elf, is_elf, open_elf
-from scripts.errors import AuditError
-from scripts.fatbin import device_code
+from scripts.audit.host import inspect
+from scripts.core.errors import AuditError
+from scripts.formats.dynamic import Exports, gnu_hash, read_dynamic, undefined_symbols
+from scripts.formats.elf import Elf, is_elf, open_elf
+from scripts.formats.fatbin import device_code
 from tests.fatbins import patched, shared_object
 
 SOURCE = """

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.environments import _uv_error, make_environment, uv_variables
-from scripts.errors import ToolchainError
-from scripts.indexes import Indexes
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import ToolchainError
+from scripts.downloads.indexes import Indexes
+from scripts.toolchain.environments import _uv_error, make_environment, uv_variables
 
 HASH = "0" * 64
 
@@ -48,13 +48,13 @@ def test_the_users_own_uv_cache_and_time_out_stay(cache: Cache, monkeypatch: pyt
     ],
 )
 def test_the_cause_is_read_from_what_uv_said(said: str, why: str, tmp_path: Path) -> None:
-    error = _uv_error(f"\n$ cd /data/offline && uv pip install\n{said}\n", tmp_path / "uv.log")
+    error = _uv_error(f"{said}\n", tmp_path / "uv.log")
     assert why in error.why
     assert error.detail == said
 
 
 def test_credentials_of_an_index_are_not_shown(tmp_path: Path) -> None:
-    error = _uv_error("$ uv\nerror: Failed to fetch `https://me:secret@host/simple/x`", tmp_path / "uv.log")
+    error = _uv_error("error: Failed to fetch `https://me:secret@host/simple/x`", tmp_path / "uv.log")
     assert error.detail == "error: Failed to fetch `https://host/simple/x`"
 
 

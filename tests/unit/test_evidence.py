@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from scripts import evidence as command
-from scripts.console import Console
-from scripts.errors import UsageError
-from scripts.evidence import FOLDER, README, evidence, join, page, pages, replaced, table
+from scripts.commands import evidence as command
+from scripts.core.console import Console
+from scripts.core.errors import UsageError
+from scripts.gpu_check import evidence as gpu_check_evidence
+from scripts.gpu_check.evidence import FOLDER, README, evidence, join, page, pages, replaced, table
 
 LINE = {"dtype": "float32", "error": "nan", "limit": 1e-5, "cases": 1, "ok": False}
 
@@ -103,9 +104,9 @@ def test_what_lies_in_the_repository_is_up_to_date(tmp_path: Path) -> None:
         (folder / path.name).write_bytes(path.read_bytes())
     readme.write_bytes(README.read_bytes())
     assert list(pages(folder, readme))
-    assert readme.read_text() == README.read_text(), "run: python -m scripts.evidence"
+    assert readme.read_text() == README.read_text(), "run: python -m scripts.commands.evidence"
     for path in folder.glob("*.md"):
-        assert path.read_text() == (FOLDER / path.name).read_text(), "run: python -m scripts.evidence"
+        assert path.read_text() == (FOLDER / path.name).read_text(), "run: python -m scripts.commands.evidence"
 
 
 def test_the_evidence_is_of_real_runs() -> None:
@@ -121,16 +122,16 @@ def test_the_evidence_is_of_real_runs() -> None:
 def test_the_command_adds_and_renews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, readme, given = tmp_path / "docs", tmp_path / "README.md", tmp_path / "check.json"
     folder.mkdir()
-    readme.write_text(f"a\n{command.BEGIN}\nold\n{command.END}\nb\n")
+    readme.write_text(f"a\n{gpu_check_evidence.BEGIN}\nold\n{gpu_check_evidence.END}\nb\n")
     given.write_text(json.dumps(report()))
-    monkeypatch.setattr(command, "FOLDER", folder)
-    monkeypatch.setattr(command, "README", readme)
+    monkeypatch.setattr(gpu_check_evidence, "FOLDER", folder)
+    monkeypatch.setattr(gpu_check_evidence, "README", readme)
     monkeypatch.setattr(command, "pages", lambda: pages(folder, readme))
     assert command.main([str(given), "--add", "x", "--recipe", "quickstart"], Console()) == 0
     assert json.loads((folder / "x.json").read_text())["recipe"] == "quickstart"
     assert (folder / "x.md").read_text().startswith("# quickstart, 9.0: seen on GPU X")
     assert "old" not in readme.read_text()
-    assert readme.read_text().endswith(f"{command.END}\nb\n")
+    assert readme.read_text().endswith(f"{gpu_check_evidence.END}\nb\n")
     assert command.main([], Console()) == 0
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts import fixed_paths, namespace
-from scripts.fixed_paths import NAMESPACE, ROOT, FixedPaths, refusal
-from scripts.process import LAUNCHER, Command
+from scripts.compile import fixed_paths
+from scripts.compile.fixed_paths import NAMESPACE, ROOT, FixedPaths, refusal
+from scripts.compile.standalone import namespace
+from scripts.core.process import GUARD, Command
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 needs_namespace = pytest.mark.skipif(bool(refusal()), reason=f"no mount namespace here: {refusal()}")
@@ -80,8 +81,9 @@ def test_a_file_below_the_mount_point_can_be_bound(tmp_path: Path) -> None:
 def test_the_command_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     paths = FixedPaths(tmp_path / "spec.json", {"build": tmp_path})
     paths.write(tmp_path / "enter")
-    inner = [sys.executable, str(LAUNCHER), "--guard", *map(str, paths.enter), "sh", "-c", "echo $$; exec sleep 60"]
-    outer = f"import subprocess; subprocess.run({inner!r})"
+    guarded = [*map(str, paths.enter), "sh", "-c", "echo $$; exec sleep 60"]
+    inner = f"[{sys.executable!r}, {str(GUARD)!r}, '--parent', str(os.getpid()), '--', *{guarded!r}]"
+    outer = f"import os, subprocess; subprocess.run({inner})"
     with subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE) as parent:
         assert parent.stdout
         child = int(parent.stdout.readline())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
 
 import pytest
 
-from scripts.admission import LOOKAHEAD
-from scripts.forecast import Forecast
-from scripts.schedule import Task
+from scripts.compile.admission import LOOKAHEAD
+from scripts.compile.forecast import Forecast, _log_survival
+from scripts.compile.schedule import Task
 from tests.replay import errors
 from tests.unit.test_cost_model import book
 
@@ -77,7 +78,37 @@ def test_the_first_word_is_the_model_s_own_and_the_last_is_nothing() -> None:
 
 def test_an_overdue_unit_still_needs_a_part_of_its_age() -> None:
     forecast = Forecast([Task("a", 10, 1)], jobs=1, memory=9)
-    assert forecast.left({}, {"a": 50}) == 5
+    assert forecast.left({}, {"a": 50}) >= 10
+
+
+def test_units_that_are_overdue_tell_the_pace_before_any_has_finished() -> None:
+    """As seen: "2 to 5 minutes left" for half an hour, then 26. Here 20 units are 8 times slower than expected."""
+    tasks = [Task(f"u{index}", 60, 1) for index in range(20)]
+    forecast, whole = Forecast(tasks, jobs=2, memory=99), 20 * 480 / 2
+    assert forecast.left({}, {"u0": 75, "u1": 75}) > 1.3 * 600
+    told = [forecast.left({}, {"u0": age, "u1": age}) + age for age in (120, 240, 400)]
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(whole, rel=0.25)
+    assert forecast.left({"u0": 480, "u1": 480}, {}) == pytest.approx(whole - 480, rel=0.2)
+
+
+def test_the_share_of_a_core_that_units_get_tells_the_pace_at_once() -> None:
+    forecast = Forecast([Task(f"u{index}", 60, 1) for index in range(20)], jobs=2, memory=99)
+    assert forecast.left({}, {"u0": 20, "u1": 20}, share=0.25) == pytest.approx(4 * 600 - 20)
+
+
+def test_objects_out_of_the_compiler_cache_do_not_make_the_machine_fast() -> None:
+    tasks = [Task(f"hit{index}", 60, 1) for index in range(40)] + [Task(f"miss{index}", 300, 1) for index in range(4)]
+    forecast = Forecast(tasks, jobs=2, memory=99)
+    hits = {f"hit{index}": 0.0 for index in range(40)}
+    assert forecast.pace(hits, {}) == 1
+    assert forecast.left(hits, {"miss0": 60, "miss1": 60}) >= 240
+
+
+def test_the_chance_of_a_late_unit_is_smooth_where_erfc_has_no_digits() -> None:
+    values = [_log_survival(at / 10) for at in range(-50, 300)]
+    assert all(later < earlier for earlier, later in itertools.pairwise(values))
+    assert values[109] == pytest.approx(values[110], abs=0.7)
 
 
 def test_units_that_nobody_expected_change_nothing() -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from scripts import gpu_check
-from scripts.console import Console
-from scripts.errors import GpuError, NoGpuError, UsageError
-from scripts.gpu_check import find_python, gpu_driver
-from scripts.gpu_compare import compare_digests, disagreements
-from scripts.gpu_kernels import Kernels, Place, check_families, operator_table, run_lines
-from scripts.recipe import ROOT
+from scripts.commands import gpu_check
+from scripts.core.console import Console
+from scripts.core.errors import GpuError, NoGpuError, UsageError
+from scripts.core.paths import ROOT
+from scripts.gpu_check.compare import compare_digests, disagreements
+from scripts.gpu_check.families import Kernels, Place, check_families, operator_table, run_lines
+from scripts.gpu_check.parts import find_python, gpu_driver
 from tests.fake_gpu import install
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.support import wait_for
@@ -165,7 +165,16 @@ def test_without_gpu_or_torch_the_command_line_ends_with_13(
 ) -> None:
     python = install(tmp_path, told)
     report = tmp_path / "check.json"
-    command: list[str | Path] = [sys.executable, "-m", "scripts.gpu_check", wheel, "--python", python, "--json", report]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "scripts.commands.gpu_check",
+        wheel,
+        "--python",
+        python,
+        "--json",
+        report,
+    ]
     ended = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 13
     assert what in ended.stderr
@@ -176,7 +185,7 @@ def test_here_without_anything_it_ends_with_13(wheel: Path) -> None:
     """No stand-in: this machine has no GPU, or the test would be another one."""
     if Path("/dev/nvidiactl").exists():
         pytest.skip("a GPU is here")
-    command: list[str | Path] = [sys.executable, "-m", "scripts.gpu_check", wheel]
+    command: list[str | Path] = [sys.executable, "-m", "scripts.commands.gpu_check", wheel]
     ended = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert ended.returncode == 13
     assert "nothing was checked" in ended.stderr

@@ -20,14 +20,18 @@ from packaging.licenses import canonicalize_license_expression
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from scripts import runtime_image
-from scripts.cache import Cache
-from scripts.console import Console
-from scripts.errors import ImageError, UsageError
-from scripts.image_base import debian_base, mmdebstrap_words, parse_debian, reachable
-from scripts.image_checks import Facts, Installed, Result, check_image, inside, read_facts, stopped_cleanly
-from scripts.image_choice import ENGINES, find_engine
-from scripts.image_context import (
+from scripts.commands import runtime_image
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import ImageError, UsageError
+from scripts.core.paths import ROOT
+from scripts.downloads.indexes import Indexes
+from scripts.downloads.mirrors import parse_mirrors
+from scripts.image import build as image_build
+from scripts.image.base import debian_base, mmdebstrap_words, parse_debian, reachable
+from scripts.image.checks import Facts, Installed, Result, check_image, inside, read_facts, stopped_cleanly
+from scripts.image.choice import ENGINES, find_engine
+from scripts.image.context import (
     ENCODINGS,
     Base,
     WheelFacts,
@@ -39,13 +43,11 @@ from scripts.image_context import (
     read_wheel,
     write_secrets,
 )
-from scripts.image_engine import Engine, Layer, Plan, StepClock, explained
-from scripts.image_report import ImageReport, Phase, as_json, file_stem, show
-from scripts.image_sbom import image_sbom, licence_label, spdx
-from scripts.indexes import Indexes
-from scripts.mirrors import parse_mirrors
-from scripts.recipe import ROOT
-from scripts.upgrade import runtime_options
+from scripts.image.engine import Engine, Layer, Plan, StepClock, explained
+from scripts.image.report import ImageReport, Phase, as_json, file_stem, show
+from scripts.image.sbom import image_sbom, licence_label, spdx
+from scripts.index.provenance import KeyPair
+from scripts.toolchain.locks import runtime_options
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
 
@@ -300,12 +302,12 @@ def test_what_an_image_holds_beyond_its_base_fails_its_check(stand_in: Path, con
     (stand_in / "answer-history").write_text("4000000000\tRUN all\n")
     found, results = check_image(engine(stand_in, "docker"), "x:1", base=facts(), console=console)
     assert found.debian_packages == (Installed("libc6", "2.36", 4096, "amd64", ("GPL-2+",), "c"),)
-    wrong = {result.check: result.said for result in results if not result.ok}
-    assert wrong["no setuid files beyond the base's"] == "/opt/x"
-    assert wrong["no directories of root that others may write"] == "/opt"
-    assert wrong["no secrets in files or variables"] == "/root/.netrc"
-    assert wrong["no static archives or headers that only compilers need"] == "/x/libcudart_static.a"
-    assert wrong["each layer is below 4.0 GB"] == "largest 4.0 GB"
+    failed = {result.check: result.said for result in results if not result.ok}
+    assert failed["no setuid files beyond the base's"] == "/opt/x"
+    assert failed["no directories of root that others may write"] == "/opt"
+    assert failed["no secrets in files or variables"] == "/root/.netrc"
+    assert failed["no static archives or headers that only compilers need"] == "/x/libcudart_static.a"
+    assert failed["each layer is below 4.0 GB"] == "largest 4.0 GB"
     _, again = check_image(engine(stand_in, "docker"), "x:1", base=facts(), console=console, jit=True)
     assert not [item for item in again if "compilers need" in item.check and not item.ok]
     with pytest.raises(ImageError, match="checks of the image failed"):
@@ -378,7 +380,9 @@ def test_the_licence_label_is_one_spdx_expression_of_all_that_is_inside() -> Non
 def test_an_attestation_of_the_sbom_is_a_dsse_envelope_about_the_image(tmp_path: Path) -> None:
     key = ed25519.Ed25519PrivateKey.generate()
     report = dataclasses.replace(image_report(), image_id="1" * 64)
-    bill, signed = runtime_image.write_bill(report, tmp_path, find_lock("0.15.1", None), CryptoSigner(key))
+    bill, signed = runtime_image.write_bill(
+        report, tmp_path, find_lock("0.15.1", None), KeyPair(CryptoSigner(key), key.public_key())
+    )
     row = json.loads(signed.read_text())
     envelope = Envelope.from_dict({name: row[name] for name in ("payload", "payloadType", "signatures")})
     envelope.verify([SSlibKey.from_crypto(key.public_key())], 1)
@@ -405,21 +409,21 @@ def test_options_that_cannot_be_meant_are_refused(console: Console, words: list[
 
 def test_a_disk_that_cannot_hold_the_layers_is_refused(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (stand_in / "answer-info").write_text(json.dumps({"store": {"GraphRoot": str(stand_in / "a" / "b")}}))
-    runtime_image.check_disk(engine(stand_in, "buildah"), known=True)
+    image_build.check_disk(engine(stand_in, "buildah"), known=True)
     monkeypatch.setattr(runtime_image, "DISK", 1e18)
     with pytest.raises(ImageError, match="are free"):
-        runtime_image.check_disk(engine(stand_in, "buildah"), known=False)
+        image_build.check_disk(engine(stand_in, "buildah"), known=False)
     monkeypatch.setattr(runtime_image, "DISK", 0)
     monkeypatch.setattr(runtime_image, "SPARE", 1e18)
-    runtime_image.check_disk(engine(stand_in, "docker"), known=False)
+    image_build.check_disk(engine(stand_in, "docker"), known=False)
     with pytest.raises(ImageError, match="are free"):
-        runtime_image.check_disk(engine(stand_in, "buildah"), known=False)
+        image_build.check_disk(engine(stand_in, "buildah"), known=False)
 
 
 def test_a_base_from_a_registry_is_named_by_its_digest_and_mounted_files_by_theirs(tmp_path: Path) -> None:
     lock = tmp_path / "lock.txt"
     lock.write_text("one==1 --hash=sha256:1\n")
-    given = runtime_image.build_arguments(wheel_facts(), lock, base="python:3.12-slim-bookworm", digest="sha256:12")
+    given = image_build.build_arguments(wheel_facts(), lock, base="python:3.12-slim-bookworm", digest="sha256:12")
     assert given["BASE_IMAGE"] == "python:3.12-slim-bookworm@sha256:12"
     assert given["NVIDIA_REQUIRE_CUDA"] == "cuda>=12.0"
     assert given["REQUIREMENTS_4_SHA256"] == hashlib.sha256(lock.read_bytes()).hexdigest()
@@ -427,12 +431,12 @@ def test_a_base_from_a_registry_is_named_by_its_digest_and_mounted_files_by_thei
     dockerfile = (ROOT / "Dockerfile.runtime").read_text()
     assert all(f"ARG {name}" in dockerfile for name in given)
     assert f"ARG BASE_IMAGE={runtime_image.DEFAULT_BASE}\n" in dockerfile
-    local = runtime_image.build_arguments(wheel_facts(), lock, base="localhost/b:1", digest="sha256:12")
+    local = image_build.build_arguments(wheel_facts(), lock, base="localhost/b:1", digest="sha256:12")
     assert local["BASE_IMAGE"] == "localhost/b:1"
 
 
 def test_labels_tell_where_the_image_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = runtime_image.labels(wheel_facts(), base="b:1", digest="sha256:12", recipe=None, stamp=0)
+    found = image_build.labels(wheel_facts(), base="b:1", digest="sha256:12", recipe=None, stamp=0)
     assert found["wheelsmith.recipe"] == "vllm-0.15.1-cu128"
     assert found["wheelsmith.driver.minimum"] == "525.60.13"
     assert found["org.opencontainers.image.created"] == "1970-01-01T00:00:00+00:00"
@@ -516,7 +520,7 @@ def test_an_archive_that_cannot_be_reached_is_an_error_only_for_a_date_that_was_
     ],
 )
 def test_the_source_label_is_a_place_to_look_at_and_never_a_secret_or_a_folder(remote: str, shown: str) -> None:
-    assert runtime_image.public_url(remote) == shown
+    assert image_build.public_url(remote) == shown
 
 
 def test_locks_of_the_image_say_themselves_what_they_resolve_against(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from runtime.image import gpu
-from scripts.image_gpus import NO_HAZARDS, gpu_table, hazard_label
-from scripts.recipe import ROOT
+from scripts.core.paths import ROOT
+from scripts.image.gpus import NO_HAZARDS, gpu_table, hazard_label
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.build import stub, trim
-from scripts.errors import ImageError
-from scripts.image_context import LOCKS, find_lock
-from scripts.image_layers import LayerRule, layer_rules, lock_entries, lock_hashes, split_lock
-from scripts.recipe import ROOT
+from scripts.core.errors import ImageError
+from scripts.core.paths import ROOT
+from scripts.image.context import LOCKS, find_lock
+from scripts.image.layers import LayerRule, layer_rules, lock_entries, lock_hashes, split_lock
 
 
 def test_every_package_of_a_shipped_lock_is_in_one_layer_with_its_hashes() -> None:

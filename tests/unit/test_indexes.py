@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import FetchError
-from scripts.indexes import Indexes, parse_pip_config, read_indexes, redacted
+from scripts.core.errors import FetchError
+from scripts.downloads.indexes import Indexes, parse_pip_config, read_indexes, redacted
 
 LISTED = """
 :env:.extra-index-url='https://env/simple'

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
 
-from scripts.archs import Arch, normalised, parse_arch, parse_arch_list
-from scripts.labels import cuda_label, version_label
+from scripts.cuda.archs import Arch, normalised, parse_arch, parse_arch_list
+from scripts.cuda.labels import cuda_label, version_label
 from tests.support import archs
 
 VERSIONS = st.sampled_from(["0.20.1", "0.15.1rc2", "1.0.post3", "0.9.0.dev4", "0.20.1+abc.7"])

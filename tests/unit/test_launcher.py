@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.launcher import COMPILER_CACHE, EVENTS, FAILURES, append, keep_failure, unit_of
-from scripts.recipe import ROOT
-from scripts.units import read_failures
+from scripts.compile.standalone.launcher import COMPILER_CACHE, EVENTS, FAILURES, append, keep_failure, unit_of
+from scripts.compile.units import read_failures
+from scripts.core.paths import ROOT
 from tests.support import wait_for
 
 
@@ -54,7 +54,7 @@ def test_a_failure_is_kept_as_it_can_be_repeated(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(("script", "code", "kept"), [("exit 0", 0, 0), ("exit 3", 3, 1), ("kill -9 $$", 137, 1)])
 def test_a_call_ends_with_its_code_and_failures_are_kept(script: str, code: int, kept: int, tmp_path: Path) -> None:
     environment = {**os.environ, EVENTS: str(tmp_path / "events"), FAILURES: str(tmp_path)}
-    command = [sys.executable, str(ROOT / "scripts/launcher.py"), "sh", "-c", script]
+    command = [sys.executable, str(ROOT / "scripts/compile/standalone/launcher.py"), "sh", "-c", script]
     done = subprocess.run(command, env=environment, cwd=ROOT, check=False)
     assert done.returncode == code
     start, end = (json.loads(line) for line in (tmp_path / "events").read_text().splitlines())
@@ -68,7 +68,7 @@ def test_a_call_that_is_told_to_stop_is_not_tried_again_without_the_cache(tmp_pa
     cache.write_text('trap "echo ccache: error: stopped; exit 1" TERM\ntouch "$STARTED"\nwhile :; do sleep 0.1; done\n')
     environment = {"STARTED": str(tmp_path / "started"), "COMPILED": str(tmp_path / "compiled")}
     switch.write_text(json.dumps({"command": ["sh", str(cache)], "environment": environment, "folder": str(tmp_path)}))
-    command = [sys.executable, str(ROOT / "scripts/launcher.py"), "sh", "-c", 'touch "$COMPILED"']
+    command = [sys.executable, str(ROOT / "scripts/compile/standalone/launcher.py"), "sh", "-c", 'touch "$COMPILED"']
     with subprocess.Popen(command, env={**os.environ, **environment, COMPILER_CACHE: str(switch)}) as process:
         wait_for((tmp_path / "started").exists)
         for _ in range(3):  # ninja and the kernel both tell it, when the run is killed

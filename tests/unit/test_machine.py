@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.machine import memory_now, read_machine
+from scripts.core.machine import memory_now, read_machine
 from tests.groups import fake_proc
 
 V1_MEMORY = {"memory.limit_in_bytes": "3000000", "memory.usage_in_bytes": "1000000"}

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.errors import UsageError
-from scripts.mirrors import Address, Mirror, address, parse_mirrors, repository_key, resolve, rewrite
+from scripts.core.errors import UsageError
+from scripts.downloads.mirrors import Address, Mirror, address, parse_mirrors, repository_key, resolve, rewrite
 
 CUTLASS = "https://github.com/NVIDIA/cutlass"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import PackageError
-from scripts.package import check_wheel, component_sizes, metadata_problems, record_problems
-from scripts.recipe import Component, Recipe
+from scripts.core.errors import PackageError
+from scripts.package.build import check_wheel, component_sizes, metadata_problems, record_problems
+from scripts.recipe.model import Component, Recipe
 from tests.support import make_recipe
 from tests.wheels import digest, make_wheel
 

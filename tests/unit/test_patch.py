@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.cache import Cache, file_sha256
-from scripts.console import Console
-from scripts.errors import PatchError
-from scripts.fetch import Archive
-from scripts.patch import CARRIED, PATCHES, Patch, apply_patches, apply_to, load_patch, prepare_tree
-from scripts.recipe_files import load_recipe, recipe_names
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import PatchError
+from scripts.core.files import file_sha256
+from scripts.recipe.files import load_recipe, recipe_names
+from scripts.sources.patch import CARRIED, PATCHES, Patch, apply_patches, apply_to, load_patch, prepare_tree
+from scripts.sources.types import Archive
 
 HEADER = "Subject: A change\nWhy: because\n of two lines\nUpstream: none\nVersions: 0.1, 0.2\n\n"
 

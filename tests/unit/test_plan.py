@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from scripts.archs import parse_arch_list
-from scripts.console import Console
-from scripts.cuda_system import find_system_toolkit
-from scripts.machine import Machine
-from scripts.patches import recipe_patches
-from scripts.plan import cpu_seconds, describe, show_plan
-from scripts.recipe import Cost, Recipe
-from scripts.recipe_files import load_recipe, recipe_names
+from scripts.core.console import Console
+from scripts.core.machine import Machine
+from scripts.cuda.archs import parse_arch_list
+from scripts.pipeline.plan import show_plan
+from scripts.recipe.costs import cpu_seconds
+from scripts.recipe.files import load_recipe, recipe_names
+from scripts.recipe.model import Cost, Recipe, describe
+from scripts.sources.series import recipe_patches
+from scripts.toolchain.installed import find_system_toolkit
 from tests.support import make_recipe
 
 LOCK = "locks/vllm-0.20.1-cu130.txt"
@@ -34,7 +35,7 @@ COST = {
 @pytest.fixture(autouse=True)
 def _no_toolkit_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     search = functools.partial(find_system_toolkit, prefix=tmp_path / "local")
-    monkeypatch.setattr("scripts.plan.find_system_toolkit", search)
+    monkeypatch.setattr("scripts.pipeline.plan.find_system_toolkit", search)
 
 
 def plan(

@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 
-from scripts.cache import Cache, digest
-from scripts.checks import require
-from scripts.console import Console
-from scripts.cuda_system import find_system_toolkit
-from scripts.errors import DoctorError
-from scripts.git_checkout import Access
-from scripts.git_source import tree_key
-from scripts.mirrors import parse_mirrors
-from scripts.preflight import missing_git
-from scripts.recipe import RECIPES, GitSource, Recipe
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import DoctorError
+from scripts.core.files import digest
+from scripts.core.paths import RECIPES
+from scripts.doctor.preflight import missing_git
+from scripts.doctor.registry import require
+from scripts.downloads.access import Access
+from scripts.downloads.mirrors import parse_mirrors
+from scripts.recipe.model import GitSource, Recipe
+from scripts.sources.git_source import tree_key
+from scripts.toolchain.installed import find_system_toolkit
 from tests.subjects import answer, make_subject
 from tests.support import make_recipe
 
@@ -31,7 +33,7 @@ PYPI = {"kind": "pypi", "cuda": "13.0", "lock": "x.txt", "build_requirements": [
 @pytest.fixture(autouse=True)
 def _nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     search = functools.partial(find_system_toolkit, prefix=tmp_path / "local")
-    monkeypatch.setattr("scripts.preflight.find_system_toolkit", search)
+    monkeypatch.setattr("scripts.doctor.preflight.find_system_toolkit", search)
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 

@@ -12,10 +12,10 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from noxfile import PYTHONS
-from scripts.checks import Verdict
-from scripts.checks_compiler import python_version
-from scripts.failures import catalogue
-from scripts.recipe import ROOT
+from scripts.core.paths import ROOT
+from scripts.doctor.checks.compiler import python_version
+from scripts.doctor.registry import Verdict
+from scripts.failures.catalogue import catalogue
 from tests.subjects import make_subject
 
 if sys.version_info >= (3, 11):

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.archs import parse_arch_list
-from scripts.errors import UsageError
-from scripts.recipe import RECIPES, ROOT, SCHEMA_FILE, Component, Recipe
-from scripts.recipe_files import check_recipe, json_schema, load_recipe, merge, recipe_names
+from scripts.core.errors import UsageError
+from scripts.core.paths import RECIPES, ROOT
+from scripts.cuda.archs import parse_arch_list
+from scripts.recipe.files import check_recipe, json_schema, load_recipe, merge, recipe_names
+from scripts.recipe.model import SCHEMA_FILE, Component, Recipe
 from tests.support import recipe_data, write_recipe
 
 if sys.version_info >= (3, 11):

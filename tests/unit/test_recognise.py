@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.console import human_bytes
-from scripts.errors import CompileError
-from scripts.failures import Failure, Stage, catalogue, literal
-from scripts.failures_page import PAGE
-from scripts.logs import BLOCK, plain, read_blocks
-from scripts.recognise import diagnose, diagnose_text, recognised
+from scripts.commands.failures_page import PAGE
+from scripts.core.console import human_bytes
+from scripts.core.errors import CompileError
+from scripts.failures.catalogue import Failure, Stage, catalogue, literal
+from scripts.failures.logs import BLOCK, plain, read_blocks
+from scripts.failures.recognise import diagnose, diagnose_text, recognised
 
 LOGS = Path(__file__).parent.parent / "logs"
 FRAGMENTS = [(item.id, text) for item in catalogue().values() for text in item.seen_as]

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.schedule import Task, choose, makespan, smallest, split
+from scripts.compile.schedule import Task, choose, makespan, smallest, split
 
 TASKS = st.lists(
     st.builds(Task, st.uuids().map(str), st.floats(0.1, 500), st.integers(1, 10)),

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.cost_model import CostBook, Unit, cost_book
-from scripts.errors import UsageError
-from scripts.recipe_files import load_recipe, recipe_names
-from scripts.shards import MOST, Shard, parse_shard, plan_json, units_of
+from scripts.compile.shards import MOST, Shard, parse_shard, plan_json, units_of
+from scripts.core.errors import UsageError
+from scripts.recipe.costs import CostBook, Unit, cost_book
+from scripts.recipe.files import load_recipe, recipe_names
 from tests.support import make_recipe
 from tests.unit.test_cost_model import COST, NOWHERE, book
 

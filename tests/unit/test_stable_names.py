@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import UsageError
-from scripts.launcher import MAPS, with_stable_names
-from scripts.stable_names import FIRST_DATE, map_names, source_date, zip_date
+from scripts.compile.stable_names import FIRST_DATE, map_names, source_date, zip_date
+from scripts.compile.standalone.launcher import MAPS, with_stable_names
+from scripts.core.errors import UsageError
 
 
 def test_the_date_is_the_users_else_1980() -> None:

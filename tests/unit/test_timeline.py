@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.timeline import PAUSE, Timeline, read_timeline
+from scripts.report.timeline import PAUSE, Timeline, read_timeline
 from tests.builds import START, end_event, memory, phase, write_lines
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts.archs import parse_arch, parse_arch_list
-from scripts.cache import default_cache_dir
-from scripts.errors import ToolchainError
-from scripts.recipe import RECIPES
-from scripts.recipe_files import load_recipe
-from scripts.torch_check import TorchFacts, check_torch, runs_on, torch_facts
+from scripts.core.cache import default_cache_dir
+from scripts.core.errors import ToolchainError
+from scripts.core.paths import RECIPES
+from scripts.cuda.archs import parse_arch, parse_arch_list
+from scripts.recipe.files import load_recipe
+from scripts.toolchain.torch import TorchFacts, check_torch, runs_on, torch_facts
 
 BUILT = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")  # as the real torch 2.9.1 says
 

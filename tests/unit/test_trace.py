@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scripts.timeline import read_timeline
-from scripts.trace import running, trace
+from scripts.report.timeline import read_timeline
+from scripts.report.trace import running, trace
 from tests.builds import end_event, memory, phase, write_lines
 
 

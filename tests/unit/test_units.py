@@ -4,10 +4,10 @@ import json
 import time
 from pathlib import Path
 
-from scripts.cost_model import short_name
-from scripts.forecast import Forecast
-from scripts.schedule import Task
-from scripts.units import UnitWatch, read_failures
+from scripts.compile.forecast import Forecast
+from scripts.compile.schedule import Task
+from scripts.compile.units import UnitWatch, read_failures
+from scripts.recipe.costs import short_name
 
 
 def start(name: str, at: float) -> str:

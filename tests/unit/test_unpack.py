@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts import unpack
-from scripts.errors import FetchError
-from scripts.unpack import unpack_sdist, unpack_wheel
+from scripts.core.errors import FetchError
+from scripts.downloads import unpack
+from scripts.downloads.unpack import unpack_sdist, unpack_wheel
 
 Entry = tuple[str, bytes, str]  # name, type, content of a file or goal of a link
 

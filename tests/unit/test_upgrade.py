@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from scripts import upgrade
-from scripts.console import Console
-from scripts.errors import ToolchainError, UsageError
-from scripts.indexes import read_indexes
-from scripts.recipe import RECIPES, SCHEMA_FILE
-from scripts.recipe_files import load_recipe, recipe_names
+from scripts.commands import upgrade
+from scripts.core.console import Console
+from scripts.core.errors import ToolchainError, UsageError
+from scripts.core.paths import RECIPES
+from scripts.downloads.indexes import read_indexes
+from scripts.recipe.files import load_recipe, recipe_names
+from scripts.recipe.model import SCHEMA_FILE
+from scripts.toolchain import locks as toolchain_locks
 from tests.support import make_recipe
 
 
@@ -43,7 +45,7 @@ def test_an_environment_is_resolved_from_torch_cuda_and_what_building_and_import
             "build_requirements": ["ninja", "cmake>=3.26"],
         },
     )
-    assert upgrade.lock_inputs(recipe).splitlines() == [
+    assert toolchain_locks.lock_inputs(recipe).splitlines() == [
         "torch==2.11.0",
         "cuda-toolkit[nvcc]==13.0.2",
         "ninja",
@@ -57,7 +59,7 @@ def test_every_requirement_of_a_recipe_is_pinned_in_its_lock_file(name: str) -> 
     recipe = load_recipe(name)
     locked = recipe.lock_file.read_text()
     assert f"torch=={recipe.torch.version} " in locked
-    for line in upgrade.lock_inputs(recipe).splitlines():
+    for line in toolchain_locks.lock_inputs(recipe).splitlines():
         project = line.split("[")[0].split("=")[0].split(">")[0].split("<")[0].strip()
         assert f"\n{project.lower()}==" in f"\n{locked}"
 
@@ -87,7 +89,7 @@ def test_what_cannot_be_resolved_is_named_with_what_uv_said(project: Path) -> No
     source = project / "requirements" / "lint.in"
     source.write_text("no-such-thing-at-all\n")
     with pytest.raises(ToolchainError, match=r"requirements/lint\.txt could not be resolved") as raised:
-        upgrade.compile_lock(source, source.with_suffix(".txt"))
+        toolchain_locks.compile_lock(source, source.with_suffix(".txt"))
     assert "127.0.0.1:9/simple/no-such-thing-at-all" in raised.value.detail
 
 
@@ -102,9 +104,9 @@ def test_neither_local_folders_nor_extra_indexes_get_into_a_lock_file(
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://extra.example/simple")
     indexes = read_indexes()
     assert indexes.find_links
-    monkeypatch.setattr("scripts.upgrade.read_indexes", lambda: indexes)
+    monkeypatch.setattr("scripts.commands.upgrade.read_indexes", lambda: indexes)
     monkeypatch.setattr("sys.executable", str(bin_folder / "python"))
-    upgrade.compile_lock(project / "requirements/lint.in", project / "requirements/lint.txt")
+    toolchain_locks.compile_lock(project / "requirements/lint.in", project / "requirements/lint.txt")
     seen = [line for line in (project / "seen").read_text().splitlines() if line.startswith("UV_")]
     assert "UV_DEFAULT_INDEX=http://127.0.0.1:9/simple" in seen
     assert not [line for line in seen if "links" in line or "extra" in line]
@@ -124,4 +126,4 @@ def test_recipes_that_share_a_lock_file_resolve_it_once(
     assert sorted(locks[4:]) == sorted(path.name for path in (RECIPES / "locks").glob("*.txt"))
     asked.clear()
     upgrade.main(["quickstart"], console)
-    assert asked == [(upgrade.lock_inputs(load_recipe("quickstart")), load_recipe("quickstart").lock_file.name)]
+    assert asked == [(toolchain_locks.lock_inputs(load_recipe("quickstart")), load_recipe("quickstart").lock_file.name)]

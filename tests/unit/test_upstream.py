@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from scripts.agreement import check_agreement, disagreements
-from scripts.console import Console
-from scripts.errors import DoctorError, FetchError
-from scripts.recipe import Recipe
-from scripts.upstream import Extension, Fetch, read_upstream
+from scripts.core.console import Console
+from scripts.core.errors import DoctorError, FetchError
+from scripts.recipe.model import Recipe
+from scripts.upstream.agreement import check_agreement, disagreements
+from scripts.upstream.tree import Extension, Fetch, read_upstream
 from tests import trees
 from tests.trees import vllm_tree
 

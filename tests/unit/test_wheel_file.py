@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from scripts.audit_collect import audit_wheel
-from scripts.errors import AuditError
-from scripts.wheel_file import open_wheel, read_record, wheel_name
+from scripts.audit.collect import audit_wheel
+from scripts.core.errors import AuditError
+from scripts.formats.wheel import open_wheel, read_record, wheel_name
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
 
@@ -85,21 +85,21 @@ def test_a_member_of_another_size_than_stated_is_an_error(wheel: Path, tmp_path:
 
 
 def test_the_number_of_members_is_limited(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.wheel_file.MAX_MEMBERS", 3)
+    monkeypatch.setattr("scripts.formats.wheel.MAX_MEMBERS", 3)
     with pytest.raises(AuditError) as caught, open_wheel(wheel):
         pass
     assert "5 members; the limit is 3" in caught.value.why
 
 
 def test_large_metadata_is_not_read_into_memory(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.wheel_file.MAX_TEXT", 10)
+    monkeypatch.setattr("scripts.formats.wheel.MAX_TEXT", 10)
     with open_wheel(wheel) as archive, pytest.raises(AuditError, match=r"METADATA is \d+ bytes long"):
-        archive.message("METADATA")
+        archive.read(f"{archive.dist_info}/METADATA")
 
 
 def test_a_disk_too_small_for_a_member_is_said_before_unpacking(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 5})
-    monkeypatch.setattr("scripts.wheel_file.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("scripts.formats.wheel.shutil.disk_usage", lambda _: usage)
     with open_wheel(wheel) as archive, pytest.raises(AuditError) as caught, archive.unpacked(archive.members[0]):
         pass
     assert "TMPDIR" in caught.value.fix[0]

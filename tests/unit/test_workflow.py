@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from noxfile import PYTHONS
-from scripts.recipe import ROOT
-from scripts.recipe_files import load_recipe
-from scripts.shards import JOB_SECONDS, plan_json
-from scripts.wheel import read_arguments
+from scripts.commands.wheel import read_arguments
+from scripts.compile.shards import JOB_SECONDS, plan_json
+from scripts.core.paths import ROOT
+from scripts.recipe.files import load_recipe
 
 FOLDER = ROOT / ".github"
 WORKFLOWS = sorted((FOLDER / "workflows").glob("*.yml"))

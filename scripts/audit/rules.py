@@ -1,0 +1,135 @@
+"""Rules about libraries and kernels that their bytes do not tell: what may be missing, and what is known to go wrong.
+
+`rules.toml` has them. An `optional` library may have nothing for some GPUs: that is a warning with what is lost.
+A `hazard` is GPU code that is known to misbehave on some GPUs: it is recognised by the library's name, by the source
+file of a container (or the name of a kernel where symbols are stripped) and by how the GPU gets at it. Each names the
+versions it was seen in and its source; whether it applies is decided by the code that is inside.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from scripts.audit.coverage import How, Library, Taken, taken, unit_name
+from scripts.audit.models import HazardFound, Level
+from scripts.core.models import Model
+from scripts.cuda.drivers import Target, numbers, release_for_ptx
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FILE = Path(__file__).with_name("rules.toml")
+MAX_UNITS = 50
+
+
+class _Rule(Model):
+    id: str
+    library: str
+    """Regular expression: the whole stem of the shared object's name."""
+    from_: str = "0.0"
+    """First compute capability it is about."""
+    below: str = "99.0"
+    """First compute capability it is not about any more."""
+    versions: str
+    """Where it was seen."""
+    source: str
+
+    def about(self, library: Library, cc: tuple[int, int]) -> bool:
+        """Whether the rule is about a library on a GPU."""
+        return bool(re.fullmatch(self.library, library.stem)) and numbers(self.from_) <= cc < numbers(self.below)
+
+
+class Optional(_Rule):
+    """A library that may have nothing for some GPUs."""
+
+    lost: str
+    """What is missing then."""
+
+
+class Hazard(_Rule):
+    """GPU code that is known to misbehave."""
+
+    unit: str
+    """Regular expression: somewhere in the source file's name."""
+    kernel: str
+    """Regular expression: somewhere in a kernel's mangled name, where the source file is not known."""
+    how: Literal["jit", "any"]
+    """How the GPU gets at it."""
+    ptx: str = ""
+    """With `jit`: of PTX for this arch only."""
+    newer_than_driver: bool = False
+    """With `jit`: if the driver is older than the PTX."""
+    level: Level
+    text: str
+    remedy: str
+
+    def applies(self, item: Taken, target: Target) -> bool:
+        """Whether what a GPU takes from a container is the hazard."""
+        if item.how is How.MISSING or item.entry is None or item.container.empty:
+            return False
+        if not re.search(f"{self.unit}|{self.kernel}", item.container.unit):
+            return False
+        if self.how == "any":
+            return True
+        late = bool(target.cuda) and numbers(release_for_ptx(item.entry.version).cuda) > numbers(target.cuda)
+        wanted = not self.ptx or item.entry.label == self.ptx
+        return item.how is How.JIT and wanted and (late or not self.newer_than_driver)
+
+
+@cache
+def _rules() -> tuple[tuple[Optional, ...], tuple[Hazard, ...]]:
+    data = tomllib.loads(FILE.read_text())
+    rows = {name: [{"from_" if key == "from" else key: row[key] for key in row} for row in data[name]] for name in data}
+    return (
+        tuple(Optional.model_validate(row) for row in rows["optional"]),
+        tuple(Hazard.model_validate(row) for row in rows["hazard"]),
+    )
+
+
+def optionals() -> tuple[Optional, ...]:
+    """Return the rules about libraries that may have nothing for a GPU."""
+    return _rules()[0]
+
+
+def hazards() -> tuple[Hazard, ...]:
+    """Return the rules about code that misbehaves."""
+    return _rules()[1]
+
+
+def wants_kernel_names(stem: str) -> bool:
+    """Whether some rule needs to know the kernels of a library whose units are not known."""
+    return any(re.fullmatch(rule.library, stem) for rule in hazards())
+
+
+def optional_for(library: Library, cc: tuple[int, int]) -> Optional | None:
+    """Return the rule that lets a library have nothing for a GPU."""
+    return next((rule for rule in optionals() if rule.about(library, cc)), None)
+
+
+def found_hazards(target: Target, libraries: Sequence[Library]) -> Iterator[HazardFound]:
+    """Yield the hazards that a target would run."""
+    cc = (target.arch.major, target.arch.minor)
+    for rule in hazards():
+        for library in libraries:
+            if not rule.about(library, cc):
+                continue
+            units = [unit_name(item.container) for item in taken(library, cc) if rule.applies(item, target)]
+            if units:
+                yield HazardFound(
+                    id=rule.id,
+                    level=rule.level,
+                    component=library.member,
+                    containers=len(units),
+                    units=units[:MAX_UNITS],
+                    text=rule.text,
+                    remedy=rule.remedy,
+                    versions=rule.versions,
+                    source=rule.source,
+                )

@@ -1,0 +1,1 @@
+"""Ours against upstream's own build, measured side by side."""

@@ -1,0 +1,110 @@
+"""Are two objects of one source the same for the GPU? Cubins and PTX compared byte by byte, section by section.
+
+Compared is what the fat binary holds: for each entry its target, its kind, its size and a digest of its payload. A
+payload may be compressed; the same bytes compress to the same bytes, so nothing needs to be unpacked. Objects
+themselves always differ: host code is made from other headers, and debug information has their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from scripts.formats.elf import open_elf
+from scripts.formats.fatbin import device_code
+
+_SCHEMA = re.compile(rb"[\w:.]+\([^\0]*\) ?-> ?[^\0]+")  # what m.def() takes: `topk(Tensor x, int k) -> Tensor`
+
+
+class Outcome(str, Enum):
+    """What a comparison found."""
+
+    SAME = "identical"
+    DIFFERENT = "DIFFERENT"
+    HOST = "no device code"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One cubin or PTX of an object."""
+
+    target: str
+    """`sm_90`, `compute_90`."""
+    compression: str
+    size: int
+    """Bytes when unpacked."""
+    sha256: str
+    """Of the payload as it is stored."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A unit compiled both ways."""
+
+    unit: str
+    outcome: Outcome
+    cubins: int = 0
+    ptx: int = 0
+    size: int = 0
+    """Bytes of device code, unpacked."""
+    schemas: int = 0
+    """Operator schemas in the object's strings."""
+    why: str = ""
+
+
+def sections(path: Path) -> list[Section]:
+    """Return the device code of an object, in its order. Raises AuditError for a file that cannot be read."""
+    with open_elf(path) as elf:
+        found = []
+        for container in device_code(elf).containers:
+            for entry in container.entries:
+                payload = elf.data[entry.offset + entry.header_size : entry.end]
+                digest = hashlib.sha256(payload).hexdigest()
+                found.append(Section(entry.target, entry.compression.value, entry.size, digest))
+        return found
+
+
+def schemas(path: Path) -> frozenset[str]:
+    """Return the operator schemas among the strings of an object: what its TORCH_LIBRARY registers."""
+    with open_elf(path) as elf:
+        texts = [elf.data[s.offset : s.end] for s in elf.sections if s.name.startswith(".rodata")]
+    return frozenset(match[0].decode("utf-8", "replace") for text in texts for match in _SCHEMA.finditer(bytes(text)))
+
+
+def compare(unit: str, stock: Path, lean: Path) -> Comparison:
+    """Compare a unit's two objects. Raises AuditError for a file that cannot be read."""
+    sides = sections(stock), sections(lean)
+    operators = schemas(stock), schemas(lean)
+    why = [*_differences(*sides), *_schema_differences(*operators)]
+    outcome = Outcome.DIFFERENT if why else Outcome.SAME if sides[0] or operators[0] else Outcome.HOST
+    kinds = [item.target.split("_")[0] for item in sides[0]]
+    return Comparison(
+        unit,
+        outcome,
+        cubins=kinds.count("sm"),
+        ptx=kinds.count("compute"),
+        size=sum(item.size for item in sides[0]),
+        schemas=len(operators[0]),
+        why="; ".join(why),
+    )
+
+
+def _differences(stock: list[Section], lean: list[Section]) -> list[str]:
+    """Return what differs, section by section."""
+    targets = [[item.target for item in side] for side in (stock, lean)]
+    if targets[0] != targets[1]:
+        return [f"stock has {', '.join(targets[0]) or 'nothing'}, lean {', '.join(targets[1]) or 'nothing'}"]
+    return [
+        f"{one.target} differs: {one.size:,} and {other.size:,} bytes, stored as {one.compression} {one.sha256[:12]} "
+        f"and {other.compression} {other.sha256[:12]}"
+        for one, other in zip(stock, lean, strict=True)
+        if one != other
+    ]
+
+
+def _schema_differences(stock: frozenset[str], lean: frozenset[str]) -> list[str]:
+    only = [("stock", stock - lean), ("lean", lean - stock)]
+    return [f"only {side} registers {', '.join(sorted(names)[:3])}" for side, names in only if names]

@@ -1,0 +1,163 @@
+"""nox -s index: take back, release and look after the wheels of a static index. See docs/publishing.md."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scripts.commands.cli import Parser, run, user_path
+from scripts.commands.options import add_cache_options, open_cache
+from scripts.commands.publish import add_store_options, open_store, show, who
+from scripts.core.console import Console
+from scripts.core.errors import UsageError, nearest
+from scripts.core.files import write_json
+from scripts.downloads.indexes import read_indexes
+from scripts.index.entry import Entry
+from scripts.index.provenance import load_key, load_signer
+from scripts.index.publish import Done, Wishes
+from scripts.index.reader import SimpleClient
+from scripts.index.static import StaticIndex
+from scripts.index.transfer import mirror, promote
+from scripts.index.upload import check_url_syntax
+
+DESCRIPTION = """\
+Look after the wheels of a static index, in a directory or a bucket.
+
+  yank INDEX WHEEL... --reason TEXT   installers take it only when it is pinned exactly; the page for people says why
+  unyank INDEX WHEEL...               take that back
+  promote FROM TO WHEEL...            from staging to production: the same bytes and signatures, audited again
+  mirror URL TO WHEEL...              take wheels (or vllm==0.15.1) of another index in, audited
+  log INDEX [WHEEL...]                who did what, and when
+
+Old wheels go with `nox -s publish -- --to INDEX --prune RULE`.
+Example: nox -s index -- yank /srv/wheels vllm-0.15.1+cu128-....whl --reason "wrong on sm_89"
+"""
+
+
+def main(arguments: Sequence[str], console: Console) -> int:
+    """Run the action that the first argument names; return its exit code."""
+    action = arguments[0] if arguments else "--help"
+    if action in {"--help", "-h"}:
+        Parser("index", DESCRIPTION).parse_args(["--help"])
+    if action not in ACTIONS:
+        raise UsageError(
+            f"nox -s index: there is no action {action!r}.{nearest(action, ACTIONS)}",
+            fix=f"one of {', '.join(ACTIONS)}",
+        )
+    return ACTIONS[action](arguments[1:], console)
+
+
+def _parser(action: str, *places: str, wheels: str = "+") -> Parser:
+    command = Parser(f"index -- {action}", DESCRIPTION)
+    for place in places:
+        command.add_argument(place.lower(), metavar=place)
+    command.add_argument("wheels", nargs=wheels, metavar="WHEEL", help="its file name")
+    command.add_argument("--json", type=user_path, metavar="FILE", help="write what was done to a file")
+    add_store_options(command)
+    return command
+
+
+def _yank(arguments: Sequence[str], console: Console) -> int:
+    command = _parser("yank", "INDEX")
+    command.add_argument("--reason", required=True, metavar="TEXT", help="what people read: why not to use it")
+    options = command.parse_args(arguments)
+    return _mark(options, options.reason, console)
+
+
+def _unyank(arguments: Sequence[str], console: Console) -> int:
+    return _mark(_parser("unyank", "INDEX").parse_args(arguments), None, console)
+
+
+def _mark(options: Any, reason: str | None, console: Console) -> int:
+    store = open_store(options.index, options)
+    index = StaticIndex(store, console, who=who(options))
+    names = [index.find(_name(text)).filename for text in options.wheels]  # all are there, or nothing is done
+    word = "unyanked" if reason is None else "yanked"
+    if options.dry_run:
+        return _finish([Done(name, f"would be {word}") for name in names], store.location, options, console)
+
+    def change(entry: Entry) -> Entry | None:
+        if entry.yanked == reason:
+            return None
+        event = index.event("unyank" if reason is None else "yank", reason or "")
+        return entry.with_event(event, yanked=reason)
+
+    with store.lock(console):
+        done = [Done(name, word if index.change(name, change) else "unchanged") for name in names]
+        index.refresh()
+    return _finish(done, store.location, options, console)
+
+
+def _promote(arguments: Sequence[str], console: Console) -> int:
+    command = _parser("promote", "FROM", "TO")
+    command.add_argument("--key", type=user_path, metavar="PUB", help="refuse wheels that this key has not signed")
+    add_cache_options(command)
+    options = command.parse_args(arguments)
+    source, target = open_store(vars(options)["from"], options), open_store(options.to, options)
+    wishes = Wishes(who(options), dry_run=options.dry_run)
+    key = load_key(options.key) if options.key else None
+    names = [_name(text) for text in options.wheels]
+    done = promote(source, target, names, wishes, open_cache(options), console, key=key)
+    return _finish(done, target.location, options, console)
+
+
+def _mirror(arguments: Sequence[str], console: Console) -> int:
+    command = _parser("mirror", "URL", "TO")
+    command.add_argument("--sign-key", type=user_path, metavar="PEM", help="sign where they were taken from")
+    command.add_argument("--no-audit", action="store_true", help="take wheels in without looking at their GPU code")
+    add_cache_options(command)
+    options = command.parse_args(arguments)
+    url, target = check_url_syntax(options.url, "URL"), open_store(options.to, options)
+    wishes = Wishes(who(options), audit=not options.no_audit, dry_run=options.dry_run)
+    if options.sign_key:
+        signer = load_signer(options.sign_key, os.environ.get("WHEELSMITH_KEY_PASSWORD", ""))
+        wishes = replace(wishes, signer=signer)
+    with SimpleClient(url, read_indexes(), os.environ) as client:
+        done = mirror(client, url, options.wheels, target, wishes, open_cache(options), console)
+    return _finish(done, target.location, options, console)
+
+
+def _log(arguments: Sequence[str], console: Console) -> int:
+    options = _parser("log", "INDEX", wheels="*").parse_args(arguments)
+    names = {_name(text) for text in options.wheels}
+    index = StaticIndex(open_store(options.index, options), console)
+    events = [
+        {"wheel": entry.filename, **event.model_dump()}
+        for entry in index.all_entries()
+        for event in entry.history
+        if not names or entry.filename in names
+    ]
+    events.sort(key=lambda row: (row["when"], row["wheel"]))
+    if options.json:
+        write_json(options.json, events)
+    rows = [
+        [row["when"][:19].replace("T", " "), row["who"], row["action"], row["wheel"], row["note"]] for row in events
+    ]
+    console.grid(["when (UTC)", "who", "did", "to", ""], rows)
+    return 0
+
+
+def _name(text: str) -> str:
+    return Path(text).name
+
+
+def _finish(done: Sequence[Done], location: str, options: Any, console: Console) -> int:
+    if options.json:
+        write_json(options.json, {"schema": 1, "index": location, "wheels": [item.row() for item in done]})
+    show(done, location, console)
+    return 0
+
+
+ACTIONS: dict[str, Callable[[Sequence[str], Console], int]] = {
+    "yank": _yank,
+    "unyank": _unyank,
+    "promote": _promote,
+    "mirror": _mirror,
+    "log": _log,
+}
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,77 @@
+"""Options that several commands have, and what they mean together with the environment."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+
+from scripts.commands.cli import user_path
+from scripts.core.cache import Cache, default_cache_dir
+from scripts.core.console import Console
+from scripts.core.errors import (
+    UsageError,
+)
+from scripts.core.machine import Machine
+from scripts.cuda.archs import Arch, check_cuda_can, parse_arch_list
+from scripts.downloads.access import Access
+from scripts.downloads.mirrors import VARIABLE, parse_mirrors
+from scripts.recipe.model import Recipe
+
+
+def _ca_bundle() -> str:
+    return os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE", "")
+
+
+def open_access(options: argparse.Namespace, console: Console, recipe: Recipe | None = None) -> Access:
+    """Return what --cache, --offline and --mirror (or WHEELSMITH_MIRROR, or the recipe) say.
+
+    Raises UsageError or FetchError.
+    """
+    own = " ".join(f"{prefix}={target}" for prefix, target in (recipe.mirrors if recipe else {}).items())
+    mirrors = parse_mirrors(options.mirror or os.environ.get(VARIABLE) or own)
+    return Access(open_cache(options), console, mirrors, options.offline, _ca_bundle())
+
+
+def choose_archs(recipe: Recipe, text: str | None) -> tuple[Arch, ...]:
+    """Return the archs of one --arch option, or the recipe's. Raises UsageError for what its CUDA cannot do."""
+    archs = parse_arch_list(text) if text is not None else recipe.archs
+    check_cuda_can(archs, recipe.toolchain.cuda)
+    return archs
+
+
+def choose_jobs(option: str | None, environment: Mapping[str, str], machine: Machine) -> int:
+    """Return how many units to compile at once at most: --jobs, MAX_JOBS, else the cores. Raises UsageError."""
+    for name, text in (("--jobs", option), ("MAX_JOBS", environment.get("MAX_JOBS"))):
+        if text:
+            if not text.isdecimal() or int(text) < 1:
+                raise UsageError(f"{name} is {text!r}", why="it must be a whole number of at least 1", fix=f"{name}=2")
+            return int(text)
+    return machine.cores
+
+
+def recipe_argument(text: str) -> str:
+    """Return a --recipe argument: a name as it is, a file's path made absolute."""
+    return str(user_path(text)) if text.endswith(".toml") else text
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """Add --cache and --offline."""
+    parser.add_argument(
+        "--cache",
+        type=user_path,
+        metavar="DIR",
+        help="cache directory (default: WHEELSMITH_CACHE, else the platform's cache directory)",
+    )
+    parser.add_argument("--offline", action="store_true", help="use only what is in the cache")
+    parser.add_argument(
+        "--mirror",
+        metavar="RULES",
+        help="take git repositories from a mirror: FROM=TO URL prefixes (default: WHEELSMITH_MIRROR)",
+    )
+
+
+def open_cache(options: argparse.Namespace) -> Cache:
+    """Open the cache that --cache, WHEELSMITH_CACHE or the platform names. Raises FetchError."""
+    named = os.environ.get("WHEELSMITH_CACHE")
+    return Cache.open(options.cache or (user_path(named) if named else default_cache_dir()))

@@ -1,0 +1,58 @@
+"""Renew every lock file with uv (requirements/, recipes/locks/, runtime/requirements/) and the schema."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.commands.cli import Parser, run
+from scripts.core.console import Console
+from scripts.core.errors import UsageError, nearest
+from scripts.core.files import write_json
+from scripts.core.paths import ROOT
+from scripts.recipe.files import json_schema, load_recipe, recipe_names
+from scripts.recipe.model import SCHEMA_FILE
+from scripts.toolchain.locks import OLDEST_RUNTIME_PYTHON, RUNTIME, compile_lock, lock_inputs, runtime_options
+
+
+def main(arguments: Sequence[str], console: Console) -> int:
+    """Renew all lock files and the recipes' schema, or those named."""
+    sources = sorted((ROOT / "requirements").glob("*.in"))
+    images = [*sorted(RUNTIME.glob("vllm-*.in")), RUNTIME / "worker.in"]  # the worker's lock keeps to vLLM's
+    known = ["schema", *(source.stem for source in (*sources, *images)), *recipe_names()]
+    parser = Parser("upgrade", "Renew the lock files and the recipes' JSON Schema: all, or those named.")
+    parser.add_argument("name", nargs="*", help=f"some of: {', '.join(known)}")
+    names = parser.parse_args(arguments).name
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no {name!r}.{nearest(name, known)}", fix=f"choose from: {', '.join(known)}")
+    if not names or "schema" in names:
+        console.stage("schema", str(SCHEMA_FILE.relative_to(ROOT)))
+        write_json(SCHEMA_FILE, json_schema())
+    for source in sources:
+        if not names or source.stem in names:
+            console.stage("lock", source.stem)
+            compile_lock(source, source.with_suffix(".txt"))
+    for source in images:
+        if not names or source.stem in names:
+            console.stage("lock", f"runtime {source.stem}")
+            compile_lock(
+                source, source.with_suffix(".txt"), python=OLDEST_RUNTIME_PYTHON, options=runtime_options(source)
+            )
+    done: set[str] = set()
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        if recipe.toolchain.lock in done or (names and name not in names):
+            continue
+        done.add(recipe.toolchain.lock)
+        console.stage("lock", recipe.toolchain.lock)
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "build.in"
+            source.write_text(lock_inputs(recipe))
+            compile_lock(source, recipe.lock_file)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

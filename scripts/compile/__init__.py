@@ -1,0 +1,1 @@
+"""Compiling: configured once, admitted by cores and memory, resumed exactly, cached."""

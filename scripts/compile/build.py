@@ -1,0 +1,446 @@
+"""Stage compile: configure with CMake, compile with ninja, in a build tree that stays.
+
+The tree is keyed by everything that decides its objects; a killed run loses the units in flight, nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from scripts.compile.admission import Admission, lookahead
+from scripts.compile.compiler_cache import CacheSummary, CompilerCache
+from scripts.compile.fixed_paths import LAYOUT, FixedPaths
+from scripts.compile.fixed_paths import ROOT as FIXED_ROOT
+from scripts.compile.forecast import Forecast
+from scripts.compile.sampling import SAMPLES, Sampler
+from scripts.compile.schedule import Task
+from scripts.compile.stable_names import LINKER, map_names, source_date
+from scripts.compile.standalone.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
+from scripts.compile.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
+from scripts.core import manifest
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_seconds
+from scripts.core.errors import CompileError, UsageError, from_os_error
+from scripts.core.files import digest, remove_tree, write_json
+from scripts.core.machine import memory_now
+from scripts.core.manifest import Damage
+from scripts.core.process import Command, Finished, Look, capture, run_logged
+from scripts.cuda.archs import Arch, arch_list
+from scripts.recipe.costs import CostBook, Unit
+from scripts.recipe.model import Recipe
+from scripts.sources.patch import SourceTree
+from scripts.toolchain.provide import Toolchain
+
+# Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
+FORMAT = 4
+SOURCES = "sources.manifest"  # in the build tree: what its copy of the sources held
+WRITTEN_BY_BUILD = ("vllm/_version.py", "*.egg-info/*")  # upstream's setup.py writes these into its sources
+_LINKING = re.compile(r"\bld(\.\w+)?: |undefined reference|ld returned \d")
+LAUNCHER = Path(__file__).with_name("launcher.py")
+
+
+@dataclass(frozen=True)
+class BuildTree:
+    """A build tree: where it is, and with what it is configured, compiled and packaged."""
+
+    key: str
+    path: Path
+    source: SourceTree
+    toolchain: Toolchain
+    archs: tuple[Arch, ...]
+    targets: tuple[str, ...]
+    """CMake targets: the recipe's components."""
+    environment: dict[str, str]
+    """Environment for cmake, ninja and setup.py."""
+    definitions: tuple[str, ...]
+    """`-DNAME=VALUE` for CMake; setup.py gets the same through CMAKE_ARGS."""
+
+    basis: str = ""
+    """A key for what compilers and headers outside the sources contain, the same on every machine."""
+    paths: FixedPaths = field(default_factory=FixedPaths)
+    """The names under which cmake, ninja and compilers see the tree, the toolchain and the dependencies."""
+
+    def inside(self, path: Path) -> Path:
+        """Return the path under which compilers see a file of the tree or its tools."""
+        return self.paths.inside(path)
+
+    @property
+    def prefix(self) -> tuple[str | Path, ...]:
+        """What comes before a command to run it under the tree's fixed paths."""
+        return self.paths.enter
+
+    @property
+    def sources(self) -> Path:
+        """The tree's own copy of the sources: upstream generates arch-dependent files into them."""
+        return self.path / "source"
+
+    @property
+    def binary(self) -> Path:
+        """CMake's binary directory."""
+        return self.path / "build"
+
+    @property
+    def events(self) -> Path:
+        """The launchers' event file."""
+        return self.path / "events.jsonl"
+
+    @property
+    def enter(self) -> Path:
+        """A script that runs a command under the tree's fixed paths."""
+        return self.path / "enter"
+
+    @property
+    def log(self) -> Path:
+        """Everything that cmake, ninja and the compilers said."""
+        return self.path / "compile.log"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What was compiled."""
+
+    units: tuple[UnitRecord, ...]
+    """All units, those that earlier runs compiled included."""
+    units_now: int
+    """How many of them this run compiled."""
+    seconds: float
+    peak_bytes: int
+    """Peak memory of ninja and all compilers together."""
+    retried: tuple[str, ...] = ()
+    """Sources of units that were killed and compiled again alone."""
+    busy: float = 0.0
+    """Of the cores that could work on this run's units (`jobs`), the share that did: core-seconds over wall time."""
+    cache: CacheSummary | None = None
+    """What the compiler cache did in this run."""
+
+
+def plan_tree(
+    recipe: Recipe,
+    source: SourceTree,
+    toolchain: Toolchain,
+    archs: Sequence[Arch],
+    *,
+    dependencies: Mapping[str, Path],
+    cache: Cache,
+    environment: Mapping[str, str],
+    fixed: bool = False,
+) -> BuildTree:
+    """Return the build tree for these inputs (not yet on disk); `fixed`: compiled under the same paths everywhere."""
+    targets = tuple(component.value for component in recipe.components)
+    given = {item.variable: dependencies[name] for name, item in recipe.needed_dependencies().items()}
+    contents = {name: f"{path.parent.name}/{path.name}" for name, path in given.items()}  # keyed by what is in them
+    key = digest(
+        [
+            FORMAT,
+            source.key,
+            toolchain.key,
+            toolchain.host.version,
+            arch_list(archs),
+            targets,
+            recipe.cmake,
+            recipe.environment,
+            {name: item.cmake for name, item in recipe.needed_dependencies().items()},
+            contents,
+            [str(FIXED_ROOT), LAYOUT] if fixed else [],
+        ]
+    )
+    path = cache.place("builds", key)
+    names = _fixed_paths(path, toolchain, dependencies)
+    paths = names if fixed else FixedPaths()
+    variables = {
+        **toolchain.variables(environment),
+        **recipe.environment,
+        **{name: str(path) for name, path in given.items()},
+        "TORCH_CUDA_ARCH_LIST": arch_list(archs),
+        "VLLM_COMPONENTS": ";".join(targets),
+        "VLLM_TARGET_DEVICE": "cuda",
+        "CMAKE_BUILD_TYPE": "Release",
+        "NVCC_THREADS": "1",
+        EVENTS: str(path / "events.jsonl"),
+        FAILURES: str(path / "failures"),
+        "SOURCE_DATE_EPOCH": str(source_date(environment)),
+        **map_names({} if fixed else names.binds),
+        ADMISSION: str(path / "admission"),
+    }
+    definitions = _definitions(recipe, toolchain, path, dependencies, paths)
+    basis = digest([toolchain.versions, toolchain.cuda_origin, toolchain.host.version, contents])
+    seen = paths.variables(variables)
+    return BuildTree(key, path, source, toolchain, tuple(archs), targets, seen, definitions, basis, paths)
+
+
+def _fixed_paths(path: Path, toolchain: Toolchain, dependencies: Mapping[str, Path]) -> FixedPaths:
+    """Return the places under the names that stable_names.py writes into objects where there is no namespace."""
+    binds = {"build": path, "environment": toolchain.environment, "cuda": toolchain.cuda_home}
+    binds["python"] = Path(sysconfig.get_paths()["include"])
+    binds.update(sorted(dependencies.items()))
+    return FixedPaths(path / "paths.json", binds)
+
+
+def _definitions(
+    recipe: Recipe, toolchain: Toolchain, path: Path, dependencies: Mapping[str, Path], paths: FixedPaths
+) -> tuple[str, ...]:
+    launcher = ";".join(str(paths.inside(word)) for word in (toolchain.python, path / "launcher.py"))
+    launcher = launcher.replace(";", ";-S;-E;")
+    values: dict[str, str | Path] = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "VLLM_TARGET_DEVICE": "cuda",
+        "VLLM_PYTHON_EXECUTABLE": toolchain.python,
+        "FETCHCONTENT_BASE_DIR": path / "fetched",
+        "FETCHCONTENT_FULLY_DISCONNECTED": "ON",  # everything is given as a directory; a clone would be a bug
+        "NVCC_THREADS": "1",
+        "CMAKE_CUDA_COMPILER": toolchain.cuda_home / "bin" / "nvcc",
+        "CMAKE_CUDA_HOST_COMPILER": toolchain.host.path,
+        "CMAKE_CXX_COMPILER": toolchain.host.path,
+        "CUDA_TOOLKIT_ROOT_DIR": toolchain.cuda_home,
+        "CUDAToolkit_ROOT": toolchain.cuda_home,
+        "CMAKE_CUDA_COMPILER_LAUNCHER": launcher,
+        "CMAKE_CXX_COMPILER_LAUNCHER": launcher,
+        "CMAKE_SKIP_BUILD_RPATH": "ON",  # installing would leave room for the path, as long as it is here
+        "CMAKE_MODULE_LINKER_FLAGS": LINKER,
+        **recipe.cmake,
+    }
+    for name, dependency in recipe.needed_dependencies().items():
+        values.update({key: dependencies[name] / folder for key, folder in dependency.cmake.items()})
+    if paths.binds:
+        values["Python_INCLUDE_DIR"] = paths.binds["python"]
+    shown = {name: paths.inside(value) if isinstance(value, Path) else value for name, value in values.items()}
+    definitions = tuple(f"-D{name}={value}" for name, value in shown.items())
+    if any(re.search(r"\s", word) for word in definitions):
+        raise UsageError(
+            "a path that the build uses has a blank in it",
+            why="upstream's setup.py splits CMAKE_ARGS at blanks: " + next(d for d in definitions if " " in d),
+            fix="point WHEELSMITH_CACHE at a directory without blanks",
+        )
+    return definitions
+
+
+def configure(tree: BuildTree, *, console: Console) -> None:
+    """Run CMake unless the tree is configured already. Raises CompileError."""
+    marker = tree.path / "configured.json"
+    if marker.exists():
+        _mend_sources(tree, console)
+        return
+    _copy_sources(tree)
+    tree.binary.mkdir(exist_ok=True)
+    (tree.path / "failures").mkdir(exist_ok=True)
+    (tree.path / "fetched").mkdir(exist_ok=True)
+    _put_launcher(tree)
+    tree.paths.write(tree.enter)
+    cmake = tree.inside(tree.toolchain.environment / "bin" / "cmake")
+    begin = tree.log.stat().st_size if tree.log.exists() else 0
+    folders: Command = ["-S", tree.inside(tree.sources), "-B", tree.inside(tree.binary)]
+    done = run_in(tree, [cmake, *folders, "-G", "Ninja", *tree.definitions])
+    if done.code:
+        raise _configure_error(tree, begin)
+    console.note(f"configured in {human_seconds(done.seconds)}")
+    write_json(marker, list(tree.definitions))
+
+
+def run_in(
+    tree: BuildTree,
+    command: Command,
+    *,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    fixed: bool = True,
+    tick: Callable[[], None] = lambda: None,
+    look: Look = lambda _processes, _rss: None,
+) -> Finished:
+    """Run a command of the build: `run_logged` with the tree's log, environment and a folder for temporary files.
+
+    That folder is in the tree and is emptied at the end, also when compilers were killed. `fixed`: under the tree's
+    fixed paths; without, the paths are the real ones.
+    """
+    scratch = tree.path / "tmp"
+    place = tree.inside(scratch) if fixed else scratch
+    return run_logged(
+        [*(tree.prefix if fixed else ()), *command],
+        log=tree.log,
+        cwd=cwd or tree.path,
+        environment={**(tree.environment if environment is None else environment), "TMPDIR": str(place)},
+        tick=tick,
+        look=look,
+        scratch=scratch,
+    )
+
+
+def _put_launcher(tree: BuildTree) -> None:
+    """Give the tree today's launcher: how units are run and recorded may change, what they compile does not."""
+    partial = tree.path / ".launcher.partial"
+    shutil.copyfile(LAUNCHER, partial)
+    partial.replace(tree.path / "launcher.py")
+
+
+def _copy_sources(tree: BuildTree) -> None:
+    partial = tree.path / ".source.partial"
+    try:
+        remove_tree(partial)
+        remove_tree(tree.sources)
+        shutil.copytree(tree.source.path, partial, symlinks=True)
+        partial.rename(tree.sources)
+        manifest.record(tree.sources, tree.path / SOURCES)
+    except OSError as error:
+        raise from_os_error(CompileError, error, doing="copying the sources", path=tree.sources) from error
+    except shutil.Error as error:
+        raise CompileError(f"copying the sources failed: {tree.sources}", why=str(error.args[0][:1])) from error
+
+
+def _mend_sources(tree: BuildTree, console: Console) -> None:
+    """Put back files of the tree's copy of the sources that were changed since it was made; ninja sees them as new."""
+    found = [
+        change
+        for change in manifest.changes(tree.sources, tree.path / SOURCES)
+        if change.damage is not Damage.ADDED and not any(fnmatch(change.path, name) for name in WRITTEN_BY_BUILD)
+    ]
+    for change in found:
+        target = tree.sources / change.path
+        target.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tree.source.path / change.path, target, follow_symlinks=False)
+    if found:
+        console.warn(f"sources in {tree.sources} were damaged and are put back: {manifest.summary(found)}")
+        manifest.record(tree.sources, tree.path / SOURCES)
+
+
+def _configure_error(tree: BuildTree, begin: int) -> CompileError:
+    text = tree.log.read_bytes()[begin:].decode("utf-8", "replace")
+    errors = re.findall(r"CMake Error.*?(?=\n\n\n|\n-- |\Z)", text, re.DOTALL)
+    return CompileError(
+        "CMake could not configure vLLM",
+        why="the first error is shown above",
+        fix=f"the whole output is in {tree.log}",
+        detail=errors[0].strip() if errors else text[-3000:],
+        output=text,
+    )
+
+
+def compile_units(
+    tree: BuildTree,
+    *,
+    jobs: int,
+    book: CostBook,
+    console: Console,
+    keep_going: bool = False,
+    only: Sequence[Unit] | None = None,
+    compiler_cache: CompilerCache | None = None,
+) -> Compiled:
+    """Compile and link the tree's targets, or compile `only` some units.
+
+    `jobs` run at a time at most, fewer where memory does not reach. Raises CompileError with each failed unit's output,
+    once; with `keep_going` after all others were tried.
+    """
+    failures = tree.path / "failures"
+    for old in failures.glob("*.json"):
+        old.unlink()
+    _put_launcher(tree)
+    targets = tree.targets if only is None else tuple(unit.object for unit in only)
+    total, todo = list_units(tree, targets)
+    memory = memory_now()
+    tasks = [task_of(unit, book) for unit in todo]
+    sampler = Sampler(tree.path / SAMPLES)
+    forecast = Forecast(tasks, jobs=jobs, memory=memory)
+    watch = UnitWatch(tree.events, len(total), len(todo), forecast, share=lambda: sampler.share(admission.running))
+    watch.begin()
+    begin = watch.events.stat().st_size if watch.events.exists() else 0
+    console.stage("compile", f"{len(todo)} of {len(total)} units to do, at most {jobs} at a time; log: {tree.log}")
+    admission = Admission(book, jobs=jobs, keep_going=keep_going, say=console.warn)
+    ninja: Command = [tree.inside(tree.toolchain.environment / "bin" / "ninja")]
+    limits: Command = ["-j", str(jobs + lookahead(memory)), "-k", "0" if keep_going else "1"]
+
+    with (
+        console.progress(watch.render, watch.plain) as progress,
+        admission.listening(tree.path / "admission"),
+    ):
+
+        def tick() -> None:
+            admission.tick()
+            watch.update()
+            progress.tick()
+            if compiler_cache:
+                compiler_cache.tick()
+
+        done = run_in(
+            tree,
+            [*ninja, "-C", tree.inside(tree.binary), *limits, *targets],
+            environment={**tree.environment, **(compiler_cache.environment if compiler_cache else {})},
+            tick=tick,
+            look=sampler.look,
+        )
+    sampler.close()
+    watch.update()
+    if done.code:
+        raise _compile_error(tree, done, read_failures(failures))
+    busy = sum(record.cpu_seconds for record in watch.finished) / (jobs * max(done.seconds, 0.001))
+    if watch.finished:
+        console.note(f"{len(watch.finished)} units in {human_seconds(done.seconds)}, cores busy {100 * busy:.0f} %")
+    return Compiled(
+        tuple(read_units(watch.events)),
+        len(watch.finished),
+        done.seconds,
+        done.peak_bytes,
+        retried=tuple(admission.retried),
+        busy=busy,
+        cache=compiler_cache.summary(watch.events, begin) if compiler_cache else None,
+    )
+
+
+def task_of(unit: Unit, book: CostBook) -> Task:
+    """Return a unit with what the cost model expects of it."""
+    estimate = book.estimate(unit)
+    return Task(unit.object, estimate.cpu_seconds, estimate.peak_bytes)
+
+
+def list_units(tree: BuildTree, targets: Sequence[str]) -> tuple[list[Unit], list[Unit]]:
+    """Return (units of the targets, those that are out of date), as ninja sees it. Raises CompileError."""
+    ninja = tree.inside(tree.toolchain.environment / "bin" / "ninja")
+    launcher = str(tree.inside(tree.path / "launcher.py"))
+    lists = []
+    for mode in (["-t", "commands"], ["-n", "-v"]):
+        command = [*tree.prefix, ninja, "-C", tree.inside(tree.binary), *mode, *targets]
+        code, text = capture(command, environment=tree.environment)
+        if code:
+            raise CompileError(
+                "ninja cannot read the build tree",
+                why=text.strip()[-500:],
+                fix=f"delete {tree.path} and run again: it is then configured anew",
+            )
+        commands = [line.split() for line in text.splitlines() if launcher in line]  # no path has a blank in it
+        lists.append([Unit(*unit_of(words), arch_count(words)) for words in commands])
+    return lists[0], lists[1]
+
+
+def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[Failure]) -> CompileError:
+    if not failures:
+        tail = done.tail()
+        full = "No space left" in tail
+        return CompileError(
+            "linking failed" if _LINKING.search(tail) else "ninja failed",
+            why="no space left on the filesystem" if full else "the end of its output is shown above",
+            fix=f"free space at {tree.path}" if full else f"the whole output is in {tree.log}",
+            detail=tail,
+        )
+    repeats = [tree.paths.repeat(tree.enter, item.command) for item in failures]
+    shown = "\n\n".join(
+        f"{item.unit}\n{item.output}\nrepeat it with:\n{repeat}" for item, repeat in zip(failures, repeats, strict=True)
+    )
+    text = "".join(item.output for item in failures)
+    why, fix = "the compiler's output is shown above", "nothing compiled is lost: run again after correcting the cause"
+    if "No space left" in text:
+        why, fix = "no space left on the filesystem", f"free space at {tree.path}, then run again"
+    elif any(item.killed for item in failures):
+        why = "the compiler was killed though nothing else was compiled: this machine has too little memory for it"
+        fix = "give it more memory or swap; what was compiled is kept"
+    names = ", ".join(item.unit for item in failures[:3])
+    return CompileError(f"{len(failures)} unit(s) failed: {names}", why=why, fix=fix, detail=shown)
+
+
+def unit_count_in_log(tree: BuildTree) -> int:
+    """Return how many launcher starts the tree has seen, to prove that packaging compiles nothing."""
+    events = tree.events
+    return events.read_bytes().count(b'"start"') if events.exists() else 0

@@ -1,0 +1,44 @@
+"""Compile units through the compiler cache, whose programs end with the compiling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scripts.compile.build import BuildTree, Compiled, compile_units
+from scripts.compile.compiler_cache import CacheSettings, compiler_cache, headers_digest
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.files import digest
+from scripts.recipe.costs import CostBook, Unit
+
+
+def compile_cached(
+    tree: BuildTree,
+    console: Console,
+    *,
+    jobs: int,
+    book: CostBook,
+    settings: CacheSettings,
+    cache: Cache,
+    keep_going: bool = False,
+    only: Sequence[Unit] | None = None,
+) -> Compiled:
+    """Compile at most `jobs` units at once, all or `only` some. Raises CompileError."""
+    with compiler_cache(
+        settings,
+        cache,
+        tree=tree.path,
+        key=digest([tree.basis, headers_digest(tree.sources)]),
+        enter=tree.prefix,
+        environment=tree.environment,
+        console=console,
+    ) as opened:
+        return compile_units(
+            tree,
+            jobs=jobs,
+            book=book,
+            console=console,
+            keep_going=keep_going,
+            only=only,
+            compiler_cache=opened,
+        )

@@ -1,0 +1,302 @@
+"""The compiler cache: whatever was compiled before, here or by somebody who shares a backend, is not compiled again.
+
+Two levels, measured in docs/caching.md. Local: ccache, whole objects on disk; a hit takes 0.2 s. Shared, only when the
+user set `SCCACHE_*` for a backend: sccache behind ccache (shared_cache.py). The launcher asks a file, the switch, at
+each compiler call what to put before the compiler; so a cache that fails is left by rewriting that file.
+
+ccache alone would be wrong for nvcc: it preprocesses for one arch only, and neither its preprocessed text nor its list
+of headers (nor nvcc's -MD, for headers of host code) is complete. So it runs in depend mode, which hashes all options,
+and what all headers contain goes into the key as well: a changed header recompiles everything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from scripts.compile.shared_cache import Shared, SharedCache, start_shared
+from scripts.compile.standalone.launcher import COMPILER_CACHE
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes, human_seconds
+from scripts.core.errors import UsageError, WheelsmithError
+from scripts.core.files import digest, file_sha256, remove_tree, write_json
+from scripts.core.process import capture
+
+DEFAULT_SIZE = "10G"
+PROGRAMS = Path(sys.executable).parent  # requirements/tools.txt brings ccache and sccache
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What the user wants of the compiler cache."""
+
+    enabled: bool = True
+    size: str = DEFAULT_SIZE
+    """Largest size on disk, as ccache reads it: `10G`."""
+    shared: Shared | None = None
+    """The backend that SCCACHE_* names."""
+
+
+@dataclass
+class CacheSummary:
+    """What the cache did for one run; times in seconds, sizes in bytes."""
+
+    level: str
+    """`local`, `local and shared (Redis)`, or `off`."""
+    hits: int = 0
+    """Units whose object came from the local cache."""
+    misses: int = 0
+    """Units that were compiled, the shared cache's hits included."""
+    failed: int = 0
+    """Units that were compiled plainly because the cache failed."""
+    saved_seconds: float = 0.0
+    """What the hits took when they were compiled here, as far as this machine compiled them."""
+    size: int = 0
+    shared: dict[str, int] = field(default_factory=dict)
+    """sccache's own counts, by step of a compiler call: hits, misses, errors."""
+    trouble: list[str] = field(default_factory=list)
+    """Why a level was given up, "" when none was."""
+
+    def line(self) -> str:
+        """Return the summary as one line of the closing table."""
+        units = self.hits + self.misses + self.failed
+        parts = [f"{self.level}: {self.hits} of {units} units ({100 * self.hits // max(1, units)} %)"]
+        if self.saved_seconds:
+            parts.append(f"{human_seconds(self.saved_seconds)} of compiling saved")
+        if self.shared:
+            steps = self.shared["hits"] + self.shared["misses"]
+            parts.append(f"shared: {self.shared['hits']} of {steps} steps, {self.shared['errors']} errors")
+            if self.shared.get("distributed") or self.shared.get("not_distributed"):
+                failed = self.shared["not_distributed"]
+                parts.append(f"{self.shared['distributed']} steps on other machines, {failed} failed there")
+        if self.failed:
+            parts.append(f"{self.failed} compiled plainly after trouble with the cache")
+        return "; ".join([*parts, f"{human_bytes(self.size)} on disk"])
+
+    def data(self) -> dict[str, object]:
+        """Return the summary for the report."""
+        return asdict(self)
+
+
+def read_settings(environment: Mapping[str, str], *, enabled: bool, scheduler: str = "") -> CacheSettings:
+    """Read the user's SCCACHE_* and CCACHE_MAXSIZE. The first names a backend, or only the size of the local cache.
+
+    `scheduler` is an sccache-dist scheduler's URL. Raises UsageError when it cannot be one.
+    """
+    if scheduler and not enabled:
+        raise UsageError("--dist needs the compiler cache", fix="leave --no-compiler-cache away")
+    size = environment.get("CCACHE_MAXSIZE") or environment.get("SCCACHE_CACHE_SIZE") or DEFAULT_SIZE
+    return CacheSettings(enabled, size, Shared.read(environment, scheduler) if enabled else None)
+
+
+class CompilerCache:
+    """The cache of one run: its switch, its watch over the shared level, and its counts."""
+
+    def __init__(self, folder: Path, settings: CacheSettings, switch: Path, console: Console, *, key: str) -> None:
+        self.folder, self.settings, self.switch, self._console, self.key = folder, settings, switch, console, key
+        self.shared: SharedCache | None = None
+        self.trouble: list[str] = []
+        self.local = False
+        self._stats = switch.with_name("cache-stats")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables for ninja, and so for the launchers."""
+        return {COMPILER_CACHE: str(self.switch)}
+
+    def open(self) -> None:
+        """Try both levels and write the switch; what does not work is said and left out."""
+        remove_tree(self._stats)
+        self._stats.mkdir()
+        if self.settings.enabled:
+            self._open_local()
+        self.write_switch()
+
+    def _open_local(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.write(b"\0" * (1 << 16))
+                file.flush()
+        except OSError as error:
+            self.give_up(f"the compiler cache in {self.folder} cannot be written: {error.strerror}")
+            return
+        (self.folder / "ccache.conf").touch()
+        code, text = capture([PROGRAMS / "ccache", "--version"], environment=self.variables())
+        if code:
+            self.give_up(f"ccache does not run: {text.strip()[:200]}")
+        self.local = code == 0
+
+    def variables(self) -> dict[str, str]:
+        """Return ccache's settings; a user's own CCACHE_* and ccache.conf are not read."""
+        values = {
+            "CCACHE_DIR": str(self.folder),
+            "CCACHE_CONFIGPATH": str(self.folder / "ccache.conf"),
+            "CCACHE_MAXSIZE": self.settings.size,
+            "CCACHE_COMPILERCHECK": f"string:{self.key}",
+            "CCACHE_DEPEND": "1",
+            "CCACHE_NOHASHDIR": "1",  # only debug information has the directory in it, and there is none
+        }
+        return {**values, **(self.shared.client if self.shared else {})}
+
+    def write_switch(self) -> None:
+        """Tell the launchers what to put before the compiler from now on."""
+        command = [str(PROGRAMS / "ccache")] if self.local else []
+        write_json(self.switch, {"command": command, "environment": self.variables(), "folder": str(self._stats)})
+
+    def give_up(self, why: str) -> None:
+        """Say what is wrong with a level of the cache, and keep it for the report."""
+        self.trouble.append(why)
+        self._console.warn(f"{why}; compiling goes on without it")
+
+    def use(self, shared: SharedCache) -> None:
+        """Put a shared cache that answers behind the local one."""
+        self.shared = shared
+        self.write_switch()
+
+    def tick(self) -> None:
+        """Look after the shared cache; call it often. When it is dead or stuck, compiling goes on without it."""
+        if self.shared is None:
+            return
+        why = self.shared.trouble()
+        if why:
+            dropped, self.shared = self.shared, None
+            self.write_switch()  # first, so that launchers whose call is ended now do not come back to it
+            self.give_up(f"the shared cache ({dropped.shared.name}) is given up: {why}")
+            dropped.stop()
+
+    def close(self) -> None:
+        """End everything that was started, and remove the switch: a command repeated by hand compiles plainly."""
+        if self.shared:
+            self.shared.stop()
+        self.switch.unlink(missing_ok=True)
+        remove_tree(self._stats)
+
+    def summary(self, events: Path, begin: int) -> CacheSummary:
+        """Return what happened since the event file was `begin` bytes long, and remember what the units took."""
+        level = "local" if self.local else "off"
+        if self.settings.shared and self.local:
+            level += f" and shared ({self.settings.shared.name})"
+        summary = CacheSummary(level, trouble=self.trouble)
+        if self.shared:
+            self.shared.drain()
+            summary.shared = self.shared.counts()
+        known = SecondsTable(self.folder / "seconds.json")
+        for event in finished_events(events, begin):
+            outcome = event.get("cache", "off")
+            if outcome == "hit":
+                summary.hits += 1
+                summary.saved_seconds += known.saved(event)
+            elif event["code"] == 0:
+                known.learn(event)
+            summary.misses += outcome == "miss"
+            summary.failed += outcome == "failed"
+        if self.local:
+            with suppress(OSError):
+                known.write()
+            summary.size = directory_size(self.folder)
+        return summary
+
+
+@contextmanager
+def compiler_cache(
+    settings: CacheSettings,
+    cache: Cache,
+    *,
+    tree: Path,
+    key: str,
+    enter: Sequence[str | Path],
+    environment: Mapping[str, str],
+    console: Console,
+) -> Iterator[CompilerCache]:
+    """Yield the compiler cache for compiling in the build tree `tree`; its programs end with the block.
+
+    `key` says what all headers and compilers contain; `enter` is the command prefix with which the compilers are run
+    (namespace.py), for the daemon of the shared level.
+    """
+    place, switch = cache.place("compiler-cache", "objects"), tree / "compiler-cache.json"
+    opened = CompilerCache(place, settings, switch, console, key=key)
+    try:
+        opened.open()
+        if settings.shared and opened.local:
+            shared, why = start_shared(
+                settings.shared, PROGRAMS / "sccache", enter=enter, environment=environment, cache=cache
+            )
+            if shared:
+                opened.use(shared)
+                console.note(f"shared compiler cache: {settings.shared.name}")
+            else:
+                opened.give_up(f"the shared cache ({settings.shared.name}) does not work: {why}")
+        yield opened
+    except WheelsmithError:  # a unit failed: what others compiled is for the next run
+        if opened.shared:
+            opened.shared.drain()
+        raise
+    finally:
+        opened.close()
+
+
+def headers_digest(folder: Path) -> str:
+    """Return a digest of all headers below a folder: their names and what they contain."""
+    endings = {".h", ".hh", ".hpp", ".hxx", ".cuh", ".inl", ".inc", ".def"}
+    found = sorted(path for path in folder.rglob("*") if path.suffix in endings and path.is_file())
+    return digest([(str(path.relative_to(folder)), file_sha256(path)) for path in found])
+
+
+def finished_events(events: Path, begin: int) -> Iterator[dict]:  # type: ignore[type-arg]
+    """Yield the launcher's "end" events after the first `begin` bytes of its file; torn lines are left out."""
+    if not events.exists():
+        return
+    with events.open("rb") as file:
+        file.seek(begin)
+        for line in file:
+            try:
+                event = json.loads(line)
+                if event["event"] == "end" and isinstance(event["code"], int):
+                    yield event
+            except (ValueError, KeyError, TypeError):
+                continue
+
+
+class SecondsTable:
+    """What each unit took when it was compiled, by object file and number of archs: what a hit saves."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = {}
+        with suppress(OSError, ValueError):
+            found = json.loads(path.read_text())
+            if isinstance(found, dict):
+                self.seconds = {key: value for key, value in found.items() if isinstance(value, (int, float))}
+
+    @staticmethod
+    def _key(event: Mapping[str, object]) -> str:
+        return f"{event.get('unit')} {event.get('archs', '')}".strip()
+
+    def learn(self, event: Mapping[str, object]) -> None:
+        """Remember what a compiled unit took."""
+        self.seconds[self._key(event)] = float(str(event.get("seconds", 0)))
+
+    def saved(self, event: Mapping[str, object]) -> float:
+        """Return the seconds that a hit saved, 0 when the unit was never compiled here."""
+        return max(0.0, self.seconds.get(self._key(event), 0.0) - float(str(event.get("seconds", 0))))
+
+    def write(self) -> None:
+        """Write the table. Raises OSError."""
+        write_json(self.path, self.seconds)
+
+
+def directory_size(folder: Path) -> int:
+    """Return the bytes of all files below a folder, as far as they can be seen."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(Path(place) / name).st_size
+    return total

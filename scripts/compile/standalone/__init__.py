@@ -1,0 +1,1 @@
+"""Programs that run by path inside build trees: they import the standard library only."""

@@ -1,0 +1,1 @@
+"""Programs that run by path with `python -S -E`: they import the standard library only."""

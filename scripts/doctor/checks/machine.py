@@ -1,0 +1,160 @@
+"""Checks of memory, limits, architecture, CI and the kernel's view of this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import pwd
+import resource
+
+from scripts.core.cgroup import memory_limit
+from scripts.core.console import human_bytes, human_seconds
+from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
+from scripts.recipe.costs import cost_book, cpu_seconds
+
+GB = 1e9
+UNIT_GB = 4.0  # where the recipe has no figure
+RESERVE = 1.0  # GB left to the rest of the machine
+
+
+def _unit(subject: Subject) -> float:
+    return subject.recipe.cost.unit_memory_gb if subject.recipe.cost else UNIT_GB
+
+
+def _in_ci(subject: Subject) -> bool:
+    return subject.environment.get("CI", "").lower() not in {"", "0", "false"}
+
+
+@check("oom-nvcc-cicc-killed")
+def memory(subject: Subject) -> Result:
+    """Check memory, free and at all, against the largest unit: only a measured one is a reason to refuse."""
+    measured = cost_book(subject.recipe).largest(subject.recipe.components)
+    need = measured.peak_bytes / GB if measured else _unit(subject)
+    have, capacity = subject.machine.memory_gb, subject.machine.capacity_gb
+    text = f"the largest unit takes {'' if measured else 'about '}{need:.1f} GB of memory; {have:.1f} GB are free"
+    if measured and need > capacity:
+        fix = "a larger machine, or swap: fallocate -l 16G /swap; chmod 600 /swap; mkswap /swap; swapon /swap"
+        return blocked(f"{text}, and there are {capacity:.1f} GB at all, swap and cgroup limits counted", fix)
+    if need > have:
+        return warning(
+            f"{text}: it is compiled alone, and killed if that is not enough", "end other programs, or add swap"
+        )
+    return ok(text)
+
+
+@check("oom-docker-exit-137")
+def container_memory(subject: Subject) -> Result:
+    """Check the cgroup's memory limit (v1 and v2): what a container, a pod or a service may use at most."""
+    limit = memory_limit(subject.system / "proc")
+    if limit is None:
+        return ok("no memory limit by cgroup")
+    text = f"the cgroup's memory limit is {human_bytes(limit)}"
+    if limit / GB < _unit(subject) + RESERVE / 2:
+        return warning(
+            f"{text}, the largest unit takes {_unit(subject):.1f} GB", "docker run -m 16g ... (or the pod's limit)"
+        )
+    return ok(text)
+
+
+@check("oom-cc1plus-killed")
+def address_space(subject: Subject) -> Result:
+    """Check `ulimit -v`: compilers that reach it fail as if memory had run out."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return ok("ulimit -v is unlimited")
+    text = f"ulimit -v allows {human_bytes(limit)} for each process"
+    return ok(text) if limit / GB > 2 * _unit(subject) else blocked(text, "ulimit -v unlimited")
+
+
+@check("ptxas-segfault-signal-11")
+def stack(_: Subject) -> Result:
+    """Check the stack limit, which large kernels need."""
+    limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    if limit == resource.RLIM_INFINITY or limit >= 8 << 20:
+        return ok("the stack limit is 8 MB or more")
+    return warning(f"the stack limit is {human_bytes(limit)}", "ulimit -s unlimited")
+
+
+@check("wsl2-vm-dies-under-build")
+def wsl(subject: Subject) -> Result:
+    """Check whether this is WSL, whose virtual machine ends without a word when its memory is used up."""
+    if "microsoft" not in subject.text("proc/version").lower():
+        return ok("this is not WSL")
+    text = f"this is WSL with {subject.machine.memory_gb:.1f} GB free"
+    fix = "in %UserProfile%\\.wslconfig: [wsl2] memory=24GB swap=32GB; then wsl --shutdown"
+    return warning(text, fix) if subject.machine.memory_gb < _unit(subject) + RESERVE else ok(text)
+
+
+@check("ci-runner-lost")
+def headroom(subject: Subject) -> Result:
+    """Check that a CI runner's agent keeps memory beside the largest unit."""
+    if not _in_ci(subject):
+        return ok("this is not a CI job")
+    left = subject.machine.memory_gb - _unit(subject)
+    text = f"CI job: {left:.1f} GB stay free beside the largest unit"
+    return ok(text) if left >= 0.5 else warning(text, "use a runner with more memory")
+
+
+@check("ci-six-hour-limit")
+def time_limit(subject: Subject) -> Result:
+    """Check the estimated time against the CI service's limit (GitHub: 6 h; GitLab says it)."""
+    limit, cost = _ci_limit(subject), subject.recipe.cost
+    if limit is None:
+        return ok("no time limit of a CI service is known")
+    if cost is None:
+        return unknown("the recipe has no measured figures")
+    wall = cpu_seconds(cost, subject.archs) / min(subject.jobs, subject.machine.cores)
+    text = (
+        f"about {human_seconds(wall)} of compiling with {subject.jobs} jobs, the job's limit is {human_seconds(limit)}"
+    )
+    fix = (
+        "keep WHEELSMITH_CACHE between jobs (a later one goes on), name fewer archs with --arch, or use a larger runner"
+    )
+    return ok(text) if wall < 0.8 * limit else warning(text, fix)
+
+
+def _ci_limit(subject: Subject) -> float | None:
+    if not _in_ci(subject):
+        return None
+    if subject.environment.get("GITHUB_ACTIONS") and subject.environment.get("RUNNER_ENVIRONMENT") != "self-hosted":
+        return 6 * 3600
+    timeout = subject.environment.get("CI_JOB_TIMEOUT", "")
+    return float(timeout) if timeout.isdecimal() else None
+
+
+@check("max-jobs-divided-by-nvcc-threads")
+def jobs_and_threads(subject: Subject) -> Result:
+    """Check MAX_JOBS with NVCC_THREADS, by which upstream's build divides it."""
+    jobs, threads = (subject.environment.get(name, "") for name in ("MAX_JOBS", "NVCC_THREADS"))
+    if threads and threads != "1":
+        said = f"NVCC_THREADS={threads}" + (f" and MAX_JOBS={jobs}" if jobs else "")
+        return warning(
+            f"{said} are set; wheelsmith uses one thread per nvcc and {subject.jobs} jobs", "unset NVCC_THREADS"
+        )
+    return ok(f"{subject.jobs} units at once, one thread each")
+
+
+@check("qemu-cross-arch-segfault")
+def architecture(subject: Subject) -> Result:
+    """Check that this is x86-64 and not qemu's emulation of it."""
+    machine = platform.machine()
+    if machine != "x86_64":
+        return blocked(f"this machine is {machine}; the recipes are for x86_64", "build on an x86-64 machine")
+    if "qemu" in subject.text("proc/self/maps").lower():
+        return blocked("this process runs under qemu", "docker build --platform linux/amd64 on an x86-64 host")
+    return ok("x86_64, not emulated")
+
+
+@check("arbitrary-uid-getpwuid")
+def user_name(subject: Subject) -> Result:
+    """Check that the user has a name: torch and others ask for it."""
+    try:
+        return ok(f"user {pwd.getpwuid(os.getuid()).pw_name}")
+    except KeyError:
+        named = subject.environment.get("USER") or subject.environment.get("LOGNAME")
+        text = f"user id {os.getuid()} has no name in /etc/passwd"
+        return (
+            ok(f"{text}, USER is {named}")
+            if named
+            else warning(text, "export USER=builder LOGNAME=builder HOME=/tmp/home")
+        )

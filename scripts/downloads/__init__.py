@@ -1,0 +1,1 @@
+"""Getting bytes: indexes, mirrors, listings, downloads, and archives unpacked safely."""

@@ -1,0 +1,1 @@
+"""Failures seen in public reports, their causes and remedies, and how a log is searched for them."""

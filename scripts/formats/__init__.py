@@ -1,0 +1,1 @@
+"""Files that are read without trust: wheels, ELF files, fat binaries, SBOMs."""

@@ -1,0 +1,1 @@
+"""The runtime image: its context, base, engines and checks."""

@@ -1,0 +1,249 @@
+"""Build the image under a name of its own, check it from inside, and only then give it its tag."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+
+from scripts.audit.collect import audit_path
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import ImageError
+from scripts.core.paths import ROOT
+from scripts.core.process import call
+from scripts.downloads.indexes import read_indexes
+from scripts.downloads.mirrors import VARIABLE, parse_mirrors
+from scripts.image.base import debian_base, parse_debian, reachable
+from scripts.image.checks import Facts, Result, check_image, read_facts, stopped_cleanly
+from scripts.image.context import (
+    Base,
+    WheelFacts,
+    check_base,
+    context_arguments,
+    have_encodings,
+    lowest_driver,
+    make_context,
+    wheel_targets,
+    write_secrets,
+)
+from scripts.image.engine import Engine, Plan, layers_folder
+from scripts.image.gpus import NO_HAZARDS, gpu_table, hazard_label
+from scripts.image.report import ImageReport, Phase
+from scripts.image.sbom import licence_label
+
+HAZARDS = "wheelsmith.hazards"
+LICENCES = "org.opencontainers.image.licenses"
+
+TARGETS = ("runtime", "runpod", "runtime-jit")
+DISK = 14e9  # bytes that the first build needs where layers are kept (9 GB, and the largest layer again)
+SPARE = 8e9  # bytes that buildah needs besides, in TMPDIR (the largest layer as two files)
+DISK_AGAIN = 2e9  # bytes when the layers below the wheel are there already
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What image is wanted."""
+
+    target: str
+    base: str
+    tag: str | None = None
+    recipe: str | None = None
+    """The recipe's name for the label."""
+    encodings: Path | None = None
+    """gpt-oss's vocabularies; None fetches them."""
+    with_encodings: bool = True
+    cuda_image: str = ""
+
+
+def build_image(
+    options: Order, wheel: WheelFacts, lock: Path, *, engine: Engine, cache: Cache, console: Console
+) -> ImageReport:
+    """Build under a name of its own, check, and only then give the tag."""
+    clock = PhaseClock()
+    name, base = have_base(options.base, engine=engine, cache=cache, console=console)
+    check_base(wheel.path, Base(base.python, base.glibc, base.machine))
+    check_disk(engine, known=any(engine.has(tag) for tag in _known_tags(wheel)))
+    clock.ends("base")
+    table = gpu_table(wheel.path, version=wheel.version, torch=wheel.torch, cuda=wheel.cuda, driver=wheel.driver)
+    hazards = hazard_label(table)
+    if hazards != NO_HAZARDS:
+        console.warn(f"known hazards, by compute capability: {hazards}; the image stops there unless told otherwise")
+    indexes = read_indexes()
+    encodings = {}
+    if options.target == "runpod" and options.with_encodings:
+        encodings = have_encodings(options.encodings, cache=cache, indexes=indexes, console=console)
+    clock.ends("audit")
+    tag = options.tag or _known_tags(wheel)[TARGETS.index(options.target)]
+    unfinished = f"localhost/wheelsmith-unfinished:{os.getpid()}"
+    stamp, digest = _timestamp(), engine.digest(name)
+    with ExitStack() as stack:
+        context = stack.enter_context(make_context(cache, wheel.path, lock, encodings, table))
+        private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wheelsmith-")))
+        arguments = build_arguments(wheel, lock, base=name, digest=digest)
+        marks = labels(wheel, base=name, digest=digest, recipe=options.recipe, stamp=stamp) | {HAZARDS: hazards}
+        if options.cuda_image:
+            arguments |= {"CUDA_IMAGE": options.cuda_image, "TRIM": "0"}
+        console.stage("build", f"{options.target} with {engine.name} on {name}")
+        stack.callback(engine.untag, unfinished, name)
+        engine.build(
+            Plan(context, options.target, unfinished, arguments, write_secrets(private, indexes), marks, stamp)
+        )
+        clock.ends("build")
+        console.stage("check", "inside the image")
+        jit = options.target == "runtime-jit"
+        facts, checks = check_image(engine, unfinished, base=base, console=console, jit=jit)
+        checks.append(audit_installed(engine, unfinished, facts, wheel))
+        stopped_cleanly(checks)
+        clock.ends("checks")
+        report = ImageReport(
+            tag, options.target, name, digest, engine.name, wheel, facts, engine.layers(unfinished), checks, 0, stamp,
+            hazards=hazards,
+        )  # fmt: skip
+        relabel(engine, unfinished, tag, {LICENCES: licence_label(report)}, stamp=stamp)
+    clock.ends("labels")
+    return dataclasses.replace(
+        report, seconds=clock.total, phases=clock.phases, steps=tuple(engine.steps), image_id=engine.image_id(tag)
+    )
+
+
+def _known_tags(wheel: WheelFacts) -> list[str]:
+    return [f"localhost/vllm:{wheel.version.replace('+', '-')}-{target}" for target in TARGETS]
+
+
+def audit_installed(engine: Engine, image: str, facts: Facts, wheel: WheelFacts) -> Result:
+    """Audit what is installed, not the wheel: the same GPUs and driver must come out."""
+    place = f"/opt/vllm/lib/python{facts.python[0]}.{facts.python[1]}/site-packages/vllm"
+    with engine.folder(image, place) as folder:
+        report = audit_path(folder, wheel_targets(wheel.path))
+    cuda, driver = lowest_driver(report)
+    files = len(report.components)
+    said = f"{files} shared objects: CUDA {cuda} or later (driver {driver})"
+    return Result("nox -s audit of what is installed", cuda == wheel.cuda and files > 0, said)
+
+
+def have_base(wanted: str, *, engine: Engine, cache: Cache, console: Console) -> tuple[str, Facts]:
+    """Return the base's name and facts, pulled or made when it is not here. Raises ImageError, UsageError."""
+    console.stage("base", wanted)
+    if wanted.partition("@")[0] == "debootstrap":
+        mirrors = parse_mirrors(os.environ.get(VARIABLE, ""))
+        debian = reachable(parse_debian(wanted), mirrors, indexes=read_indexes(), wanted=wanted, console=console)
+        wanted = debian_base(engine, debian, mirrors=mirrors, cache=cache, console=console, log=engine.log)
+    else:
+        engine.pull(wanted)
+        if "@sha256:" not in wanted:
+            console.warn(f"{wanted} is a tag, which moves: {engine.digest(wanted) or 'its digest'} goes into the label")
+    return wanted, read_facts(engine, wanted)
+
+
+def check_disk(engine: Engine, *, known: bool) -> None:
+    """Raise ImageError unless the layers fit where the engine keeps them."""
+    needed = {engine.storage(): DISK_AGAIN if known else DISK}
+    if engine.name == "buildah" and not known:
+        spare = layers_folder()
+        needed[spare] = needed.get(spare, 0) + SPARE
+    places = {path: next(folder for folder in (path, *path.parents) if folder.exists()) for path in needed}
+    for path, place in places.items():
+        together = sum(needed[other] for other in needed if places[other].stat().st_dev == place.stat().st_dev)
+        free = shutil.disk_usage(place).free
+        if free < together:
+            raise ImageError(
+                f"the image needs {human_bytes(together)} in {path} and {human_bytes(free)} are free",
+                why="torch and its CUDA libraries are 9 GB, and each layer is written more than once",
+                fix=[
+                    f"free space there: {engine.name} {'prune' if engine.name != 'buildah' else 'rm --all'}",
+                    "TMPDIR=FOLDER on another filesystem (buildah)",
+                ],
+            )
+
+
+def build_arguments(wheel: WheelFacts, lock: Path, *, base: str, digest: str) -> dict[str, str]:
+    """Return the Dockerfile's arguments; a base from a registry is named by its digest, so that it cannot move.
+
+    The digests of what enters by bind mount are there, too.
+    """
+    pinned = f"{base.partition('@')[0]}@{digest}" if digest.startswith("sha256:") and "localhost/" not in base else base
+    return {
+        "BASE_IMAGE": pinned,
+        "WHEEL_NAME": wheel.path.name,
+        "WHEEL_SHA256": wheel.sha256,
+        **context_arguments(lock),
+        "NVIDIA_REQUIRE_CUDA": f"cuda>={wheel.cuda}",
+    }
+
+
+def labels(wheel: WheelFacts, *, base: str, digest: str, recipe: str | None, stamp: int) -> dict[str, str]:
+    """Return the image's labels that are not the same for every image of a wheel."""
+    changed = "-dirty" if _git("status", "--porcelain", "--untracked-files=no") else ""
+    revision = _git("rev-parse", "HEAD")
+    found = {
+        "org.opencontainers.image.source": public_url(_git("remote", "get-url", "origin")),
+        "org.opencontainers.image.revision": revision + changed if revision else "",
+        "org.opencontainers.image.version": wheel.version,
+        "org.opencontainers.image.created": datetime.fromtimestamp(stamp, tz=timezone.utc).isoformat(),
+        "org.opencontainers.image.base.name": base,
+        "org.opencontainers.image.base.digest": digest,
+        "wheelsmith.recipe": recipe or wheel.recipe,
+        "wheelsmith.driver.minimum": wheel.driver,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _timestamp() -> int:
+    """Return SOURCE_DATE_EPOCH, else the time of the last commit, so that the same inputs give the same layers."""
+    text = os.environ.get("SOURCE_DATE_EPOCH") or _git("log", "-1", "--format=%ct")
+    return int(text) if text.isdigit() else 0
+
+
+def _git(*arguments: str) -> str:
+    done = call(["git", *arguments], environment=os.environ, cwd=ROOT)
+    return "" if done.code else done.text.strip()
+
+
+class PhaseClock:
+    """Seconds by the clock and of the CPU, phase by phase."""
+
+    def __init__(self) -> None:
+        self._begun = self._last = time.monotonic()
+        self._cpu = _cpu_seconds()
+        self.phases: list[Phase] = []
+
+    def ends(self, name: str) -> None:
+        """Note that a phase has ended."""
+        now, cpu = time.monotonic(), _cpu_seconds()
+        self.phases.append(Phase(name, round(now - self._last, 1), round(cpu - self._cpu, 1)))
+        self._last, self._cpu = now, cpu
+
+    @property
+    def total(self) -> float:
+        """Seconds since the beginning."""
+        return round(time.monotonic() - self._begun, 1)
+
+
+def _cpu_seconds() -> float:
+    usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def relabel(engine: Engine, image: str, tag: str, marks: Mapping[str, str], *, stamp: int) -> None:
+    """Give an image its tag and labels that only its contents tell. No layer is added."""
+    with tempfile.TemporaryDirectory(prefix="wheelsmith-") as name:
+        (Path(name) / "Dockerfile.runtime").write_text(f"FROM {image} AS labelled\n")
+        engine.build(Plan(Path(name), "labelled", tag, {}, {}, marks, stamp))
+
+
+def public_url(remote: str) -> str:
+    """Return where a git remote can be looked at: its URL without credentials; "" for a folder of this machine."""
+    scp = re.fullmatch(r"(?:\w[\w.-]*@)([\w.-]+):(?!/)(\S+)", remote)
+    if scp:
+        return f"ssh://{scp[1]}/{scp[2]}"
+    found = re.fullmatch(r"(https?|ssh|git)://(?:[^/@\s]*@)?(\S+)", remote)
+    return f"{found[1]}://{found[2]}" if found else ""

@@ -1,0 +1,1 @@
+"""From a build tree to a wheel: built, finished, proven, with its SBOM."""

@@ -1,0 +1,163 @@
+"""Proof of a wheel without a GPU: installed beside torch alone, imported, operators registered, cubins listed."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import AuditError
+from scripts.core.process import Command, capture
+from scripts.cuda.archs import Arch
+from scripts.downloads.indexes import Indexes
+from scripts.formats.fatbin import Kind, read_device_code
+from scripts.recipe.model import Component, Recipe
+from scripts.toolchain.environments import make_environment, run_uv
+from scripts.toolchain.provide import Toolchain
+
+# Loads each shared object lazily (there is no driver to resolve against) and prints the operators it registers.
+_PROOF = """
+import ctypes, importlib.util, json, os, pathlib, sys
+import torch
+import vllm
+root = pathlib.Path(vllm.__file__).parent.parent
+result = {"vllm": vllm.__version__, "torch": torch.__version__, "operators": {}}
+for name, member in json.loads(sys.argv[1]).items():
+    before = set(torch._C._dispatch_get_all_op_names())
+    [path] = root.glob(member + ".*.so")
+    ctypes.CDLL(str(path), mode=os.RTLD_LAZY | os.RTLD_GLOBAL)
+    result["operators"][name] = sorted(set(torch._C._dispatch_get_all_op_names()) - before)
+print("PROOF " + json.dumps(result))
+"""
+_REGISTER_NOTHING = {Component.CUMEM_ALLOCATOR}  # a plain extension module, no torch operators
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was seen of a wheel without a GPU."""
+
+    vllm: str
+    torch: str
+    operators: dict[str, list[str]]
+    """Names of the operators that each component registers."""
+    cubins: dict[str, dict[str, int]]
+    """Cubins (SASS) per component and arch: `{"_moe_C": {"90": 11, "90a": 3}}`."""
+    ptx: dict[str, dict[str, int]]
+    """The same for PTX."""
+
+
+def prove_wheel(
+    wheel: Path,
+    recipe: Recipe,
+    archs: Sequence[Arch],
+    toolchain: Toolchain,
+    *,
+    cache: Cache,
+    console: Console,
+    indexes: Indexes,
+    offline: bool,
+) -> Proof:
+    """Install, import and load the wheel in a new environment, and list its cubins. Raises AuditError."""
+    console.stage("prove", "a new environment with only torch and the wheel, no GPU")
+    with cache.scratch("proof-") as folder:
+        cubins, ptx = list_device_code(wheel, recipe, folder / "members")
+        check_archs(cubins, archs)
+        lock = folder / "torch.txt"
+        lock.write_text(torch_lock(toolchain, recipe.lock_file.read_text(), recipe))
+        make_environment(folder / "venv", lock, cache=cache, console=console, indexes=indexes, offline=offline)
+        python = folder / "venv" / "bin" / "python"
+        run_uv(["pip", "install", "--python", python, "--no-deps", wheel], cache, console, indexes, offline=True)
+        seen = _import(python, recipe, toolchain, folder)
+    for component, names in seen.operators.items():
+        console.note(f"{component}: loads, registers {len(names)} operators")
+    return Proof(seen.vllm, seen.torch, seen.operators, cubins, ptx)
+
+
+def torch_lock(toolchain: Toolchain, lock: str, recipe: Recipe) -> str:
+    """Return the part of a lock file that torch and `import vllm` need, by what the distributions require."""
+    needed: set[str] = set()
+    waiting = ["torch", *(Requirement(text).name for text in recipe.import_requirements)]
+    installed = {
+        canonicalize_name(item.metadata["Name"]): item.requires or []
+        for item in distributions(path=[str(toolchain.site_packages)])
+    }
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name not in needed and name in installed:
+            needed.add(name)
+            waiting += [Requirement(text).name for text in installed[name]]
+    # A universal lock may hold a name more than once, for different Pythons.
+    blocks = [(re.split(r"[=\s]", text, maxsplit=1)[0], text) for text in re.split(r"\n(?=\S)", lock)]
+    return "\n".join(text for name, text in blocks if canonicalize_name(name) in needed)
+
+
+def list_device_code(
+    wheel: Path, recipe: Recipe, folder: Path
+) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+    """Return (cubins, PTX) per component and arch, read from the wheel's shared objects."""
+    cubins, ptx = {}, {}
+    with zipfile.ZipFile(wheel) as archive:
+        for component in recipe.shared_objects:
+            name = next(item for item in archive.namelist() if item.split(".", 1)[0] == component.member)
+            code = read_device_code(Path(archive.extract(name, folder)), name)
+            cubins[component.value] = code.count(Kind.ELF)
+            ptx[component.value] = code.count(Kind.PTX)
+    return cubins, ptx
+
+
+def check_archs(cubins: dict[str, dict[str, int]], archs: Sequence[Arch]) -> None:
+    """Refuse a wheel in which no component has a cubin for one of the archs. Raises AuditError."""
+    for arch in archs:
+        base = f"{arch.major}{arch.minor}"
+        accepted = {base + arch.suffix} if arch.suffix else {base, base + "a", base + "f"}
+        if not any(accepted & set(counts) for counts in cubins.values()):
+            found = sorted({label for counts in cubins.values() for label in counts})
+            raise AuditError(
+                f"no component has a cubin for {arch}",
+                why=f"archs found: {', '.join(found) or 'none'}; upstream's CMake filters archs per kernel family",
+                fix="see what CMake said of this arch in compile.log, or take the arch out of the list",
+            )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    vllm: str
+    torch: str
+    operators: dict[str, list[str]]
+
+
+def _import(python: Path, recipe: Recipe, toolchain: Toolchain, folder: Path) -> _Seen:
+    stubs = folder / "stubs"
+    stubs.mkdir()
+    (stubs / "libcuda.so.1").symlink_to(toolchain.cuda_home / "lib64" / "stubs" / "libcuda.so")
+    members = {component.value: component.member for component in recipe.shared_objects}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(folder),
+        "LD_LIBRARY_PATH": str(stubs),  # stands in for the driver's library
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    command: Command = [python, "-c", _PROOF, json.dumps(members)]
+    code, text = capture(command, environment=environment, timeout=600)
+    line = next((line for line in text.splitlines() if line.startswith("PROOF ")), None)
+    if code or line is None:
+        raise AuditError(
+            "the wheel does not import beside the torch it was compiled for",
+            why=text.strip().splitlines()[-1] if text.strip() else f"Python ended with {code}",
+            fix="an undefined symbol means another torch than at compile time; anything else is a bug in the wheel",
+            detail=text.strip()[-3000:],
+        )
+    seen = _Seen(**json.loads(line.removeprefix("PROOF ")))
+    silent = [c.value for c in recipe.shared_objects if c not in _REGISTER_NOTHING and not seen.operators[c.value]]
+    if silent:
+        raise AuditError(f"{', '.join(silent)} loads but registers no operators", fix="see compile.log")
+    return seen

@@ -1,0 +1,1 @@
+"""The whole job: from a recipe to a wheel in the wheelhouse."""

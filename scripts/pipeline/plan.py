@@ -1,0 +1,95 @@
+"""What a build will take, before anything is started: sources, patches, toolchain, units, time, memory, disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scripts.core.console import Console, human_seconds
+from scripts.core.machine import Machine
+from scripts.cuda.archs import Arch, arch_list, loose_intersection, runs_on_cubin
+from scripts.recipe.costs import cpu_seconds
+from scripts.recipe.model import Cost, Recipe, describe
+from scripts.sources.series import recipe_patches
+from scripts.toolchain.choice import needs_packages
+from scripts.toolchain.installed import find_system_toolkit
+
+
+def show_plan(
+    recipe: Recipe,
+    archs: Sequence[Arch],
+    *,
+    jobs: int,
+    machine: Machine,
+    wheelhouse: Path,
+    environment: Mapping[str, str],
+    console: Console,
+) -> None:
+    """Print the plan of one wheel."""
+    rows = [
+        ("recipe", f"{recipe.name}: {recipe.description}"),
+        ("wheel", f"{wheelhouse}/{recipe.package.name}-{recipe.version(archs)}-…whl"),
+        ("source", f"{recipe.package.name} {recipe.package.version}: {describe(recipe.source)}"),
+        *(
+            ("dependency", f"{name} {item.version}: {describe(item.source)}")
+            for name, item in recipe.needed_dependencies().items()
+        ),
+        *(("patch", f"{patch.name}: {patch.subject}") for patch in recipe_patches(recipe)[0]),
+        ("toolchain", _toolchain(recipe, environment)),
+        ("archs", arch_list(archs)),
+        *_family_rows(recipe, archs),
+        ("components", ", ".join(component.value for component in recipe.components)),
+        ("jobs", f"at most {jobs} at a time ({machine.cores} cores, {machine.memory_gb:.1f} GB of memory free)"),
+    ]
+    if recipe.cost:
+        rows += _cost_rows(recipe.cost, archs, jobs)
+    if recipe.package.notice:
+        rows.append(("note", recipe.package.notice))
+    console.table("plan (nothing is started)", rows)
+
+
+def _family_rows(recipe: Recipe, archs: Sequence[Arch]) -> list[tuple[str, str]]:
+    """Return what upstream will compile each kernel family for, and the archs that this leaves to PTX or to nothing."""
+    rows = []
+    families = [item for component in recipe.components for item in recipe.families.get(component, {}).items()]
+    for name, built in families:
+        if not built:
+            continue
+        gets = loose_intersection(built, archs)
+        lacks = [arch for arch in archs if not any(runs_on_cubin(cubin, arch) for cubin in gets)]
+        jit = [arch for arch in lacks if any(have.ptx and not have.suffix and have < arch for have in gets)]
+        none = [arch for arch in lacks if arch not in jit]
+        left = [f"JIT on {arch_list(jit)}"] if jit else []
+        left += [f"nothing for {arch_list(none)}"] if none else []
+        rows.append(("kernels", f"{name}: {arch_list(gets) or 'none'}" + (f" ({'; '.join(left)})" if left else "")))
+    return rows
+
+
+def _toolchain(recipe: Recipe, environment: Mapping[str, str]) -> str:
+    where = {
+        "pypi": "nvcc from NVIDIA's wheels on the package index",
+        "system": "an installed CUDA toolkit",
+        "redist": "NVIDIA's redistributable archives",
+        "auto": "an installed CUDA toolkit, else NVIDIA's redistributable archives",
+    }[recipe.toolchain.kind]
+    if recipe.toolchain.kind in {"auto", "system"} and not needs_packages(recipe):
+        found = find_system_toolkit(recipe.toolchain.cuda, environment)
+        if found.home:
+            where = f"{found.home}, found as {found.place}"
+        elif recipe.toolchain.redist and recipe.toolchain.kind == "auto":
+            where = f"none is installed: NVIDIA's archives of {recipe.toolchain.redist.release}, into the cache"
+        else:
+            where = "none is installed"
+    return f"CUDA {recipe.toolchain.cuda} ({where}), torch {recipe.torch.version}; locked in {recipe.toolchain.lock}"
+
+
+def _cost_rows(cost: Cost, archs: Sequence[Arch], jobs: int) -> list[tuple[str, str]]:
+    total = cpu_seconds(cost, archs)
+    return [
+        ("units", f"about {cost.units}"),
+        ("time", f"about {human_seconds(total / jobs)} of compiling ({human_seconds(total)} of one core)"),
+        ("memory", f"{cost.unit_memory_gb:.1f} GB for the largest unit; others start beside it as memory allows"),
+        ("download", f"about {cost.download_gb:.1f} GB with an empty cache"),
+        ("disk", f"about {cost.disk_gb:.1f} GB"),
+        ("measured", cost.measured),
+    ]

@@ -1,0 +1,1 @@
+"""What to build: recipes, their files and what their units cost."""

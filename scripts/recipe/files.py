@@ -1,0 +1,209 @@
+"""Reading recipes: TOML files merged along `extends`, errors that name file, key and nearest name, the JSON Schema."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from scripts.core.errors import UsageError, nearest
+from scripts.core.paths import RECIPES, ROOT
+from scripts.cuda.archs import check_cuda_can
+from scripts.recipe.model import Cost, Dependency, GitSource, Recipe, SdistSource, WheelSource
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def recipe_names(folder: Path = RECIPES) -> list[str]:
+    """Return the names of all recipes in a folder."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def load_recipe(name: str, *, folder: Path = RECIPES) -> Recipe:
+    """Read, merge and check the recipe `name` of a folder, or a recipe file `some/where/NAME.toml`.
+
+    A file of one's own may extend the recipes of `folder`, and bring its lock file and patches beside it.
+    Raises UsageError.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"there is no recipe file {name}", fix=f"or name one of: {', '.join(recipe_names())}")
+        name, folder = path.stem, path.parent
+    return check_recipe(_merged(name, folder, seen=()), folder / f"{name}.toml")
+
+
+def check_recipe(data: Mapping[str, Any], path: Path) -> Recipe:
+    """Return what was read from the recipe file `path` (and what it extends) as a Recipe. Raises UsageError."""
+    try:
+        recipe = Recipe.model_validate({**data, "name": path.stem, "folder": path.parent})
+    except ValidationError as error:
+        raise _explain(error, path) from error
+    try:
+        check_cuda_can(recipe.archs, recipe.toolchain.cuda)
+    except UsageError as error:
+        raise UsageError(f"{_shown(path)}: archs: {error.what}", why=error.why, fix=error.fix) from error
+    return recipe
+
+
+def _merged(name: str, folder: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
+    known = recipe_names(folder)
+    # What a recipe elsewhere extends may be one of ours, even one of its own name.
+    if seen and folder != RECIPES and (name not in known or seen[-1].stem == name):
+        folder, known = RECIPES, recipe_names()
+    path = folder / f"{name}.toml"
+    if path in seen:
+        circle = " -> ".join(step.stem for step in (*seen, path))
+        raise UsageError(f"recipe {name!r} extends itself ({circle})", fix="remove one `extends`")
+    if name not in known:
+        who = f" (extended by {seen[-1].stem!r})" if seen else ""
+        raise UsageError(
+            f"unknown recipe {name!r}{who}.{nearest(name, known)}", fix=f"choose one of: {', '.join(known)}"
+        )
+    data = _read(path)
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    if not isinstance(parent, str):
+        raise UsageError(f"{_shown(path)}: extends: {parent!r} is not the name of a recipe")
+    return merge(_merged(parent, folder, seen=(*seen, path)), data)
+
+
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `change` on top: tables key by key, everything else replaced."""
+    merged = dict(base)
+    for key, value in change.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # ValueError: TOML, UTF-8, and integers of thousands of digits
+        raise UsageError(f"{_shown(path)} is not valid TOML", why=str(error), fix="correct the line named") from error
+    except OSError as error:
+        raise UsageError(f"{_shown(path)} cannot be read", why=error.strerror or str(error)) from error
+    for key in set(_NOT_IN_FILES) & set(data):
+        raise UsageError(f"{_shown(path)}: unknown key {key!r}", fix="a recipe is named by its file; remove the key")
+    return data
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+_TAGS = {"sdist", "wheel", "git"}
+_NOT_IN_FILES = ("name", "folder")  # the file's own path says them
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys allowed in the table that holds the key at `location`."""
+    model: Any = Recipe
+    parts = location[:-1]
+    if parts[:1] == ("dependencies",):
+        model, parts = Dependency, parts[2:]  # after the dependency's own name
+    for part in parts:
+        if part in _TAGS and model is None:
+            model = {"sdist": SdistSource, "wheel": WheelSource, "git": GitSource}[str(part)]
+            continue
+        field = model.model_fields.get(str(part)) if model is not None else None
+        kind = field.annotation if field else None
+        known = isinstance(kind, type) and issubclass(kind, BaseModel)
+        model = kind if known else Cost if part == "cost" else None
+    hidden = _NOT_IN_FILES if model is Recipe else ()
+    return sorted(set(model.model_fields) - set(hidden))
+
+
+def _explain(error: ValidationError, path: Path) -> UsageError:
+    items = error.errors()
+    # A list all of whose members are wrong is also reported as empty: say it once.
+    inside = {item["loc"][: depth + 1] for item in items for depth in range(len(item["loc"]) - 1)}
+    messages = [_explain_one(item) for item in items if item["loc"] not in inside]
+    whats = [message for message, _ in messages]
+    fixes = [fix for _, fix in messages if fix]
+    what = f"{_shown(path)}: {whats[0]}"
+    more = f"and {len(whats) - 1} more: " + "; ".join(whats[1:4]) if len(whats) > 1 else ""
+    return UsageError(what, why=more, fix=list(dict.fromkeys(fixes))[:4])
+
+
+def _explain_one(item: Any) -> tuple[str, str]:
+    """Return (what, what is allowed) for one of pydantic's errors."""
+    location = tuple(item["loc"])
+    tags = {i for i, part in enumerate(location) if part in _TAGS and location[i - 1] == "source"}
+    shown = ".".join(str(part) for i, part in enumerate(location) if i not in tags) or "recipe"
+    key, value = str(location[-1]) if location else "", item.get("input")
+    if item["type"] == "extra_forbidden":
+        allowed = _fields_at(location)
+        return f"{shown}: unknown key {key!r}.{nearest(key, allowed)}", f"allowed here: {', '.join(allowed)}"
+    if item["type"] == "missing":
+        return f"{shown}: missing", f"add the key {key!r}"
+    if item["type"] in {"enum", "literal_error"}:
+        allowed = re.findall(r"'([^']+)'", str(item["ctx"]["expected"]))
+        hint = nearest(str(value), allowed)
+        return f"{shown}: {value!r} is not known.{hint}", f"allowed: {', '.join(allowed)}"
+    if item["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        kind = value.get("kind") if isinstance(value, dict) else value
+        hint = nearest(str(kind), _TAGS)
+        return f"{shown}.kind: {kind!r} is not known.{hint}", f"allowed: {', '.join(sorted(_TAGS))}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(value, dict) else f" {value!r}:"
+    return f"{shown}:{given} {message}", ""
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of recipe files, for editors: `extends` allowed, nothing required beside it."""
+    schema = Recipe.model_json_schema(mode="validation")
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "wheelsmith recipe"
+    del schema["properties"]["name"]
+    schema["properties"].pop("folder", None)
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "Name of the recipe this one changes: tables are merged, values and lists replaced.",
+    }
+    required = [key for key in schema.pop("required") if key != "name"]
+    schema["anyOf"] = [{"required": ["extends"]}, {"required": required}]
+    schema["$defs"] = {name: _relaxed(name, part) for name, part in schema["$defs"].items()}
+    return schema
+
+
+def _relaxed(name: str, part: dict[str, Any]) -> dict[str, Any]:
+    # A recipe that extends another may give single keys of a table, so tables cannot require theirs.
+    return {key: value for key, value in part.items() if key != "required" or name.endswith("Source")}
+
+
+def toml(data: Mapping[str, Any], *, prefix: str = "") -> str:
+    """Return tables, lists, strings as TOML: values first, then tables, in the given order."""
+    lines = [f"{key} = {_value(value)}" for key, value in data.items() if not _is_table(key, value)]
+    parts = ["\n".join(lines)] if lines else []
+    for key, value in data.items():
+        if _is_table(key, value):
+            name = f"{prefix}{key}"
+            inner = toml(value, prefix=f"{name}.")
+            parts.append(f"[{name}]\n{inner}" if any(not _is_table(k, v) for k, v in value.items()) else inner)
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _is_table(key: str, value: Any) -> bool:
+    return isinstance(value, Mapping) and key not in {"submodules", "cmake"}
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f'"{key}" = {_value(item)}' for key, item in value.items()) + " }"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    items = [_value(item) for item in value]
+    short = f"[{', '.join(items)}]"
+    return short if len(short) < 100 else "[\n" + "".join(f"  {item},\n" for item in items) + "]"

@@ -1,0 +1,85 @@
+"""Measured seconds and memory of compile units, entered into a recipe's cost file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from scripts.core.errors import UsageError
+from scripts.recipe.costs import CostData, Measured, unit_name
+
+BUSY = 0.02  # core-seconds per second below which a call was a cache's client, whose own figures say nothing
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the successful compiler calls that a file tells of: events.jsonl of a build tree, or NAME.report.json.
+
+    Raises UsageError when it has none.
+    """
+    path = path / "events.jsonl" if path.is_dir() else path
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read", why=error.strerror or str(error), fix="name a build tree, events or a report"
+        ) from error
+    found = [record for data in _parsed(text) for record in _records(data)]
+    if not found:
+        raise UsageError(
+            f"{path} tells of no compiled unit",
+            why="units that came out of a compiler cache do not count",
+            fix="name events.jsonl of a build tree, or a wheel's report.json",
+        )
+    return found
+
+
+def _parsed(text: str) -> Iterator[Any]:
+    try:
+        yield json.loads(text)
+    except ValueError:
+        for line in text.splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:  # torn by a kill
+                continue
+
+
+def _records(data: Any) -> Iterator[dict[str, Any]]:
+    if not isinstance(data, dict):
+        return
+    units = data.get("units")
+    for record in units.get("records", []) if isinstance(units, dict) else [data]:
+        if isinstance(record, dict) and record.get("event", "end") == "end" and _is_measurement(record):
+            yield record
+
+
+def _is_measurement(record: dict[str, Any]) -> bool:
+    numbers = [record.get(key) for key in ("seconds", "cpu_seconds")]
+    numbers.append(record.get("peak_mb", record.get("peak_kb")))
+    texts = [record.get(key) for key in ("unit", "source")]
+    whole = all(isinstance(value, int | float) and value >= 0 for value in numbers)
+    if not whole or not all(isinstance(value, str) and value for value in texts):
+        return False
+    own = record["cpu_seconds"] >= BUSY * record["seconds"]
+    return bool(own) and record.get("code") == 0 and record.get("cache") != "hit"
+
+
+def enter(data: CostData, records: Iterable[dict[str, Any]], *, archs: int | None) -> CostData:
+    """Return the data with the records entered, the last of each unit; `archs` for records that do not say."""
+    units = {name: dict(counts) for name, counts in data.units.items()}
+    for record in records:
+        count = archs or record.get("archs")
+        if not isinstance(count, int):
+            raise UsageError(
+                f"{record['source']} was recorded without its number of archs",
+                why="the build tree is of an older wheelsmith",
+                fix="--archs N: for how many archs it was built",
+            )
+        peak = record["peak_mb"] if "peak_mb" in record else record["peak_kb"] * 1024 / 1e6
+        host = not record["source"].endswith(".cu")
+        name = unit_name(record["unit"], record["source"])
+        measured = Measured(cpu_seconds=round(record["cpu_seconds"], 1), peak_mb=round(peak))
+        units.setdefault(name, {})[1 if host else count] = measured
+    return CostData(measured=data.measured, units=units)

@@ -1,0 +1,329 @@
+"""Recipes: what to build, from which pinned sources, with which toolchain, for which archs.
+
+A recipe is a TOML file in recipes/. It is read into frozen models that refuse unknown keys; every error names the
+file, the key, the value, what is allowed, and the nearest valid name. `extends = "other"` takes another recipe and
+changes what the file names: tables are merged key by key, lists and values replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from packaging.version import InvalidVersion, Version
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from scripts.core.errors import UsageError
+from scripts.core.files import digest
+from scripts.core.models import CommitSha, Model, Sha256
+from scripts.core.paths import RECIPES, ROOT
+from scripts.cuda.archs import Arch, parse_arch, parse_arch_list
+from scripts.cuda.labels import version_label
+
+SCHEMA_FILE = ROOT / "docs" / "recipe.schema.json"
+
+
+class Component(str, Enum):
+    """Parts of vLLM that are built and packaged on their own: the names of upstream's CMake targets."""
+
+    CUMEM_ALLOCATOR = "cumem_allocator"
+    CORE = "_C"
+    CORE_STABLE = "_C_stable_libtorch"
+    MOE = "_moe_C"
+    FLASH_ATTENTION_2 = "_vllm_fa2_C"
+    FLASH_ATTENTION_3 = "_vllm_fa3_C"
+    FLASH_ATTENTION_4 = "_vllm_fa4_cutedsl_C"
+    FLASHMLA = "_flashmla_C"
+    FLASHMLA_EXTENSION = "_flashmla_extension_C"
+    DEEP_GEMM = "_deep_gemm_C"
+    TRITON_KERNELS = "triton_kernels"
+
+    @property
+    def python_only(self) -> bool:
+        """Whether it brings Python files and no shared object."""
+        return self in {Component.FLASH_ATTENTION_4, Component.TRITON_KERNELS}
+
+    @property
+    def member(self) -> str:
+        """Path prefix of its shared object in the wheel, up to the ABI suffix: `vllm/_C`."""
+        flash = {Component.FLASH_ATTENTION_2, Component.FLASH_ATTENTION_3, Component.FLASH_ATTENTION_4}
+        if self is Component.DEEP_GEMM:
+            return "vllm/third_party/deep_gemm/_C"
+        return f"vllm/vllm_flash_attn/{self.value}" if self in flash else f"vllm/{self.value}"
+
+
+def _version(text: str) -> str:
+    try:
+        Version(text)
+    except InvalidVersion as error:
+        raise ValueError("not a version (PEP 440), such as 0.20.1") from error
+    return text
+
+
+def _relative(text: str) -> str:
+    if text.startswith("/") or ".." in text.split("/"):
+        raise ValueError("not a relative path without '..'")
+    return text
+
+
+def _arch(value: Any) -> Any:
+    if isinstance(value, Arch):
+        return value
+    if not isinstance(value, str):
+        raise ValueError('an arch is a string such as "9.0"')  # noqa: TRY004  (pydantic collects ValueErrors)
+    try:
+        return parse_arch(value)
+    except UsageError as error:
+        raise ValueError(f"{error.what} {' '.join(error.fix)}") from error
+
+
+def _arch_list(value: Any) -> Any:
+    if not isinstance(value, str) or not value:
+        return value or ()
+    try:
+        return parse_arch_list(value)
+    except UsageError as error:
+        raise ValueError(f"{error.what} {' '.join(error.fix)}") from error
+
+
+VersionText = Annotated[str, AfterValidator(_version)]
+CudaVersion = Annotated[str, Field(pattern=r"^\d{2}\.\d$", description="CUDA toolkit as MAJOR.MINOR, such as 12.8")]
+EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
+RelativePath = Annotated[str, Field(pattern=r"^[\w.+/-]+$"), AfterValidator(_relative)]
+ArchText = Annotated[
+    Arch, BeforeValidator(_arch, json_schema_input_type=str), Field(json_schema_extra={"examples": ["9.0"]})
+]
+ArchListText = Annotated[
+    tuple[Arch, ...],
+    BeforeValidator(_arch_list, json_schema_input_type=str),
+    Field(json_schema_extra={"examples": ["8.0+PTX;9.0a"]}),
+]
+
+
+class SdistSource(Model):
+    """A source distribution on the package index. Never executed to be fetched."""
+
+    kind: Literal["sdist"]
+    name: str
+    """Project name on the index."""
+    version: VersionText
+    sha256: Sha256
+
+
+class WheelSource(Model):
+    """A wheel on the package index of which one folder is used (headers, say). Only unpacked, never installed."""
+
+    kind: Literal["wheel"]
+    name: str
+    """Project name on the index."""
+    version: VersionText
+    sha256: Sha256
+    path: RelativePath
+    """Folder inside the wheel that is the dependency's root."""
+
+
+class GitSource(Model):
+    """A commit of a git repository."""
+
+    kind: Literal["git"]
+    repository: str = Field(pattern=r"^(https|ssh|file)://\S+$")
+    """URL of the repository; mirrors are set outside recipes (WHEELSMITH_MIRROR)."""
+    commit: CommitSha
+    tag: str = ""
+    """Label for people; checked to name the commit when the server is asked."""
+    subdirectories: tuple[RelativePath, ...] = ()
+    """Fetch only these folders or files (all when empty); one inside a submodule restricts that submodule only."""
+    path: RelativePath = "."
+    """Folder inside the repository that is the dependency's root."""
+    submodules: dict[RelativePath, CommitSha] = {}
+    """Submodules to fetch, by path, with the commit each must be at."""
+    skip_submodules: tuple[RelativePath, ...] = ()
+    """Submodules that are knowingly left out."""
+    files_sha256: RelativePath | None = None
+    """File beside the recipe that lists `sha256  path` of every file the dependency must consist of."""
+
+
+Source = Annotated[SdistSource | WheelSource | GitSource, Field(discriminator="kind")]
+
+
+class Package(Model):
+    """What the wheel is called and what it is not."""
+
+    name: Literal["vllm"]
+    version: VersionText
+    """Upstream's version; the label is added to it."""
+    label: str = Field(default="", pattern=r"^([a-z0-9]+(\.[a-z0-9]+)*)?$")
+    """Last part of the version label, for wheels that lack components of a full vLLM."""
+    notice: str = ""
+    """One sentence printed with the result: what this wheel is not."""
+
+
+class Dependency(Model):
+    """Something upstream's CMake would clone, given to it as a directory instead."""
+
+    version: str
+    """Version for people and reports: `4.4.2`."""
+    source: Source
+    variable: EnvName
+    """Environment variable with which upstream takes a directory: `VLLM_CUTLASS_SRC_DIR`."""
+    cmake: dict[str, RelativePath] = {}
+    """CMake variables that name folders inside it, for a copy without its own CMakeLists.txt."""
+    components: tuple[Component, ...] = ()
+    """Components that need it; empty means that configuring needs it whatever is built."""
+
+
+class Torch(Model):
+    """The torch the wheel is compiled against and pinned to."""
+
+    version: VersionText
+    cuda: CudaVersion
+    """What `torch.version.cuda` must report."""
+
+
+class Redist(Model):
+    """NVIDIA's redistributable archives: which release, and which of its components a torch extension build needs."""
+
+    release: str = Field(pattern=r"^\d+\.\d+\.\d+$")
+    """Release as in the manifest's name: `12.8.1`."""
+    base_url: str = Field(
+        default="https://developer.download.nvidia.com/compute/cuda/redist/", pattern=r"^https?://\S+$"
+    )
+    """Folder of `redistrib_<release>.json`; a mirror keeps the same layout."""
+    components: tuple[str, ...] = Field(
+        default=(
+            "cuda_nvcc", "cuda_cudart", "cuda_cccl", "cuda_nvrtc", "cuda_nvtx", "cuda_profiler_api", "cuda_cuobjdump",
+            "libcublas", "libcufft", "libcurand", "libcusolver", "libcusparse", "libnvjitlink",
+        ),
+        min_length=1,
+    )  # fmt: skip
+    """Components by their manifest names."""
+    sha256: dict[str, Sha256] = {}
+    """Digests of components' archives that the manifest must have."""
+
+
+class Toolchain(Model):
+    """Where nvcc, torch and the build requirements come from."""
+
+    kind: Literal["auto", "pypi", "system", "redist"]
+    """`pypi`: the whole CUDA toolkit from wheels (CUDA 13); `system`: an installed one; `redist`: NVIDIA's archives."""
+    cuda: CudaVersion
+    lock: RelativePath
+    """Hash-locked requirements of the build environment, relative to recipes/."""
+    redist: Redist | None = None
+    """For `redist` and `auto`: the archives to take."""
+    cuda_packages: tuple[str, ...] = ()
+    """For `pypi`: requirement of the compiler wheels, `cuda-toolkit[nvcc,…]==13.0.2`."""
+    build_requirements: tuple[str, ...]
+    """Upstream's build requirements, as in its pyproject.toml."""
+
+
+class Cost(Model):
+    """Measured needs, for the plan: see docs/performance.md for how and where."""
+
+    units: int = Field(ge=1)
+    """Compile units for the recipe's components (one arch or all: the number hardly differs)."""
+    cpu_seconds: float = Field(gt=0)
+    """Core-seconds for the first arch."""
+    cpu_seconds_per_arch: float = Field(ge=0)
+    """Core-seconds for each further arch."""
+    unit_memory_gb: float = Field(gt=0)
+    """Peak memory of the largest unit, GB."""
+    download_gb: float = Field(ge=0)
+    """Downloads with an empty cache, GB."""
+    disk_gb: float = Field(gt=0)
+    """Disk for cache, trees and wheel, GB."""
+    measured: str
+    """Where and how these figures were measured."""
+    data: RelativePath | None = None
+    """File with the measured cost of each compile unit, relative to recipes/; made by `nox -s costs`."""
+
+
+class Recipe(Model):
+    """Everything that decides what comes out of a build."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="name of the recipe: its file name without .toml")
+    description: str
+    """One line for `--list`."""
+    package: Package
+    source: Source
+    """Where vLLM's source comes from."""
+    dependencies: dict[str, Dependency] = {}
+    """Things upstream's CMake would clone, by name."""
+    torch: Torch
+    toolchain: Toolchain
+    archs: tuple[ArchText, ...] = Field(min_length=1)
+    """GPU architectures to compile for."""
+    components: tuple[Component, ...] = Field(min_length=1)
+    """Parts of vLLM to build and package; no others get into the wheel."""
+    families: dict[Component, dict[str, ArchListText]] = {}
+    """By component, kernel families that upstream does not compile for every arch, with the archs it has for them at
+    this CUDA; "" for a family that the recipe leaves out."""
+    patches: tuple[RelativePath, ...] = ()
+    """Patches to apply, in order, relative to patches/."""
+    cmake: dict[str, str] = {}
+    """CMake cache variables: `VLLM_MOE_MARLIN = "OFF"`."""
+    environment: dict[EnvName, str] = {}
+    """Environment variables for configuring and compiling."""
+    import_requirements: tuple[str, ...] = ()
+    """What `import vllm` needs beside torch: installed for the proof, locked with the build environment."""
+    mirrors: dict[str, str] = {}
+    """URL prefixes of git hosts and what to fetch from instead; WHEELSMITH_MIRROR and --mirror come first."""
+    cost: Cost | None = None
+    folder: SkipJsonSchema[Path] = Field(default=RECIPES, exclude=True, repr=False)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.torch.cuda != self.toolchain.cuda:
+            raise ValueError(
+                f"torch.cuda is {self.torch.cuda} but toolchain.cuda is {self.toolchain.cuda}: "
+                "extensions must be compiled with the CUDA that torch was built with"
+            )
+        if isinstance(self.source, SdistSource) and self.source.version != self.package.version:
+            raise ValueError(f"package.version {self.package.version} differs from source.version")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 prefix over all that decides the result (not description, cost, families and mirrors)."""
+        return digest(self.model_dump(mode="json", exclude={"description", "cost", "families", "mirrors"}))
+
+    @property
+    def lock_file(self) -> Path:
+        """The build environment's lock file: beside the recipe, else in recipes/."""
+        beside = self.folder / self.toolchain.lock
+        return beside if beside.is_file() else RECIPES / self.toolchain.lock
+
+    @property
+    def shared_objects(self) -> tuple[Component, ...]:
+        """Components that come as a shared object."""
+        return tuple(component for component in self.components if not component.python_only)
+
+    def needed_dependencies(self) -> dict[str, Dependency]:
+        """Return the dependencies that the recipe's components need."""
+        chosen = set(self.components)
+        return {
+            name: item
+            for name, item in self.dependencies.items()
+            if not item.components or chosen & set(item.components)
+        }
+
+    def version(self, archs: Iterable[Arch]) -> str:
+        """Return the version of a wheel of this recipe for `archs`: `0.20.1+cu130.quickstart`."""
+        return version_label(
+            self.package.version,
+            cuda=self.torch.cuda,
+            archs=tuple(archs),
+            recipe_archs=self.archs,
+            note=self.package.label,
+        )
+
+
+def describe(source: Source) -> str:
+    """Return a source in one line: where from and its pin."""
+    if isinstance(source, GitSource):
+        return f"git {source.repository} at {source.commit[:12]}" + (f" ({source.tag})" if source.tag else "")
+    inside = f", folder {source.path}" if source.kind == "wheel" else ""
+    return f"{source.kind} {source.name} {source.version}{inside}, sha256 {source.sha256[:12]}…"

@@ -1,0 +1,1 @@
+"""What a build leaves beside its wheel: report, page, timeline, trace."""

@@ -1,0 +1,1 @@
+"""A wheel cut down to some archs, without compiling."""

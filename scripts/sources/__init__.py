@@ -1,0 +1,1 @@
+"""A recipe's sources, fetched by digest or commit, and patched."""

@@ -1,0 +1,116 @@
+"""Stage fetch: the pinned sources of a recipe, in the cache, checked against their sha256.
+
+Index look-up and download go through unearth (index URLs, find-links) and its HTTP client (netrc, proxies); an sdist
+is never executed to be fetched.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import FetchError
+from scripts.core.files import digest, file_sha256
+from scripts.core.paths import RECIPES
+from scripts.downloads.access import Access
+from scripts.downloads.download import download, open_client
+from scripts.downloads.indexes import read_indexes
+from scripts.downloads.listing import IndexSource, find_link
+from scripts.downloads.unpack import unpack_sdist, unpack_wheel
+from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
+from scripts.sources.git_source import fetch_git
+from scripts.sources.types import Archive, Fetched, GitTree
+
+
+def fetch_recipe(recipe: Recipe, access: Access) -> Fetched:
+    """Return a recipe's sources from the cache, downloading what is missing. Raises FetchError."""
+    received: dict[str, int] = {}
+    source: Archive | GitTree
+    if isinstance(recipe.source, GitSource):
+        source = _fetch_git(recipe.source, recipe.folder, access)
+        received["source"] = source.received
+        access.console.stage("fetch", f"{recipe.package.name} {recipe.package.version} ({_arrived(source)})")
+    else:
+        source = fetch_archive(recipe.source, access)
+        access.console.stage("fetch", f"{source.path.name} ({human_bytes(source.size)})")
+    folders = {}
+    for name, dependency in recipe.needed_dependencies().items():
+        if isinstance(dependency.source, GitSource):
+            tree = _fetch_git(dependency.source, recipe.folder, access)
+            folders[name], received[name] = tree.path, tree.received
+            access.console.note(f"{name} {dependency.version} ({_arrived(tree)})")
+        else:
+            folders[name] = fetch_dependency(dependency.source, access)
+            access.console.note(f"{name} {dependency.version}")
+    return Fetched(source, folders, received)
+
+
+def _fetch_git(source: GitSource, folder: Path, access: Access) -> GitTree:
+    beside = source.files_sha256 is not None and (folder / source.files_sha256).is_file()
+    return fetch_git(
+        source,
+        cache=access.cache,
+        console=access.console,
+        mirrors=access.mirrors,
+        offline=access.offline,
+        ca_bundle=access.ca_bundle,
+        recipes=folder if beside else RECIPES,
+    )
+
+
+def _arrived(tree: GitTree) -> str:
+    got = f"{human_bytes(tree.received)} received" if tree.received else "in the cache"
+    return f"commit {tree.commit[:12]}, {tree.files} files, {got}"
+
+
+def fetch_dependency(source: IndexSource, access: Access) -> Path:
+    """Return the folder of a dependency from the package index, unpacked once into the cache."""
+    cache, console = access.cache, access.console
+    folder = source.path if isinstance(source, WheelSource) else ""
+    key = digest([source.sha256, folder])
+
+    def make(target: Path) -> None:
+        unpack_wheel(fetch_archive(source, access).path, target, folder=folder)
+
+    return cache.once("dependencies", key, make, console=console)
+
+
+def fetch_archive(source: IndexSource, access: Access) -> Archive:
+    """Return the pinned file: from the cache, where its digest is checked again, or from the package index."""
+    cache, console = access.cache, access.console
+    cached = _cached(source, cache, console)
+    if cached:
+        return cached
+    if access.offline:
+        raise FetchError(
+            f"{source.name} {source.version} is not in the cache",
+            why="--offline forbids downloads",
+            fix="run once without --offline, or copy a filled cache and point WHEELSMITH_CACHE at it",
+        )
+    indexes = read_indexes()
+    with open_client(indexes) as client:
+        link = find_link(source, indexes, client)
+        path = download(
+            client, link.normalized, sha256=source.sha256, filename=link.filename, cache=cache, console=console
+        )
+    return Archive(path, source.sha256, path.stat().st_size)
+
+
+def _cached(source: IndexSource, cache: Cache, console: Console) -> Archive | None:
+    folder = cache.place("downloads", source.sha256)
+    for path in sorted(folder.glob("[!.]*")) if folder.is_dir() else []:
+        if file_sha256(path) == source.sha256:
+            return Archive(path, source.sha256, path.stat().st_size)
+        console.warn(f"{path.name} in the cache is damaged and is fetched again")
+        path.unlink()
+    return None
+
+
+def source_tree(source: SdistSource | GitSource, access: Access) -> Path:
+    """Return a source as a tree without patches, from the cache or fetched. Raises FetchError."""
+    if isinstance(source, GitSource):
+        return _fetch_git(source, RECIPES, access).path
+    archive = fetch_archive(source, access)
+    key = archive.sha256[:20]
+    return access.cache.once("sources", key, lambda target: unpack_sdist(archive.path, target), console=access.console)

@@ -1,0 +1,1 @@
+"""Build environments and CUDA toolkits, made from lock files and verified against torch."""

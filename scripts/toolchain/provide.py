@@ -1,0 +1,248 @@
+"""Stage toolchain: one build environment with torch, nvcc, cmake and ninja, verified before anything is compiled.
+
+`kind = "pypi"`: NVIDIA's compiler wheels come with torch's own CUDA wheels into `site-packages/nvidia/cu13`, which is
+not yet a CUDA_HOME: versioned sonames only, no `lib64`, no libcuda stub, and nvcc finds its root from the real path of
+its binary. `shape_cuda_home` makes one of hard links (no extra disk). See docs/toolchain.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from scripts.core.cache import Cache
+from scripts.core.console import Console, human_seconds
+from scripts.core.errors import ToolchainError
+from scripts.core.files import digest, file_sha256, write_json
+from scripts.core.process import capture
+from scripts.cuda.archs import Arch
+from scripts.downloads.download import open_client
+from scripts.downloads.indexes import Indexes
+from scripts.recipe.model import Recipe
+from scripts.toolchain.choice import needs_packages, provide_cuda
+from scripts.toolchain.cuda_home import shape_cuda_home
+from scripts.toolchain.environments import forget_damaged, make_environment, recorded_digests
+from scripts.toolchain.verify import verify_toolchain
+
+SHAPE = 3  # raise when the layout of a toolchain in the cache changes
+CUDA_13_ROOT = "nvidia/cu13"  # below site-packages, in the wheels of CUDA 13
+
+
+@dataclass(frozen=True)
+class HostCompiler:
+    """The C++ compiler that nvcc and CMake use."""
+
+    path: Path
+    version: str
+    """First line of its --version."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A verified build environment."""
+
+    key: str
+    environment: Path
+    """Virtual environment with torch, cmake, ninja, setuptools and build."""
+    cuda_home: Path
+    host: HostCompiler
+    versions: dict[str, str]
+    """Installed distributions by name."""
+    cuda_origin: str
+    """Where the CUDA toolkit comes from: `package wheels`, `CUDA_HOME=/opt/cuda`, `redist 12.8.1`."""
+
+    @property
+    def site_packages(self) -> Path:
+        """Where the environment's packages are."""
+        return _site_packages(self.environment)
+
+    @property
+    def python(self) -> Path:
+        """The environment's interpreter."""
+        return self.environment / "bin" / "python"
+
+    def variables(self, base: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment variables in which cmake, ninja, nvcc and setup.py are run.
+
+        What could bring in another toolkit or other headers (CPATH, LD_LIBRARY_PATH, PYTHONPATH, …) is left out.
+        """
+        strange = re.compile(r"(CUDA|NVCC|CMAKE|VLLM|TORCH|CONDA|PYTHON|SCCACHE|CCACHE|PIP|UV|NOX|COVERAGE)_?.*")
+        single = {"CPATH", "CPLUS_INCLUDE_PATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
+        kept = {k: v for k, v in base.items() if not strange.fullmatch(k) and k not in single | {"CC", "CXX", "CFLAGS"}}
+        path = [self.environment / "bin", self.cuda_home / "bin", base.get("PATH", os.defpath)]
+        return {
+            **kept,
+            "PATH": os.pathsep.join(str(part) for part in path),
+            "CUDA_HOME": str(self.cuda_home),
+            "VIRTUAL_ENV": str(self.environment),
+            "CXX": str(self.host.path),
+            "PYTHONNOUSERSITE": "1",
+            "PYTHONHASHSEED": "0",
+            "VLLM_DISABLE_SCCACHE": "1",
+        }
+
+
+def provide_toolchain(
+    recipe: Recipe,
+    archs: Sequence[Arch],
+    *,
+    cache: Cache,
+    console: Console,
+    indexes: Indexes,
+    offline: bool,
+    environment: Mapping[str, str],
+) -> Toolchain:
+    """Return the recipe's toolchain, installed and verified once per (lock file, Python, compiler, archs).
+
+    Raises ToolchainError when something is missing or not what the recipe says.
+    """
+    host = find_host_compiler(environment)
+    check_python_headers()
+    console.stage("toolchain", f"torch {recipe.torch.version}, CUDA {recipe.toolchain.cuda}, {host.version}")
+    key = environment_key(recipe)
+    place = cache.place("toolchains", key, kind=ToolchainError)
+    outside = None
+    if not needs_packages(recipe):  # before the large download: it may not be there
+        with open_client(indexes) as client:
+            outside = provide_cuda(
+                recipe, cache=cache, console=console, client=client, environment=environment, offline=offline
+            )
+
+    install = partial(make_environment, cache=cache, console=console, indexes=indexes, offline=offline)
+    forget = partial(forget_damaged, cache=cache, console=console, indexes=indexes, offline=offline)
+
+    def make(target: Path) -> None:
+        console.note(
+            f"first use: downloads about {recipe.cost.download_gb if recipe.cost else 3:.1f} GB "
+            "(torch and the CUDA wheels it needs) unless uv has them in its cache"
+        )
+        seconds = install(target / "venv", recipe.lock_file)
+        if outside is None:
+            shape_cuda_home(_site_packages(target / "venv") / CUDA_13_ROOT, target / "cuda", compiler=host.path)
+        console.note(f"installed in {human_seconds(seconds)}")
+
+    cache.once(
+        "toolchains",
+        key,
+        make,
+        console=console,
+        kind=ToolchainError,
+        changing=("verified-*.json",),
+        known=lambda made: recorded_digests(_site_packages(made / "venv")),
+        mourn=lambda old, found: forget(_site_packages(old / "venv"), [old / change.path for change in found]),
+    )
+    versions = installed_versions(place / "venv")
+    if outside is None:
+        toolchain = Toolchain(key, place / "venv", place / "cuda", host, versions, "package wheels")
+    else:
+        joined = digest([key, str(outside.home.resolve()), outside.origin])
+        toolchain = Toolchain(joined, place / "venv", outside.home, host, versions, outside.origin)
+    with cache.lock(f"verify-{key}", console, kind=ToolchainError):
+        _verify_once(toolchain, recipe, archs, place, console)
+    return toolchain
+
+
+def environment_key(recipe: Recipe) -> str:
+    """Return the key of a recipe's build environment for the Python that runs this."""
+    python = [sys.version_info[:2], sys.base_prefix, sysconfig.get_platform()]
+    shape = SHAPE if needs_packages(recipe) else [SHAPE, "without CUDA"]
+    return digest([shape, file_sha256(recipe.lock_file), python])
+
+
+def _verify_once(toolchain: Toolchain, recipe: Recipe, archs: Sequence[Arch], place: Path, console: Console) -> None:
+    host = [str(toolchain.host.path), toolchain.host.version]
+    known = digest([toolchain.key, *host, [str(arch) for arch in archs]])
+    marker = place / f"verified-{known}.json"
+    if marker.exists():
+        return
+    found = verify_toolchain(toolchain, recipe, archs)
+    console.note(
+        f"verified: nvcc {found['nvcc']}, torch {found['torch']} with CUDA {found['torch_cuda']}, "
+        f"a kernel compiled and linked for {found['archs']}"
+    )
+    write_json(marker, found)
+
+
+def _site_packages(venv: Path) -> Path:
+    return venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+
+
+def installed_versions(venv: Path) -> dict[str, str]:
+    """Return name and version of every distribution installed in an environment."""
+    found = {}
+    for folder in _site_packages(venv).glob("*.dist-info"):
+        name, _, version = folder.name.removesuffix(".dist-info").rpartition("-")
+        found[name.replace("_", "-").lower()] = version
+    return dict(sorted(found.items()))
+
+
+def find_host_compiler(environment: Mapping[str, str]) -> HostCompiler:
+    """Return the C++ compiler: CXX, else g++, c++ or clang++ on PATH. Raises ToolchainError."""
+    words = environment.get("CXX", "").split()
+    named = [word for word in words if Path(word).name not in {"ccache", "sccache"}][:1]
+    for name in named or ["g++", "c++", "clang++"]:
+        path = _which(name, environment)
+        code, text = capture([path, "--version"], environment=environment) if path else (127, "")
+        if path and code == 0 and text:
+            return HostCompiler(path, text.splitlines()[0].strip())
+    raise ToolchainError(
+        f"no C++ compiler: {'CXX names ' + named[0] + ', which does not run' if named else 'g++ is not on PATH'}",
+        why="nvcc needs one for the host side of every kernel",
+        fix=[
+            "apt-get install g++   (Debian, Ubuntu)",
+            "dnf install gcc-c++   (Fedora, RHEL)",
+            "CXX=/path/to/g++ nox -s wheel -- ...",
+        ],
+    )
+
+
+def _which(name: str, environment: Mapping[str, str]) -> Path | None:
+    candidates = (
+        [Path(name)]
+        if os.sep in name
+        else [Path(folder) / name for folder in environment.get("PATH", os.defpath).split(os.pathsep) if folder]
+    )
+    return next((path for path in candidates if os.access(path, os.X_OK) and path.is_file()), None)
+
+
+def check_python_headers(include: str | None = None) -> None:
+    """Refuse an interpreter without Python.h. Raises ToolchainError."""
+    folder = Path(include or sysconfig.get_paths()["include"])
+    if not (folder / "Python.h").is_file():
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        raise ToolchainError(
+            f"Python {version} has no headers: {folder}/Python.h is missing",
+            why="the extensions of vLLM are compiled against them",
+            fix=[
+                f"apt-get install python{version}-dev   (Debian, Ubuntu)",
+                "dnf install python3-devel   (Fedora, RHEL)",
+            ],
+        )
+
+
+def toolchain_report(toolchain: Toolchain) -> dict[str, object]:
+    """Return what the wheel's report says of the toolchain."""
+    wanted = (
+        "torch",
+        "cmake",
+        "ninja",
+        "setuptools",
+        "build",
+        "wheel",
+        "nvidia-cuda-nvcc",
+        "nvidia-nvvm",
+        "cuda-toolkit",
+    )
+    return {
+        "key": toolchain.key,
+        "python": sys.version.split()[0],
+        "host_compiler": toolchain.host.version,
+        "cuda": toolchain.cuda_origin,
+        "packages": {name: toolchain.versions[name] for name in wanted if name in toolchain.versions},
+    }
