@@ -410,11 +410,11 @@ def test_options_that_cannot_be_meant_are_refused(console: Console, words: list[
 def test_a_disk_that_cannot_hold_the_layers_is_refused(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (stand_in / "answer-info").write_text(json.dumps({"store": {"GraphRoot": str(stand_in / "a" / "b")}}))
     image_build.check_disk(engine(stand_in, "buildah"), known=True)
-    monkeypatch.setattr(runtime_image, "DISK", 1e18)
+    monkeypatch.setattr(image_build, "DISK", 1e18)
     with pytest.raises(ImageError, match="are free"):
         image_build.check_disk(engine(stand_in, "buildah"), known=False)
-    monkeypatch.setattr(runtime_image, "DISK", 0)
-    monkeypatch.setattr(runtime_image, "SPARE", 1e18)
+    monkeypatch.setattr(image_build, "DISK", 0)
+    monkeypatch.setattr(image_build, "SPARE", 1e18)
     image_build.check_disk(engine(stand_in, "docker"), known=False)
     with pytest.raises(ImageError, match="are free"):
         image_build.check_disk(engine(stand_in, "buildah"), known=False)
@@ -611,10 +611,10 @@ def test_the_tag_is_given_when_all_checks_have_passed_and_never_else(
     (stand_in / "answer-image").write_text('[{"RepoDigests": ["b@sha256:12"]}]')
     (stand_in / "answer-history").write_text("20\tRUN a\n")
     (stand_in / "answer-info").write_text(f"{stand_in}\n")
-    monkeypatch.setattr(runtime_image, "read_facts", lambda *_: facts())
-    monkeypatch.setattr(runtime_image, "check_image", lambda *_, **__: (facts(), [Result("a", ok, "said")]))
-    monkeypatch.setattr(runtime_image, "audit_installed", lambda *_: Result("b", ok=True, said=""))
-    monkeypatch.setattr(runtime_image, "DISK_AGAIN", 0)
+    monkeypatch.setattr(image_build, "read_facts", lambda *_: facts())
+    monkeypatch.setattr(image_build, "check_image", lambda *_, **__: (facts(), [Result("a", ok, "said")]))
+    monkeypatch.setattr(image_build, "audit_installed", lambda *_: Result("b", ok=True, said=""))
+    monkeypatch.setattr(image_build, "DISK_AGAIN", 0)
     words = ["--wheel", str(wheel), "--engine", "docker", "--tag", "localhost/t:1", "--push", "registry.example/t:1"]
     words += ["--out", str(stand_in / "out"), "--cache", str(stand_in / "c"), "--json", str(stand_in / "report.json")]
     if ok:
