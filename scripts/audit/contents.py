@@ -14,7 +14,7 @@ from scripts.audit.host import Site
 from scripts.audit.models import ComponentReport, Finding, Level
 from scripts.cuda.archs import Arch
 from scripts.cuda.drivers import numbers
-from scripts.formats.wheel import MAX_TAGS, Hash, WheelFile, WheelName, read_record, tag_count
+from scripts.formats.wheel import MAX_TAGS, TAG, Hash, WheelFile, WheelName, read_record, tag_count
 from scripts.recipe.model import Component, GitSource, Recipe
 
 MAX_REQUIREMENT = 1_000  # characters
@@ -79,8 +79,8 @@ def _stated_tags(lines: Iterable[object]) -> tuple[set[str], str]:
     """Return the tags of the file WHEEL, and the first line that is none or stands for too many."""
     tags: set[str] = set()
     for line in map(str, lines):
-        if line.count("-") != 2 or tag_count(line) + len(tags) > MAX_TAGS:
-            return tags, line
+        if not TAG.fullmatch(line) or tag_count(line) + len(tags) > MAX_TAGS:
+            return tags, line or "an empty line"
         tags |= {str(tag) for tag in parse_tag(line)}
     return tags, ""
 

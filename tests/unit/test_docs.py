@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ import pytest
 import noxfile
 from scripts.core.console import Console
 from scripts.core.paths import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 WIDTH = 120
 LATER = {ROOT / f"docs/{page}.md" for page in ("architecture", "audit", "runtime-image")}
@@ -117,6 +123,19 @@ def test_lines_are_short_enough_to_read(page: Path) -> None:
     text = re.sub(r"<!-- written by.*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
     lines = enumerate(text.splitlines(), 1)
     assert [f"{number}: {len(line)}" for number, line in lines if len(line) >= WIDTH] == []
+
+
+def test_the_readme_has_every_command_and_the_architecture_every_layer() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [session for session in sessions() if f"`nox -s {session}" not in readme] == []
+    layers = (ROOT / "docs/architecture.md").read_text().split("## The layers")[1].split("```")[1]
+    drawn = [{name.strip() for name in line.split("  ")[0].split("|")} for line in layers.strip().splitlines()]
+    (contract,) = [
+        contract
+        for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "layers"
+    ]
+    assert drawn == [{name.strip() for name in line.split("|")} for line in contract["layers"]]
 
 
 def test_the_index_names_every_page() -> None:

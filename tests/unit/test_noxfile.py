@@ -58,10 +58,12 @@ def test_every_session_starts_a_command_that_calls_itself_by_the_sessions_name(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.split("|") for line in started.read_text().splitlines()]
-    assert [(line[0], line[2:]) for line in lines] == [("-m", ["a b", ""])] * len(names)
+    assert len(lines) == len(names)
     for name, line in zip(names, lines, strict=True):
+        _, module, *arguments = line[line.index("-m") :]  # behind the guard that ends it with nox
+        assert arguments == ["a b", ""]
         with pytest.raises(SystemExit, match="0"):
-            importlib.import_module(line[1]).main(["--help"], Console())
+            importlib.import_module(module).main(["--help"], Console())
         assert f"usage: nox -s {name} -- " in capsys.readouterr().out
 
 
