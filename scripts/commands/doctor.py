@@ -1,6 +1,6 @@
 """Everything that can be known before the first compile: checks of this machine against a recipe.
 
-Each check (scripts/doctor/checks) is a small function under an id of the failure catalogue. `wheel` runs them quietly first.
+Each check (scripts/doctor/checks) is a small function under an id of the failure catalogue; `wheel` runs them first.
 """
 
 from __future__ import annotations
