@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from scripts.audit.contents import (
     TRITON_KERNELS,
@@ -29,6 +30,7 @@ from scripts.core.files import file_sha256
 from scripts.cuda.archs import Arch
 from scripts.cuda.drivers import Target
 from scripts.formats.elf import Elf, open_blob, open_elf
+from scripts.formats.fatbin import DeviceCode
 from scripts.formats.gpu_files import START, Form, form
 from scripts.formats.unit_names import read_units_of
 from scripts.formats.wheel import SHARED_OBJECT, Hash, WheelFile, open_wheel, record_digest, wheel_name
@@ -45,18 +47,20 @@ def audit_wheel(
     recipe: Recipe | None = None,
     archs: Sequence[Arch] = (),
     torch: Path | None = None,
+    known: Mapping[str, DeviceCode] = MappingProxyType({}),
 ) -> AuditReport:
     """Audit a wheel. Raises AuditError when it cannot be read; what is wrong with it is in the report.
 
     `recipe` and `archs` say which components to expect; `torch` is a site-packages folder or an environment with the
     torch the wheel names (without one, or when there is no torch in it, symbols are not resolved). Every member that
     is an ELF file, a fat binary or an archive by its first bytes is read, whatever its name; large ones are unpacked
-    one at a time to a temporary file.
+    one at a time to a temporary file. `known` is the GPU code of members that was read from this very wheel before.
     """
     started = time.monotonic()
     site = read_site(torch) if torch else None
     name = wheel_name(path)
     subject = Subject(path.name, "wheel", path.stat().st_size if path.is_file() else 0, name.name, name.version)
+    subject.known = known
     subject.tags = name.tags.split("-")[-3:]
     with open_wheel(path) as wheel:
         subject.torch = torch_pin(wheel)

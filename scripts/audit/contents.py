@@ -12,10 +12,9 @@ from packaging.version import InvalidVersion, Version
 
 from scripts.audit.host import Site
 from scripts.audit.models import ComponentReport, Finding, Level
-from scripts.core.paths import RECIPES
 from scripts.cuda.archs import Arch
 from scripts.cuda.drivers import numbers
-from scripts.formats.wheel import MAX_TAGS, Hash, WheelFile, WheelName, read_record, tag_count
+from scripts.formats.wheel import MAX_TAGS, TAG, Hash, WheelFile, WheelName, read_record, tag_count
 from scripts.recipe.model import Component, GitSource, Recipe
 
 MAX_REQUIREMENT = 1_000  # characters
@@ -80,8 +79,8 @@ def _stated_tags(lines: Iterable[object]) -> tuple[set[str], str]:
     """Return the tags of the file WHEEL, and the first line that is none or stands for too many."""
     tags: set[str] = set()
     for line in map(str, lines):
-        if line.count("-") != 2 or tag_count(line) + len(tags) > MAX_TAGS:
-            return tags, line
+        if not TAG.fullmatch(line) or tag_count(line) + len(tags) > MAX_TAGS:
+            return tags, line or "an empty line"
         tags |= {str(tag) for tag in parse_tag(line)}
     return tags, ""
 
@@ -187,8 +186,13 @@ def triton_findings(recipe: Recipe | None, digests: Mapping[str, str]) -> Iterat
 
 def _pinned_triton(recipe: Recipe | None) -> dict[str, str]:
     dependency = recipe.dependencies.get("triton_kernels") if recipe else None
-    if dependency is None or not isinstance(dependency.source, GitSource) or not dependency.source.files_sha256:
+    if (
+        recipe is None
+        or dependency is None
+        or not isinstance(dependency.source, GitSource)
+        or not dependency.source.files_sha256
+    ):
         return {}
-    path = RECIPES / dependency.source.files_sha256
+    path = recipe.file(dependency.source.files_sha256)
     rows = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip() and line[0] != "#"]
     return {name.strip().removeprefix("./").rpartition("triton_kernels/")[2]: digest for digest, name in rows}

@@ -8,6 +8,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Literal
 
+from pydantic import Field
+
 from scripts.core.models import Model
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -110,10 +112,10 @@ class TargetVerdict(Model):
     """First Linux driver that runs the SASS: enough when nothing that needs JIT is used."""
     reasons: list[str]
     """Why it is not ok."""
-    warnings: list[str] = []
+    warnings: list[str] = Field(default_factory=list)
     """What is lost or reported to go wrong though it is ok."""
-    hazards: list[HazardFound] = []
-    alternatives: list[str] = []
+    hazards: list[HazardFound] = Field(default_factory=list)
+    alternatives: list[str] = Field(default_factory=list)
     """Shared objects that this target does not load, because it loads another of their group."""
     summary: str
     """The verdict in one line."""

@@ -51,6 +51,8 @@ class Subject:
     libraries: list[Library] = field(default_factory=list)
     components: dict[str, ComponentReport] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    known: Mapping[str, DeviceCode] = field(default_factory=dict)
+    """GPU code of members that was read before."""
     _cubins: list[Container] = field(default_factory=list)
     _entries: int = 0
 
@@ -61,7 +63,7 @@ class Subject:
 
         Files that are not called shared objects count only when GPU code is inside. Raises AuditError.
         """
-        code = with_units(device_code(elf), units.get(member, ()))
+        code = self.known.get(member) or with_units(device_code(elf), units.get(member, ()))
         if code.containers and code.containers[0].section == "cubin":
             self._count(code)
             self._cubins += [replace(container, unit=member) for container in code.containers]

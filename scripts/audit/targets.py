@@ -2,7 +2,7 @@
 
 Not ok is a target whose driver is too old (for the GPU, for the code's CUDA, for PTX) or too new for its GPU, for which
 a library has nothing that it needs, which would run code that is known to misbehave, or for which nothing could be
-judged. Of libraries that are alternatives only the one that would be loaded counts (`audit_alternatives`); a library
+judged. Of libraries that are alternatives only the one that would be loaded counts (`alternatives.py`); a library
 that may be missing (`rules.toml`) is a warning.
 """
 

@@ -12,6 +12,7 @@ from scripts.audit.models import AuditReport, Level
 from scripts.audit.show import failures, html, show
 from scripts.audit.subjects import label_archs, matching_recipe, targets_for
 from scripts.commands.cli import Parser, run, user_path
+from scripts.commands.options import recipe_argument
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, UsageError
 from scripts.core.files import write_atomic, write_json
@@ -97,7 +98,7 @@ def _remedies(report: AuditReport, *, compiled: bool) -> list[str]:
 
 
 def _audit(path: Path, options: argparse.Namespace, targets: Sequence[Target]) -> AuditReport:
-    recipe = load_recipe(options.recipe) if options.recipe else matching_recipe(path)
+    recipe = load_recipe(recipe_argument(options.recipe)) if options.recipe else matching_recipe(path)
     archs = label_archs(path) or (recipe.archs if recipe else ())
     if options.torch and read_site(options.torch) is None:
         raise UsageError(

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 from scripts.core.cache import Cache
-from scripts.core.paths import RECIPES
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import Mirror, address, rewrite
 from scripts.recipe.model import GitSource, Recipe
@@ -24,8 +23,7 @@ def missing_git(recipe: Recipe, cache: Cache, mirrors: Sequence[Mirror]) -> list
     urls = []
     for source in sources:
         if isinstance(source, GitSource):
-            beside = source.files_sha256 is not None and (recipe.folder / source.files_sha256).is_file()
-            key = tree_key(source, recipes=recipe.folder if beside else RECIPES)
+            key = tree_key(source, recipes=recipe.folder)
             if not cache.place("git-trees", key).is_dir():
                 urls.append(address(rewrite(source.repository, mirrors)).url)
     return urls

@@ -69,16 +69,23 @@ def with_units(code: DeviceCode, units: Sequence[str]) -> DeviceCode:
     return replace(code, containers=tuple(named))
 
 
-def device_facts(path: Path) -> dict[str, DeviceFacts]:
-    """Return the facts about the GPU code of each shared object of a wheel. Raises AuditError."""
-    facts = {}
+def device_codes(path: Path) -> dict[str, DeviceCode]:
+    """Return the GPU code of each shared object of a wheel, with the recorded names of its units. Raises AuditError.
+
+    A wheel is read with this once per run: the proof, the audit and the report all take what it returns.
+    """
+    codes = {}
     with open_wheel(path) as wheel:
         recorded = read_units_of(wheel)
         for member in wheel.shared_objects:
             with wheel.unpacked(member) as (file, _), open_elf(file, member.filename) as elf:
-                code = with_units(device_code(elf), recorded.get(member.filename, ()))
-            facts[member.filename] = DeviceFacts(units_of(code), _bytes_per_arch(code))
-    return facts
+                codes[member.filename] = with_units(device_code(elf), recorded.get(member.filename, ()))
+    return codes
+
+
+def device_facts(codes: Mapping[str, DeviceCode]) -> dict[str, DeviceFacts]:
+    """Return the facts about the GPU code of each shared object."""
+    return {member: DeviceFacts(units_of(code), _bytes_per_arch(code)) for member, code in codes.items()}
 
 
 def _bytes_per_arch(code: DeviceCode) -> dict[str, int]:

@@ -27,7 +27,7 @@ from email.parser import BytesParser
 from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 
-from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from packaging.utils import parse_wheel_filename
 
 from scripts.core.errors import AuditError
 
@@ -40,6 +40,8 @@ MAX_HEADERS = 1 << 20  # bytes of the headers of METADATA and WHEEL; the descrip
 MAX_HEADER_LINES = 10_000
 MAX_LINE = 16_384  # bytes of a row of RECORD
 MAX_TAGS = 1_000  # that a compressed tag set stands for
+TAG = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*(-[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*){2}")
+"""A compressed tag set: `cp38-abi3-manylinux_2_31_x86_64`, `py2.py3-none-any`."""
 SHARED_OBJECT = re.compile(r"\.so(\.\d+)*$")
 _DIST_INFO = re.compile(r"^[^/]+\.dist-info$")
 
@@ -268,12 +270,14 @@ class WheelName:
 def wheel_name(path: Path) -> WheelName:
     """Take a wheel's file name apart. Raises AuditError when it is not one."""
     parts = path.name.removesuffix(".whl").split("-")
+    tags, why = "-".join(parts[-3:]), ""
     try:
-        many = tag_count("-".join(parts[-3:])) > MAX_TAGS
-        why = f"it stands for more than {MAX_TAGS:,} tags" if many else ""
-        if not many:
+        if tag_count(tags) > MAX_TAGS:
+            why = f"it stands for more than {MAX_TAGS:,} tags"
+        else:
             parse_wheel_filename(path.name)
-    except InvalidWheelFilename as error:
+            why = "" if TAG.fullmatch(tags) else f"{tags!r} are no tags"
+    except ValueError as error:  # InvalidWheelFilename, InvalidVersion, InvalidTag
         why = str(error)
     if why:
         raise AuditError(f"{path.name} is not the name of a wheel", why=why, fix="give it its old name")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -19,7 +18,8 @@ from scripts.core.errors import AuditError
 from scripts.core.process import Command, capture
 from scripts.cuda.archs import Arch
 from scripts.downloads.indexes import Indexes
-from scripts.formats.fatbin import Kind, read_device_code
+from scripts.formats.fatbin import DeviceCode, Kind
+from scripts.formats.unit_names import device_codes
 from scripts.recipe.model import Component, Recipe
 from scripts.toolchain.environments import make_environment, run_uv
 from scripts.toolchain.provide import Toolchain
@@ -53,6 +53,8 @@ class Proof:
     """Cubins (SASS) per component and arch: `{"_moe_C": {"90": 11, "90a": 3}}`."""
     ptx: dict[str, dict[str, int]]
     """The same for PTX."""
+    device: Mapping[str, DeviceCode]
+    """The GPU code of each shared object of the wheel, by member: what the audit and the report need not read again."""
 
 
 def prove_wheel(
@@ -69,7 +71,8 @@ def prove_wheel(
     """Install, import and load the wheel in a new environment, and list its cubins. Raises AuditError."""
     console.stage("prove", "a new environment with only torch and the wheel, no GPU")
     with cache.scratch("proof-") as folder:
-        cubins, ptx = list_device_code(wheel, recipe, folder / "members")
+        device = device_codes(wheel)
+        cubins, ptx = list_device_code(device, recipe)
         check_archs(cubins, archs)
         lock = folder / "torch.txt"
         lock.write_text(torch_lock(toolchain, recipe.lock_file.read_text(), recipe))
@@ -79,7 +82,7 @@ def prove_wheel(
         seen = _import(python, recipe, toolchain, folder)
     for component, names in seen.operators.items():
         console.note(f"{component}: loads, registers {len(names)} operators")
-    return Proof(seen.vllm, seen.torch, seen.operators, cubins, ptx)
+    return Proof(seen.vllm, seen.torch, seen.operators, cubins, ptx, device)
 
 
 def torch_lock(toolchain: Toolchain, lock: str, recipe: Recipe) -> str:
@@ -101,17 +104,13 @@ def torch_lock(toolchain: Toolchain, lock: str, recipe: Recipe) -> str:
 
 
 def list_device_code(
-    wheel: Path, recipe: Recipe, folder: Path
+    device: Mapping[str, DeviceCode], recipe: Recipe
 ) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
-    """Return (cubins, PTX) per component and arch, read from the wheel's shared objects."""
-    cubins, ptx = {}, {}
-    with zipfile.ZipFile(wheel) as archive:
-        for component in recipe.shared_objects:
-            name = next(item for item in archive.namelist() if item.split(".", 1)[0] == component.member)
-            code = read_device_code(Path(archive.extract(name, folder)), name)
-            cubins[component.value] = code.count(Kind.ELF)
-            ptx[component.value] = code.count(Kind.PTX)
-    return cubins, ptx
+    """Return (cubins, PTX) per component and arch, from the GPU code of the wheel's shared objects."""
+    by_member = {name.split(".", 1)[0]: code for name, code in device.items()}
+    codes = {component.value: by_member[component.member] for component in recipe.shared_objects}
+    cubins = {name: code.count(Kind.ELF) for name, code in codes.items()}
+    return cubins, {name: code.count(Kind.PTX) for name, code in codes.items()}
 
 
 def check_archs(cubins: dict[str, dict[str, int]], archs: Sequence[Arch]) -> None:

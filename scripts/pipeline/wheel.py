@@ -27,7 +27,7 @@ from scripts.doctor.registry import Subject
 from scripts.downloads.access import Access
 from scripts.downloads.indexes import Indexes
 from scripts.package.build import package_wheel
-from scripts.package.prove import prove_wheel
+from scripts.package.prove import Proof, prove_wheel
 from scripts.recipe.costs import Unit, cost_book
 from scripts.recipe.model import Recipe
 from scripts.report.build_report import Stages, make_report
@@ -173,7 +173,7 @@ def _build_in(
             offline=job.offline,
         )
     with stages.timed("audit"):
-        audit = _audit(wheel.path, job, tree, console)
+        audit = _audit(wheel.path, job, tree, proof, console)
     report = {
         **make_report(job.recipe, fetched, tree, compiled, wheel, proof, stages),
         "audit": audit.model_dump(mode="json"),
@@ -202,13 +202,16 @@ def _fixed(console: Console) -> bool:
     return not why
 
 
-def _audit(wheel: Path, job: Job, tree: BuildTree, console: Console) -> AuditReport:
+def _audit(wheel: Path, job: Job, tree: BuildTree, proof: Proof, console: Console) -> AuditReport:
     """Judge the wheel for the recipe's archs with the driver of its CUDA. Raises AuditError when one is not met."""
     console.stage("audit", f"for {arch_list(job.archs)} with a CUDA {job.recipe.torch.cuda} driver")
     targets = default_targets(job.archs, job.recipe.torch.cuda)
-    report = audit_wheel(wheel, targets, recipe=job.recipe, archs=job.archs, torch=tree.toolchain.environment)
+    torch = tree.toolchain.environment
+    report = audit_wheel(wheel, targets, recipe=job.recipe, archs=job.archs, torch=torch, known=proof.device)
     for verdict in report.targets:
         console.note(verdict.summary)
+        for warning in verdict.warnings:
+            console.warn(f"{verdict.gpu}: {warning}")
     for finding in report.findings:
         if finding.level is Level.WARNING:
             console.warn(f"{finding.where} {finding.text}")

@@ -19,7 +19,6 @@ from pydantic import Field, ValidationError
 
 from scripts.core.errors import UsageError
 from scripts.core.models import Model
-from scripts.core.paths import RECIPES
 from scripts.cuda.archs import Arch
 from scripts.recipe.model import Component, Cost, Recipe
 
@@ -163,8 +162,7 @@ def cost_file(recipe: Recipe) -> Path | None:
     """Return the recipe's cost file: beside the recipe, else one in recipes/; None when it names none."""
     if not recipe.cost or not recipe.cost.data:
         return None
-    beside, ours = recipe.folder / recipe.cost.data, RECIPES / recipe.cost.data
-    return ours if ours.is_file() and not beside.is_file() else beside
+    return recipe.file(recipe.cost.data)
 
 
 def read_costs(path: Path) -> CostData | None:

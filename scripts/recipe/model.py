@@ -292,9 +292,12 @@ class Recipe(Model):
 
     @property
     def lock_file(self) -> Path:
-        """The build environment's lock file: beside the recipe, else in recipes/."""
-        beside = self.folder / self.toolchain.lock
-        return beside if beside.is_file() else RECIPES / self.toolchain.lock
+        """The build environment's lock file."""
+        return self.file(self.toolchain.lock)
+
+    def file(self, name: str) -> Path:
+        """Return a file that the recipe names: beside the recipe, else in recipes/ (as `extends` needs it)."""
+        return recipe_file(name, self.folder)
 
     @property
     def shared_objects(self) -> tuple[Component, ...]:
@@ -319,6 +322,12 @@ class Recipe(Model):
             recipe_archs=self.archs,
             note=self.package.label,
         )
+
+
+def recipe_file(name: str, folder: Path) -> Path:
+    """Return a file named by a recipe in `folder`: beside it, or in recipes/ where only that one exists."""
+    beside, ours = folder / name, RECIPES / name
+    return ours if ours.is_file() and not beside.is_file() else beside
 
 
 def describe(source: Source) -> str:

@@ -59,7 +59,7 @@ def make_report(
     recipe: Recipe, fetched: Fetched, tree: BuildTree, compiled: Compiled, wheel: Wheel, proof: Proof, stages: Stages
 ) -> dict[str, Any]:
     """Return the report as JSON-able data; sizes in bytes, times in seconds. Documented in docs/report.md."""
-    facts = {member.split(".", 1)[0]: item for member, item in device_facts(wheel.path).items()}
+    facts = {member.split(".", 1)[0]: item for member, item in device_facts(proof.device).items()}
     of_component = {item.value: facts.get(item.member) for item in recipe.shared_objects}
     return {
         "schema": SCHEMA,

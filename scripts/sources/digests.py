@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from scripts.core.errors import FetchError
 from scripts.core.files import file_sha256
-from scripts.recipe.model import GitSource
+from scripts.recipe.model import GitSource, recipe_file
 from scripts.sources.git_process import DOCS
 
 
@@ -26,7 +26,7 @@ def read_list(source: GitSource, recipes: Path) -> tuple[Listed, ...]:
     """Read the list of digests beside the recipe: lines of `sha256  path`, as sha256sum writes them."""
     if source.files_sha256 is None:
         return ()
-    path = recipes / source.files_sha256
+    path = recipe_file(source.files_sha256, recipes)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

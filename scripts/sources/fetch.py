@@ -47,7 +47,6 @@ def fetch_recipe(recipe: Recipe, access: Access) -> Fetched:
 
 
 def _fetch_git(source: GitSource, folder: Path, access: Access) -> GitTree:
-    beside = source.files_sha256 is not None and (folder / source.files_sha256).is_file()
     return fetch_git(
         source,
         cache=access.cache,
@@ -55,7 +54,7 @@ def _fetch_git(source: GitSource, folder: Path, access: Access) -> GitTree:
         mirrors=access.mirrors,
         offline=access.offline,
         ca_bundle=access.ca_bundle,
-        recipes=folder if beside else RECIPES,
+        recipes=folder,
     )
 
 

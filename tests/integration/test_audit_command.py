@@ -138,7 +138,7 @@ def test_without_targets_the_archs_of_the_version_label_are_judged(
 def test_without_targets_label_or_recipe_the_archs_inside_are_judged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.commands.audit.recipe_names", list)
+    monkeypatch.setattr("scripts.audit.subjects.recipe_names", list)
     path = shared_object(tmp_path / "libx.so", {"a": container(sass("86", "k"), sass("90", "k"))})
     assert audit.main([str(path)], Console()) == 0
     out = capsys.readouterr().out
@@ -147,7 +147,7 @@ def test_without_targets_label_or_recipe_the_archs_inside_are_judged(
 
 
 def test_the_default_recipe_gives_the_targets_of_others_wheels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("scripts.commands.audit.DEFAULT_RECIPE", "quickstart")
+    monkeypatch.setattr("scripts.audit.subjects.DEFAULT_RECIPE", "quickstart")
     for isa, cuda in (((9, 0), "13.0"), ((9, 2), "13.2"), ((8, 4), "12.4")):
         code = container(sass("90", "k"), sass("120", "k"), ptx_entry("90", "k", isa=isa))
         path = shared_object(tmp_path / f"lib{cuda}.so", {"a": code})

@@ -127,6 +127,9 @@ def test_nothing_to_audit_is_a_usage_error(tmp_path: Path) -> None:
     ("tags", "code"),
     [
         ("nonsense", "bad-tag"),
+        ("a!-b-c", "bad-tag"),
+        ("\x02-b-c", "bad-tag"),
+        ("a..b-c-d", "bad-tag"),
         ("a-b", "bad-tag"),
         ("py3-none-any cp38-abi3", "bad-tag"),
         ("py3-none-any", "tags-differ"),

@@ -10,6 +10,8 @@ from scripts.audit.models import AuditReport, Finding, Level
 from scripts.core.errors import AuditError, UsageError
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
+from scripts.formats.fatbin import DeviceCode
+from scripts.formats.unit_names import device_codes
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Component, GitSource, Recipe
 from tests.fatbins import container, ptx_entry, sass, shared_object
@@ -329,3 +331,19 @@ def test_a_wheel_that_cannot_be_read_is_an_audit_error(tmp_path: Path) -> None:
 
 def test_digest_of_the_fixture_is_recorded_as_pip_wants_it() -> None:
     assert digest(b"") == "sha256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU"
+
+
+def test_gpu_code_that_was_read_before_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = shared_object(tmp_path / "x.so", UNITS).read_bytes()
+    wheel = make_wheel(tmp_path, {"vllm/_C.abi3.so": data})
+    targets = [parse_target("A40@12.8")]
+    fresh, known = audit_wheel(wheel, targets), device_codes(wheel)
+
+    def never(elf: object) -> DeviceCode:
+        raise AssertionError("it was read again")
+
+    monkeypatch.setattr("scripts.audit.subject.device_code", never)
+    again = audit_wheel(wheel, targets, known=known)
+    assert again.model_copy(update={"seconds": 0}) == fresh.model_copy(update={"seconds": 0})
+    with pytest.raises(AssertionError):
+        audit_wheel(wheel, targets)

@@ -77,7 +77,7 @@ def test_many_small_members_and_a_file_name_of_many_tags_stay_within_the_bounds(
 def attempt(folder: Path, seed: int) -> str:
     """Audit, and sometimes slim, a hostile wheel; return what came of it. Anything but a refusal is a defect."""
     rng = random.Random(seed)
-    path = hostile_wheel(folder, rng, rng.choice([0, 24, 400, 4_000, 40_000]))
+    path = hostile_wheel(folder, rng, rng.choices([0, 24, 200, 1_000, 8_000], [20, 30, 35, 14, 1])[0])
     try:
         report = audit_wheel(path, TARGETS)
         report.model_dump_json()
@@ -106,14 +106,14 @@ def fuzz(folder: Path, seeds: range) -> None:
 
 
 def test_structured_hostile_wheels_give_a_report_or_a_refusal(tmp_path: Path) -> None:
-    run = run_bounded("tests.integration.test_hostile_wheels", tmp_path, 0, 200)
+    run = run_bounded("tests.integration.test_hostile_wheels", tmp_path, 0, 300)
     assert run.code == 0, run.text[-2000:]
 
 
 @pytest.mark.large
-@pytest.mark.parametrize("part", range(200))
+@pytest.mark.parametrize("part", range(100))
 def test_a_hundred_thousand_structured_hostile_wheels(tmp_path: Path, part: int) -> None:
-    run = run_bounded("tests.integration.test_hostile_wheels", tmp_path, 1_000 + part * 500, 1_500 + part * 500)
+    run = run_bounded("tests.integration.test_hostile_wheels", tmp_path, 1_000 * (part + 1), 1_000 * (part + 2))
     assert run.code == 0, run.text[-2000:]
 
 

@@ -126,7 +126,9 @@ def test_the_three_verdicts(wheel: Path) -> None:
     started = cpu_seconds()
     report = audit_wheel(wheel, [parse_target(text) for text in ("rtx5090@12.8", "rtx5090@12.9", "A40@12.0")])
     assert cpu_seconds() - started < 30
-    assert [item.ok for item in report.targets] == [False, True, True]
+    assert [item.ok for item in report.targets] == [False, False, True]
+    assert [item.id for item in report.targets[1].hazards] == ["marlin-moe-jit", "marlin-moe-c-tmp"]
+    assert report.targets[1].reasons[0].startswith("Marlin MoE reaches this GPU only as 8.0 PTX")
     assert (report.targets[0].jit, report.targets[0].native) == (97, 62)
     assert report.targets[0].summary.startswith(
         "RTX 5090 with a CUDA 12.8 driver (570.x): NOT OK: 97 of 159 kernel containers need a CUDA 12.9 driver: "

@@ -5,13 +5,14 @@ import re
 import pytest
 
 from scripts.audit.models import AuditReport, TargetVerdict
+from scripts.audit.rules import hazards, optionals
 from scripts.core.paths import ROOT
 
 TEXT = (ROOT / "docs/audit.md").read_text()
 
 
 def codes() -> set[str]:
-    sources = [path.read_text() for path in (ROOT / "scripts").glob("audit_*.py")]
+    sources = [path.read_text() for path in (ROOT / "scripts/audit").glob("*.py")]
     found = {code for text in sources for code in re.findall(r'code="([a-z-]+)"', text)}
     return found | {code for text in sources for code in re.findall(r'_(?:error|warning)\("([a-z-]+)"', text)}
 
@@ -30,5 +31,16 @@ def test_the_example_of_the_reader_as_a_library_names_what_exists() -> None:
     import scripts.formats.fatbin
 
     example = (ROOT / "docs/fatbin.md").read_text().split("```python")[1].split("```")[0]
-    imported = re.findall(r"from scripts\.fatbin import (.*)", example)[0].split(", ")
+    imported = re.findall(r"from scripts\.formats\.fatbin import (.*)", example)[0].split(", ")
     assert all(hasattr(scripts.formats.fatbin, name) for name in imported)
+
+
+def test_every_rule_is_in_the_table_with_its_source() -> None:
+    rows = {line.split("`")[1]: line for line in TEXT.splitlines() if line.startswith("| `") and line.count("|") == 6}
+    for rule in (*optionals(), *hazards()):
+        assert f"`{rule.library.split('|')[0]}`" in rows[rule.id]
+    for rule in hazards():
+        assert f"hazard, {rule.level.value}" in rows[rule.id]
+        assert rule.source.rsplit("/", 1)[1] in rows[rule.id]
+    for optional in optionals():
+        assert "optional" in rows[optional.id]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -176,7 +177,10 @@ def test_of_drivers_and_ptx_beyond_the_table_nothing_is_claimed(tmp_path: Path) 
 def test_small_ptx_is_looked_into_for_kernels(tmp_path: Path, compression: Compression) -> None:
     def packed(*kernels: str, body: str = "add.s32 %r, %r, 1;") -> bytes:
         text = ptx("52", *kernels, body=body)
-        pack = {Compression.ZSTD: zstandard.compress, Compression.LZ4: partial(lz4.block.compress, store_size=False)}
+        pack: dict[Compression, Callable[[bytes], bytes]] = {
+            Compression.ZSTD: zstandard.compress,
+            Compression.LZ4: partial(lz4.block.compress, store_size=False),
+        }
         data = pack[compression](text) if compression in pack else text
         return entry(
             Kind.PTX,

@@ -14,7 +14,7 @@ from scripts.core.errors import UsageError
 from scripts.core.paths import RECIPES, ROOT
 from scripts.cuda.archs import parse_arch_list
 from scripts.recipe.files import check_recipe, json_schema, load_recipe, merge, recipe_names
-from scripts.recipe.model import SCHEMA_FILE, Component, Recipe
+from scripts.recipe.model import SCHEMA_FILE, Component, Recipe, recipe_file
 from tests.support import recipe_data, write_recipe
 
 if sys.version_info >= (3, 11):
@@ -342,3 +342,11 @@ def test_every_recipe_file_fits_the_schema_and_names_it(path: Path, schema: dict
 )
 def test_the_schema_refuses_what_the_reader_refuses(wrong: dict[str, Any], schema: dict[str, Any]) -> None:
     assert errors_of(schema, wrong)
+
+
+def test_a_file_that_a_recipe_names_lies_beside_it_or_in_recipes(tmp_path: Path) -> None:
+    ours = RECIPES / "triton_kernels-v3.5.0.sha256"
+    assert recipe_file(ours.name, tmp_path) == ours
+    (tmp_path / ours.name).write_text("mine")
+    assert recipe_file(ours.name, tmp_path) == tmp_path / ours.name
+    assert recipe_file("nowhere", tmp_path) == tmp_path / "nowhere"
