@@ -14,8 +14,7 @@ from packaging.utils import canonicalize_name
 from scripts.commands import upgrade
 from scripts.core.console import Console
 from scripts.core.errors import ToolchainError, UsageError
-from scripts.core.paths import RECIPES
-from scripts.core.paths import ROOT
+from scripts.core.paths import RECIPES, ROOT
 from scripts.downloads.indexes import read_indexes
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.model import SCHEMA_FILE
@@ -121,6 +120,7 @@ def test_neither_local_folders_nor_extra_indexes_get_into_a_lock_file(
     bin_folder.mkdir()
     (bin_folder / "uv").write_text(f"#!/bin/sh\nenv > {project}/seen\n")
     (bin_folder / "uv").chmod(0o755)
+    (bin_folder / "python").symlink_to(sys.executable)
     monkeypatch.setenv("PIP_FIND_LINKS", "/links")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://extra.example/simple")
     indexes = read_indexes()
