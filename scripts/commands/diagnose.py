@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_json
 from scripts.failures.catalogue import catalogue
+from scripts.failures.log_files import BROKEN
 from scripts.failures.recognise import Diagnosis, Finding, diagnose
 
 
@@ -31,18 +31,23 @@ def newest_log(root: Path) -> Path:
 
 @contextmanager
 def _opened(path: Path | None) -> Iterator[IO[bytes]]:
-    if path is None:
-        yield sys.stdin.buffer
-        return
     try:
+        if path is None:
+            yield sys.stdin.buffer
+            return
         with path.open("rb") as file:
             yield file
-    except (OSError, EOFError, zlib.error) as error:
-        names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+    except BROKEN as error:
+        name = path or Path("standard input")
+        names = [item.name for item in name.parent.iterdir()] if path and path.parent.is_dir() else []
         raise UsageError(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.{nearest(path.name, names)}",
-            fix="give a log file, .gz too, or - for standard input",
+            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.{nearest(name.name, names)}",
+            fix="give a log file (.gz, .xz, .bz2, .zst, .zip and .tar too), or - for standard input",
         ) from error
+
+
+def _where(finding: Finding) -> str:
+    return f"{finding.file}, line {finding.line}" if finding.file else f"line {finding.line}"
 
 
 def show(diagnosis: Diagnosis, name: str, console: Console) -> None:
@@ -50,22 +55,25 @@ def show(diagnosis: Diagnosis, name: str, console: Console) -> None:
     for index, finding in enumerate(diagnosis.findings):
         entry = catalogue()[finding.id]
         console.result(f"{'' if not index else chr(10)}{finding.id}: {entry.title}")
-        console.result(f"  line {finding.line}: {finding.text}")
+        console.result(f"  {_where(finding)}: {finding.text}")
         for label, text in (("why", entry.cause), ("fix", entry.fix), ("see", entry.link)):
             console.result(f"  {label}: {text}")
     if diagnosis.findings:
         return
-    if diagnosis.error is None or diagnosis.ended_well:
+    if diagnosis.empty:
+        console.result(f"{name}: there is nothing in it, so nothing can be said")
+        console.result("  fix: write both streams into it: COMMAND > build.log 2>&1")
+    elif diagnosis.error is None or diagnosis.ended_well:
         console.result(f"{name}: no failure is seen")
-        return
-    console.result(f"{name}: a failure that the catalogue does not know")
-    console.result(f"  line {diagnosis.error.line}: {diagnosis.error.text}")
-    console.result("  that is the first line that looks like an error; what follows is often only its consequence")
+    else:
+        console.result(f"{name}: a failure that the catalogue does not know")
+        console.result(f"  {_where(diagnosis.error)}: {diagnosis.error.text}")
+        console.result("  that is the first line of a tool's own error; what follows is often only its consequence")
 
 
 def as_json(findings: Iterable[Finding]) -> list[Mapping[str, object]]:
     """Return findings as a JSON-able list of {id, stage, line, text}."""
-    return [asdict(item) for item in findings]
+    return [{key: value for key, value in asdict(item).items() if key != "file" or value} for item in findings]
 
 
 def main(arguments: Sequence[str], console: Console) -> int:

@@ -1,6 +1,6 @@
 """Everything that can be known before the first compile: checks of this machine against a recipe.
 
-Each check (checks_*.py) is a small function under an id of the failure catalogue. `wheel` runs them quietly first.
+Each check (scripts/doctor/checks) is a small function under an id of the failure catalogue; `wheel` runs them first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from scripts.core.machine import read_machine
 from scripts.core.paths import DEFAULT_RECIPE, ROOT
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
-from scripts.doctor.checks import compiler as checks_compiler  # noqa: F401  (importing a module registers its checks)
 from scripts.doctor.examine import SMALLEST, blocking, read_skips, smaller_subject
 from scripts.doctor.registry import CHECKS, Row, Subject, Verdict, run_checks
 from scripts.downloads.indexes import read_indexes

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
-from scripts.doctor.checks import compiler as checks_compiler  # noqa: F401  (importing a module registers its checks)
+from scripts.doctor.checks import compiler, cuda, disk, environment, machine, network, python  # noqa: F401  (registers)
 from scripts.doctor.registry import CHECKS, Row, Subject, Verdict, require, run_checks
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe

@@ -47,6 +47,8 @@ class Failure(Model):
     """0: names a cause by itself (memory, disk, driver); 1: an error; 2: often survived; 3: the trace of another."""
     recoverable: bool = False
     """Tools say this and go on: it is not reported when the log ends well."""
+    lasting: bool = False
+    """It counts although the log goes on and ends well: what was left out, what was swapped."""
     title: str
     cause: str
     fix: str

@@ -1,32 +1,38 @@
-"""Logs as they come: any size, streamed; colours, carriage returns, timestamps, UTF-16, gzip."""
+"""Logs as they come: any size, streamed; colours, carriage returns, timestamps, the prefixes of servers."""
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Protocol
+
+from scripts.failures.log_files import Readable
+from scripts.failures.log_shapes import Shape, reshaped, shape_of, unwrapped
 
 BLOCK = 1 << 20  # bytes read at once
 CONTEXT = 4096  # bytes of the lines before a block that are kept with it, for messages that go over two lines
+UNWRAPPED = 8 << 20  # bytes of a log that are joined again: what a terminal or a mail wrapped is not longer
 
 _ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_ECHO = re.compile(rb"^((?:\d{4}-\S+Z )?)\x1b\[36;1m.*$", re.MULTILINE)  # GitHub prints a step's script so
+_ENTITY = re.compile(rb"&(quot|apos|lt|gt|amp|nbsp|#0?3[49]|#x2[27]|#x3[cCeE]|#6[02]);")
+_ENTITIES = {
+    b"quot": b'"', b"#34": b'"', b"#034": b'"', b"#x22": b'"', b"apos": b"'", b"#39": b"'", b"#039": b"'",
+    b"#x27": b"'", b"lt": b"<", b"#60": b"<", b"#x3c": b"<", b"#x3C": b"<", b"gt": b">", b"#62": b">", b"#x3e": b">",
+    b"#x3E": b">", b"amp": b"&", b"nbsp": b" ",
+}  # fmt: skip
+_QUOTES = re.compile(rb"\xe2\x80[\x98\x99\x9c\x9d]")  # gcc's in UTF-8 locales
 _PREFIXES = re.compile(
     r"^\ufeff?(?:[\w.-]+\s+\|\s+)?"  # docker compose: `web-1  | `
     r"(?:\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.,\d]*(?:Z|[+-]\d\d:?\d\d)?\s)?"  # GitHub Actions, kubectl --timestamps
+    r"(?:(?:stdout|stderr) [FP] )?"  # containerd's files
     r"(?:#\d+\s+\d+\.\d+\s)?"  # docker buildkit: `#12 34.56 `
+    r"(?:\[rank\d+\]:\s?)?"  # torch.distributed
+    r"(?:\([\w ]+ pid=\d+\)\s)*"  # vLLM's processes
+    r"(?:[A-Z]{4,8} \d\d-\d\d \d\d:\d\d:\d\d (?:\[\S+:\d+\]|\S+:\d+\])\s?)?"  # vLLM's logger
     r"[ \t│|]*"  # what uv and rich draw beside wrapped text
 )
 _SECRET = re.compile(r"(\w+://)[^/\s@]+@")
-
-
-class Readable(Protocol):
-    """What is read: a file or a pipe."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to `size` bytes, b"" at the end."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +42,47 @@ class Block:
     text: bytes
     line: int
     """Number of its first line, from 1."""
+    numbers: Sequence[int] | None = None
+    """Number of each row in the file, where rows are not its lines."""
+    again: bool = False
+    """Whether its lines came before in another form (wrapped)."""
+
+    def number(self, row: int) -> int:
+        """Return the number in the file of a row, from 0, of this block."""
+        return self.numbers[min(row, len(self.numbers) - 1)] if self.numbers else self.line + row
 
 
-def read_blocks(stream: IO[bytes], *, size: int = BLOCK) -> Iterator[Block]:
-    """Yield a log's blocks. Raises OSError, EOFError or zlib.error when a gzip file is broken."""
+def read_blocks(stream: Readable, *, size: int = BLOCK) -> Iterator[Block]:
+    """Yield a log's blocks. Raises what the stream raises when it is broken."""
+    shape: tuple[Shape, int] | None = None
+    read = 0
+    for text, line in _whole_lines(stream, size):
+        shape = shape or shape_of(text)
+        if shape[0] in {Shape.JSON, Shape.HTML}:
+            rows, numbers = reshaped(text, line, shape[0])
+            yield Block(_clean(rows), line, numbers)
+            continue
+        yield Block(text, line)
+        read += len(text)
+        if shape[0] is Shape.WRAPPED and read < UNWRAPPED:
+            for glue in (b"", b" "):
+                rows, numbers = unwrapped(text, line, shape[1], glue=glue)
+                yield Block(rows, line, numbers, again=True)
+
+
+def _whole_lines(stream: Readable, size: int) -> Iterator[tuple[bytes, int]]:
+    """Yield (whole lines, cleaned, with some of those before; the first one's number)."""
     rest, kept, line = b"", b"", 1
-    for piece in _decoded(stream, size):
+    for piece in iter(lambda: stream.read(size), b""):
         whole, rest = _cut(rest + piece, size)
         if not whole:
             continue
         text = kept + whole
-        yield Block(text, line)
+        yield text, line
         kept = _tail(text)
         line += text.count(b"\n") - kept.count(b"\n")
     if rest:
-        yield Block(kept + _clean(rest), line)
+        yield kept + _clean(rest), line
 
 
 def _cut(data: bytes, size: int) -> tuple[bytes, bytes]:
@@ -60,41 +92,23 @@ def _cut(data: bytes, size: int) -> tuple[bytes, bytes]:
 
 
 def _clean(data: bytes) -> bytes:
-    data = _ANSI.sub(b"", data) if b"\x1b" in data else data
-    return data.replace(b"\r\n", b"\n").replace(b"\r", b" ") if b"\r" in data else data
+    if b"\x1b" in data:
+        data = _ANSI.sub(b"", _ECHO.sub(rb"\1", data) if b"\x1b[36;1m" in data else data)
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b" ")
+    if b"\0" in data:  # a log that was truncated while it was written
+        data = data.replace(b"\0", b"")
+    if b"\xe2\x80" in data:
+        data = _QUOTES.sub(b"'", data)
+    if _ENTITY.search(data):
+        data = _ENTITY.sub(lambda match: _ENTITIES[match[1]], data)
+    return data
 
 
 def _tail(text: bytes) -> bytes:
     """Return the last two lines, CONTEXT bytes of them at most."""
     start = text.rfind(b"\n", 0, max(0, text.rfind(b"\n", 0, max(0, len(text) - 1)))) + 1
     return text[max(start, len(text) - CONTEXT) :]
-
-
-def _decoded(stream: IO[bytes], size: int) -> Iterator[bytes]:
-    first = stream.read(4)
-    joined = _Joined(first, stream)
-    if first[:2] == b"\x1f\x8b":
-        with gzip.GzipFile(fileobj=joined) as unpacked:  # type: ignore[call-overload]
-            yield from iter(lambda: unpacked.read(size), b"")
-    elif first[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:  # PowerShell's `> file`
-        decoder = codecs.getincrementaldecoder("utf-16")("replace")
-        for piece in iter(lambda: joined.read(size), b""):
-            yield decoder.decode(piece).encode()
-    else:
-        yield from iter(lambda: joined.read(size), b"")
-
-
-class _Joined:
-    """A stream whose first bytes were read already."""
-
-    def __init__(self, first: bytes, stream: Readable) -> None:
-        self._first, self._stream = first, stream
-
-    def read(self, size: int = BLOCK) -> bytes:
-        if self._first:
-            taken, self._first = self._first[:size], self._first[size:]
-            return taken
-        return self._stream.read(size)
 
 
 def plain(line: str) -> str:

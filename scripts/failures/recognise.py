@@ -1,39 +1,39 @@
 """Recognise known failures in a log: with line numbers, the likeliest root cause first.
 
-A log of any size is read once, block by block. For each pattern its literal part is looked for first (a search for
-plain bytes), then the pattern itself in the lines around; so a gigabyte takes seconds, not hours.
+A log of any size is read once, block by block. One pass of Hyperscan says which patterns can be in a block; those are
+looked for by their literal part, then tried on the lines around. So a gigabyte takes seconds.
 """
 
 from __future__ import annotations
 
-import bisect
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cache
 from io import BytesIO
-from typing import IO
 
 from scripts.core.errors import WheelsmithError
+from scripts.failures import error_lines
 from scripts.failures.catalogue import Failure, catalogue, literal
+from scripts.failures.log_files import Readable, open_logs
 from scripts.failures.logs import Block, plain, read_blocks
+from scripts.failures.prefilter import SMALL, Prefilter
 
 SHOWN = 300  # characters of a line that are shown
 END = 65536  # bytes at the end of a log in which success is looked for
 NEAR = 2000  # bytes around the literal part that a pattern is tried on: lines can be megabytes long
-_WORDS = (b"error", b"fatal", b"failed", b"exception: ", b"***", b"not found", b"killed", b"exit", b"panick", b"fault")
-_ERROR = re.compile(
-    rb"\berror:|\berror\[|\bfatal(?: error)?\s*:|\bfailed:|^\s*failed |\w(?:error|exception): |cmake error"
-    rb"|: \*\*\* |command not found|\bkilled\b|exit(?: code|ed with code| status):? [1-9]|panicked at"
-    rb"|segmentation fault",
-    re.MULTILINE,
-)
+TRIED = 400  # lines of a block that are looked at in vain for one pattern, or for the first error
 _WELL = re.compile(
     rb"fixed-up wheel written to"
-    rb"|successfully (?:built|installed|created|tagged|uploaded)|requirement already satisfied|naming to \S+"
-    rb"|installed \d+ packages? in|build files have been written to|ninja: no work to do|^\[(\d+)/\1\] ",
+    rb"|successfully (?:built|installed|created|tagged|uploaded)|naming to \S+"
+    rb"|installed \d+ packages? in|build files have been written to|ninja: no work to do|^(?:\S+Z )?\[(\d+)/\1\] "
+    rb"|\[100%\] built target|nothing to be done for|is up to date\.|build succeeded|build successful|finished: success"
+    rb"|job succeeded|application startup complete|writing image sha256|cleaning up orphan processes|=+ \d+ passed"
+    rb"|uploading artifact.*complete|exporting manifest|requirement already satisfied",
     re.IGNORECASE | re.MULTILINE,
 )
+_WEAK_END = b"requirement already satisfied"  # says nothing of what came before
+_CI_ERROR = b"##[error]"
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Finding:
     """Number of the first line that shows it, from 1."""
     text: str
     """That line, without timestamps and colours."""
+    file: str = ""
+    """Which log of an archive; "" for a log by itself."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     """Likeliest root cause first."""
     error: Finding | None
-    """First line that looks like an error, whether known or not; its id is ""."""
+    """The line a person would look for, whether known or not; its id is ""."""
     ended_well: bool
+    empty: bool = False
+    """Whether there was nothing to read."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,15 @@ class _Pattern:
 @cache
 def _patterns() -> tuple[_Pattern, ...]:
     return tuple(
-        _Pattern(failure, literal(text).encode(), re.compile(text), r"\s+" in text)
+        _Pattern(failure, literal(text).encode(), re.compile(text, re.MULTILINE), r"\s+" in text)
         for failure in catalogue().values()
         for text in failure.patterns
     )
+
+
+@cache
+def _prefilter() -> Prefilter:
+    return Prefilter([text for failure in catalogue().values() for text in failure.patterns])
 
 
 @dataclass
@@ -84,19 +93,59 @@ class _Seen:
 
     lines: dict[int, dict[str, str]] = field(default_factory=dict)
     """By line number: failure id and the line's text."""
-    found: set[str] = field(default_factory=set)
+    found: dict[str, int] = field(default_factory=dict)
+    """By failure: on how many lines, 2 at most of those looked for."""
+    tried: dict[str, int] = field(default_factory=dict)
+    """By failure: how often a pattern's literal part was there and the pattern was not."""
     error: Finding | None = None
-    ended_well: bool = False
+    loud: bool = False
+    """Whether `error` is the tool's own, not a consequence."""
+    ci_error: bool = False
+    well: int = 0
+    """Line of the last sign of success that no error follows; 0 for none."""
+    rows: int = 0
 
 
-def diagnose(stream: IO[bytes]) -> Diagnosis:
-    """Read a log and return what it shows. Raises OSError, EOFError or zlib.error when it cannot be read."""
+def diagnose(stream: Readable) -> Diagnosis:
+    """Read a log, or an archive of logs, and return what it shows.
+
+    Raises UsageError for what is no text; OSError, EOFError, zlib.error and their kin when it is broken.
+    """
+    parts = [(name, _one(log)) for name, log in open_logs(stream)]
+    first: dict[str, Finding] = {}
+    for name, part in parts:
+        for item in part.findings:
+            first.setdefault(item.id, replace(item, file=name))
+    errors = [
+        (not loud, index, replace(part.error, file=name))
+        for index, (name, part) in enumerate(parts)
+        if part.error is not None and not part.ended_well
+        for loud in [error_lines.weight(part.error.text) == error_lines.LOUD]
+    ]
+    place = {name: index for index, name in enumerate(catalogue())}
+    known = catalogue()
+    order = {name: index for index, (name, _) in enumerate(parts)}
+    ranked = sorted(first.values(), key=lambda it: (known[it.id].order, order[it.file], it.line, place[it.id]))
+    error = min(errors)[2] if errors else next((part.error for _, part in parts if part.error), None)
+    well = bool(parts) and not errors and any(part.ended_well for _, part in parts)
+    return Diagnosis(tuple(ranked), error, well, empty=all(part.empty for _, part in parts))
+
+
+def _one(stream: Readable) -> Diagnosis:
+    """Read one log and return what it shows."""
     seen = _Seen()
+    last: Block | None = None
     for block in read_blocks(stream):
-        lower = block.text.lower()
-        _match(block, lower, seen)
-        _watch(block, lower, seen)
-    return Diagnosis(_ranked(seen), seen.error, seen.ended_well)
+        _match(block, seen)
+        if not block.again:
+            last = block
+            seen.rows += len(block.text)
+            seen.ci_error = seen.ci_error or _CI_ERROR in block.text
+            if not seen.loud:
+                _find_error(block, seen)
+    if last is not None:
+        seen.well = _ended_well(last)
+    return Diagnosis(_ranked(seen), seen.error, bool(seen.well) and not seen.ci_error, empty=not seen.rows)
 
 
 def diagnose_text(text: str) -> Diagnosis:
@@ -104,38 +153,71 @@ def diagnose_text(text: str) -> Diagnosis:
     return diagnose(BytesIO(text.encode("utf-8", "replace")))
 
 
-def _match(block: Block, lower: bytes, seen: _Seen) -> None:
-    breaks: list[int] = []
-    for pattern in _patterns():
+def _candidates(block: Block, seen: _Seen) -> Iterator[_Pattern]:
+    """Yield the patterns that may be in a block and whose failures are not found twice yet."""
+    patterns = _patterns()
+    for place in sorted(_prefilter().candidates(block.text)) if len(block.text) > SMALL else range(len(patterns)):
+        if seen.found.get(patterns[place].failure.id, 0) < (1 if block.again else 2):
+            yield patterns[place]
+
+
+def _match(block: Block, seen: _Seen) -> None:
+    lower = b""
+    for pattern in _candidates(block, seen):
+        lower = lower or block.text.lower()
+        name = pattern.failure.id
         at = lower.find(pattern.first)
-        if at >= 0 and not breaks:
-            breaks = [match.start() for match in re.finditer(rb"\n", block.text)]
-        while at >= 0:
-            index = bisect.bisect_left(breaks, at)
-            if (hit := _matches(block, breaks, at, pattern)) is not None:
-                seen.lines.setdefault(block.line + hit[0], {})[pattern.failure.id] = hit[1]
-                if pattern.failure.id in seen.found:  # one later line is enough to see what shares it
+        tries = TRIED if seen.tried.get(name, 0) < TRIED * 10 else TRIED // 20
+        while at >= 0 and tries:
+            if (hit := _matches(block, at, pattern)) is not None:
+                ids = seen.lines.setdefault(block.number(hit[0]), {})
+                seen.found[name] = seen.found.get(name, 0) + (name not in ids)
+                ids[name] = hit[1]
+                if seen.found[name] > 1:  # one later line is enough to see what shares it
                     break
-                seen.found.add(pattern.failure.id)
-            end = breaks[index] if index < len(breaks) else len(lower)
-            at = lower.find(pattern.first, end)
+            else:
+                tries -= 1
+                seen.tried[name] = seen.tried.get(name, 0) + 1
+            end = lower.find(b"\n", at)
+            at = lower.find(pattern.first, end) if end >= 0 else -1
 
 
-def _matches(block: Block, breaks: Sequence[int], at: int, pattern: _Pattern) -> tuple[int, str] | None:
-    """Return (line within the block, its text) where the pattern is around `at`; None when it is not."""
-    index = bisect.bisect_left(breaks, at)
-    first, last = (max(0, index - 1), index + 1) if pattern.wide else (index, index)
-    start = breaks[first - 1] + 1 if first else 0
-    end = breaks[last] if last < len(breaks) else len(block.text)
-    near = block.text[max(start, at - NEAR) : min(end, at + NEAR)]
-    first += block.text.count(b"\n", start, max(start, at - NEAR))
-    lines = [plain(line) for line in near.decode("utf-8", "replace").split("\n")]
+def _matches(block: Block, at: int, pattern: _Pattern) -> tuple[int, str] | None:
+    """Return (row within the block, its text) where the pattern is around `at`; None when it is not."""
+    start, end = _rows(block.text, at, before=1 if pattern.wide else 0, after=1 if pattern.wide else 0)
+    start, end = max(start, at - NEAR), min(end, at + NEAR)
+    raw = block.text[start:end].decode("utf-8", "replace").split("\n")
+    lines = [plain(line) for line in raw]
     match = pattern.regex.search("\n".join(lines))
     if match is None:
         return None
     offset = match.string.count("\n", 0, match.start())
+    place = start + sum(len(line.encode("utf-8", "replace")) + 1 for line in raw[:offset])
+    if _is_quoted(block, min(place, len(block.text))):
+        return None
     row_start = sum(len(line) + 1 for line in lines[:offset])
-    return first + offset, _around(lines[offset], match.start() - row_start)
+    row = block.text.count(b"\n", 0, start) + offset
+    return row, _around(lines[offset], match.start() - row_start)
+
+
+def _rows(text: bytes, at: int, *, before: int, after: int = 0) -> tuple[int, int]:
+    """Return where the line around `at` begins and ends, with some lines before and after it."""
+    start = text.rfind(b"\n", 0, at)
+    for _ in range(before):
+        start = text.rfind(b"\n", 0, max(0, start)) if start > 0 else start
+    end = text.find(b"\n", at)
+    for _ in range(after):
+        end = text.find(b"\n", end + 1) if end >= 0 else end
+    return start + 1, end if end >= 0 else len(text)
+
+
+def _is_quoted(block: Block, at: int) -> bool:
+    """Return whether the line around `at` only quotes source code."""
+    start, end = _rows(block.text, at, before=2)
+    if at - start > 3 * NEAR:  # lines that are too long to look at
+        return False
+    raw = block.text[start : min(end, at + NEAR)].decode("utf-8", "replace").split("\n")
+    return error_lines.is_quoted([plain(line) for line in raw], raw, len(raw) - 1)
 
 
 def _around(line: str, at: int) -> str:
@@ -143,28 +225,31 @@ def _around(line: str, at: int) -> str:
     return ("…" if begin else "") + line[begin : begin + SHOWN] + ("…" if len(line) > begin + SHOWN else "")
 
 
-def _watch(block: Block, lower: bytes, seen: _Seen) -> None:
-    """Note the first line that looks like an error, and whether the log ends well."""
-    if seen.error is None and (at := _first_error(lower)) is not None:
-        line = _line(block.text, at).decode("utf-8", "replace")
-        seen.error = Finding("", "", block.line + block.text.count(b"\n", 0, at), plain(line)[:SHOWN])
-    last = lower[-END:]
-    well = [match.end() for match in _WELL.finditer(last)]
-    seen.ended_well = bool(well) and _ERROR.search(last, well[-1]) is None
+def _ended_well(block: Block) -> int:
+    """Return the line in a log's last block that says that all went well; 0 when none does or an error follows."""
+    well = list(_WELL.finditer(block.text, max(0, len(block.text) - END)))
+    if not well or error_lines.follows(block.text, well[-1].end()):
+        return 0
+    if all(match[0].lower() == _WEAK_END for match in well):
+        return 1  # nothing that came before is taken back
+    return block.number(block.text.count(b"\n", 0, well[-1].start()))
 
 
-def _first_error(lower: bytes) -> int | None:
-    """Return where the first line that looks like an error is; words are looked for first, which is faster."""
-    best: int | None = None
-    for word in _WORDS:
-        at = lower.find(word, 0, best)
-        while at >= 0:
-            start = lower.rfind(b"\n", 0, at) + 1
-            if _ERROR.search(_line(lower, at)):
-                best = start
-                break
-            at = lower.find(word, at + len(word), best)
-    return best
+def _find_error(block: Block, seen: _Seen) -> None:
+    """Look for the first line that is a tool's own error; a consequence counts until one is found."""
+    looked = -1
+    for at in error_lines.places(block.text, TRIED):
+        if at < looked:
+            continue
+        looked = _rows(block.text, at, before=0)[1]
+        line = plain(_line(block.text, at).decode("utf-8", "replace"))
+        weight = error_lines.weight(line)
+        if weight <= (error_lines.WEAK if seen.error else 0) or _is_quoted(block, at):
+            continue
+        seen.error = Finding("", "", block.number(block.text.count(b"\n", 0, at)), line[:SHOWN])
+        seen.loud = weight == error_lines.LOUD
+        if seen.loud:
+            return
 
 
 def _line(text: bytes, at: int) -> bytes:
@@ -176,12 +261,20 @@ def _line(text: bytes, at: int) -> bytes:
 def _ranked(seen: _Seen) -> tuple[Finding, ...]:
     known = catalogue()
     first: dict[str, Finding] = {}
+    last: dict[str, int] = {}
     for line, ids in sorted(seen.lines.items()):
         hidden = {name for item in ids for name in known[item].over}
+        hidden |= {item for item in ids if known[item].order == 3 and any(known[other].order < 3 for other in ids)}
         for item in ids:
+            last[item] = line
             if item not in hidden and item not in first:
                 first[item] = Finding(item, known[item].stage.value, line, ids[item])
-    kept = [item for item in first.values() if not (seen.ended_well and known[item.id].recoverable)]
+    well = 0 if seen.ci_error else seen.well
+    kept = [
+        item
+        for item in first.values()
+        if not (well and known[item.id].recoverable) and not (last[item.id] < well and not known[item.id].lasting)
+    ]
     place = {name: index for index, name in enumerate(known)}
     return tuple(sorted(kept, key=lambda item: (known[item.id].order, item.line, place[item.id])))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import re
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from scripts.commands.failures_page import PAGE
 from scripts.core.console import human_bytes
-from scripts.core.errors import CompileError
+from scripts.core.errors import CompileError, UsageError
 from scripts.failures.catalogue import Failure, Stage, catalogue, literal
+from scripts.failures.log_files import BROKEN
 from scripts.failures.logs import BLOCK, plain, read_blocks
 from scripts.failures.recognise import diagnose, diagnose_text, recognised
 
@@ -153,14 +155,15 @@ def test_blocks_of_any_size_give_the_same_lines(size: int) -> None:
         for offset, line in enumerate(
             block.text.split(b"\n")[:-1] if block.text.endswith(b"\n") else block.text.split(b"\n")
         ):
-            assert seen.setdefault(block.line + offset, line) == line
+            if not block.again:
+                assert seen.setdefault(block.number(offset), line) == line
     assert [seen[number] for number in sorted(seen)] == MIXED.encode().split(b"\n")
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.binary(max_size=3000))
 def test_any_bytes_can_be_read(data: bytes) -> None:
-    if data[:2] != b"\x1f\x8b":
+    with contextlib.suppress(UsageError, *BROKEN):
         diagnose(io.BytesIO(data))
 
 
