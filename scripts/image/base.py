@@ -86,7 +86,7 @@ def reachable(debian: Debian, mirrors: Sequence[Mirror], *, wanted: str, console
     helper = "/usr/lib/apt/apt-helper"
     words = [helper, "-o", f"Acquire::http::Timeout={_ANSWER}", "-o", f"Acquire::https::Timeout={_ANSWER}"]
     words += ["-o", "Acquire::Retries=0", "download-file", url, "/dev/null"]
-    code, said = capture(words, environment=os.environ, timeout=3 * _ANSWER)
+    code, said = capture(words, timeout=3 * _ANSWER)
     if code == 0:
         return debian
     why = next((line for line in said.splitlines() if line.startswith(("E:", "Err"))), said.strip()[-200:])
