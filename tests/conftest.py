@@ -6,12 +6,17 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 
 # A shell starts background jobs with SIGINT ignored, and whatever tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A deadline of the clock fails on a machine that is busy, and says nothing about the code.
+settings.register_profile("ours", deadline=None)
+settings.load_profile("ours")
 
 
 @pytest.fixture

@@ -5,11 +5,9 @@ import importlib.metadata
 import json
 import os
 import pwd
-import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -24,18 +22,7 @@ def check(function: Callable[[], str]) -> Callable[[], str]:
     return function
 
 
-def make_stub(folder: Path) -> None:
-    """Make a libcuda.so.1 with every driver function that vLLM's libraries want, each answering an error."""
-    site = Path(sysconfig.get_path("purelib"))
-    names = set()
-    for library in (site / "vllm").rglob("*.so"):
-        listing = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True)
-        names |= set(re.findall(r"^ +U (cu[A-Z]\w+)$", listing.stdout, re.MULTILINE))
-    source = folder / "stub.c"
-    source.write_text("".join(f"int {name}(void) {{ return 34; }}\n" for name in sorted(names)))
-    target = folder / "libcuda.so.1"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", target, source], check=True)
-    (folder / "libcuda.so").symlink_to(target)
+STUB = "/opt/wheelsmith/stub"  # runtime/build/stub.py
 
 
 @check
@@ -168,9 +155,7 @@ ENTRY = "/opt/wheelsmith/entrypoint.sh"
 
 
 def _entered(*words: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        name: value for name, value in os.environ.items() if name not in {"LD_LIBRARY_PATH", "WHEELSMITH_STUB"}
-    }
+    environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
     return subprocess.run([ENTRY, *words], capture_output=True, text=True, check=False, env=environment)
 
 
@@ -210,10 +195,8 @@ def compilers() -> str:
 
 def main() -> None:
     """Run all checks; libcuda's stub must be on the library path before Python starts, so start again with it."""
-    if "WHEELSMITH_STUB" not in os.environ:
-        folder = Path(tempfile.mkdtemp(prefix="stub-"))
-        make_stub(folder)
-        os.environ.update(WHEELSMITH_STUB="1", LD_LIBRARY_PATH=str(folder), TRITON_LIBCUDA_PATH=str(folder))
+    if os.environ.get("LD_LIBRARY_PATH") != STUB:
+        os.environ.update(LD_LIBRARY_PATH=STUB, TRITON_LIBCUDA_PATH=STUB)
         os.execv(sys.executable, [sys.executable, __file__])
     for function in CHECKS:
         try:

@@ -3,8 +3,9 @@
 
 import os
 import sys
+from pathlib import Path
 
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")  # warnings of libraries that need libcuda
+STUB = Path(__file__).parent / "stub"  # a libcuda whose functions answer an error (runtime/build/stub.py)
 
 
 def main() -> None:
@@ -27,4 +28,8 @@ def main() -> None:
     command_line()
 
 
+if os.environ.get("LD_LIBRARY_PATH") != str(STUB):  # the loader reads it once, when a program starts
+    os.environ["LD_LIBRARY_PATH"] = str(STUB)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")  # warnings about the GPU that is not there
+    os.execv(sys.executable, [sys.executable, *sys.argv])
 main()

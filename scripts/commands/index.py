@@ -28,8 +28,10 @@ Look after the wheels of a static index, in a directory or a bucket.
 
   yank INDEX WHEEL... --reason TEXT   installers take it only when it is pinned exactly; the page for people says why
   unyank INDEX WHEEL...               take that back
-  promote FROM TO WHEEL...            from staging to production: the same bytes and signatures, audited again
-  mirror URL TO WHEEL...              take wheels (or vllm==0.15.1) of another index in, audited
+  promote FROM TO WHEEL...            from staging to production: the same bytes and signatures, audited again;
+                                      --key PUB: only what this key has signed
+  mirror URL TO WHEEL...              take wheels (or vllm==0.15.1) of another index in, audited;
+                                      --sign-key PEM: sign where they came from
   log INDEX [WHEEL...]                who did what, and when
 
 Old wheels go with `nox -s publish -- --to INDEX --prune RULE`.

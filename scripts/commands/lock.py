@@ -80,7 +80,7 @@ def _resolve_cuda(upstream: Upstream, wanted: Path, locked: Path, *, more: Seque
     """Resolve the build environment with uv; the CUDA of torch follows from what torch depends on."""
     requirements = [f"torch=={upstream.torch}", *more, *upstream.build_requirements, "build"]
     wanted.write_text("".join(f"{line}\n" for line in requirements))
-    compile_lock(wanted, locked)
+    compile_lock([wanted], locked)
     return torch_cuda(locked.read_text())
 
 

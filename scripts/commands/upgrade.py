@@ -13,14 +13,22 @@ from scripts.core.files import write_json
 from scripts.core.paths import ROOT
 from scripts.recipe.files import json_schema, load_recipe, recipe_names
 from scripts.recipe.model import SCHEMA_FILE
-from scripts.toolchain.locks import OLDEST_RUNTIME_PYTHON, RUNTIME, compile_lock, lock_inputs, runtime_options
+from scripts.toolchain.locks import (
+    OLDEST_RUNTIME_PYTHON,
+    RUNTIME,
+    compile_group,
+    compile_lock,
+    dependency_groups,
+    lock_inputs,
+    runtime_options,
+)
 
 
 def main(arguments: Sequence[str], console: Console) -> int:
     """Renew all lock files and the recipes' schema, or those named."""
-    sources = sorted((ROOT / "requirements").glob("*.in"))
+    groups = dependency_groups()
     images = [*sorted(RUNTIME.glob("vllm-*.in")), RUNTIME / "worker.in"]  # the worker's lock keeps to vLLM's
-    known = ["schema", *(source.stem for source in (*sources, *images)), *recipe_names()]
+    known = ["schema", *groups, *(source.stem for source in images), *recipe_names()]
     parser = Parser("upgrade", "Renew the lock files and the recipes' JSON Schema: all, or those named.")
     parser.add_argument("name", nargs="*", help=f"some of: {', '.join(known)}")
     names = parser.parse_args(arguments).name
@@ -30,15 +38,15 @@ def main(arguments: Sequence[str], console: Console) -> int:
     if not names or "schema" in names:
         console.stage("schema", str(SCHEMA_FILE.relative_to(ROOT)))
         write_json(SCHEMA_FILE, json_schema())
-    for source in sources:
-        if not names or source.stem in names:
-            console.stage("lock", source.stem)
-            compile_lock(source, source.with_suffix(".txt"))
+    for group in groups:
+        if not names or group in names:
+            console.stage("lock", group)
+            compile_group(group)
     for source in images:
         if not names or source.stem in names:
             console.stage("lock", f"runtime {source.stem}")
             compile_lock(
-                source, source.with_suffix(".txt"), python=OLDEST_RUNTIME_PYTHON, options=runtime_options(source)
+                [source], source.with_suffix(".txt"), python=OLDEST_RUNTIME_PYTHON, options=runtime_options(source)
             )
     done: set[str] = set()
     for name in recipe_names():
@@ -50,7 +58,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "build.in"
             source.write_text(lock_inputs(recipe))
-            compile_lock(source, recipe.lock_file)
+            compile_lock([source], recipe.lock_file)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from packageurl import PackageURL
@@ -38,39 +39,49 @@ def sbom_members(names: Iterable[str]) -> list[str]:
     return [name for name in names if re.fullmatch(rf"[^/]+\.dist-info/{FOLDER}/.+\.json", name)]
 
 
-def cut_out_sbom(name: str, version: str, *, source: str, source_version: str, sha256: str, archs: str) -> bytes:
-    """Return the SBOM of a wheel that was cut out of somebody else's: all that is known is that wheel's digest."""
-    ref, ancestor = f"{name}@{version}", f"{name}@{source_version}#wheel"
+@dataclass(frozen=True)
+class Original:
+    """The wheel that another one was cut out of."""
+
+    filename: str
+    sha256: str
+    name: str
+    """Normalised project name."""
+    version: str
+    archs: str
+    """What it was cut to: `8.6;9.0`."""
+
+
+def cut_sbom(sbom: bytes | None, version: str, original: Original) -> bytes:
+    """Return the SBOM of a wheel that was cut out of another: its own version, the old wheel with its hash as ancestor.
+
+    A wheel without an SBOM, as upstream's have none, gets one that says this and nothing that is not known.
+    """
+    bom = json.loads(renamed(sbom or _bare(original), version))
+    wheel = bom["metadata"]["component"]
+    wheel["pedigree"]["ancestors"][0]["hashes"] = [{"alg": "SHA-256", "content": original.sha256}]
+    said = [row for row in wheel.get("properties", []) if not row["name"].startswith("wheelsmith:slim-")]
+    said.append({"name": "wheelsmith:slim-archs", "value": original.archs})
+    said.append({"name": "wheelsmith:slim-of", "value": original.filename})
+    wheel["properties"] = sorted(said, key=lambda row: (row["name"], row["value"]))
+    return _text(bom)
+
+
+def _bare(original: Original) -> bytes:
+    ref = f"{original.name}@{original.version}"
+    component = {
+        "bom-ref": ref,
+        "type": "library",
+        "name": original.name,
+        "version": original.version,
+        "purl": PackageURL("pypi", None, original.name, original.version).to_string(),
+    }
     bom = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
-        "metadata": {
-            "component": {
-                "bom-ref": ref,
-                "type": "library",
-                "name": name,
-                "version": version,
-                "purl": PackageURL("pypi", None, name, version).to_string(),
-                "properties": [
-                    {"name": "wheelsmith:slim-of", "value": source},
-                    {"name": "wheelsmith:slim-archs", "value": archs},
-                ],
-                "pedigree": {
-                    "ancestors": [
-                        {
-                            "bom-ref": ancestor,
-                            "type": "library",
-                            "name": name,
-                            "version": source_version,
-                            "purl": PackageURL("pypi", None, name, source_version).to_string(),
-                            "hashes": [{"alg": "SHA-256", "content": sha256}],
-                        }
-                    ]
-                },
-            }
-        },
+        "metadata": {"component": component},
         "dependencies": [{"ref": ref}],
     }
-    return _text(bom)
+    return json.dumps(bom).encode()

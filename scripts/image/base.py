@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 from rich.text import Text
 
 from scripts.core.cache import Cache
@@ -20,8 +21,10 @@ from scripts.core.console import Console, human_seconds
 from scripts.core.errors import ImageError, UsageError
 from scripts.core.files import digest
 from scripts.core.paths import ROOT
-from scripts.core.process import capture, run_logged
-from scripts.downloads.mirrors import VARIABLE, Mirror, rewrite
+from scripts.core.process import run_logged
+from scripts.downloads.download import open_client
+from scripts.downloads.indexes import Indexes, redacted
+from scripts.downloads.mirrors import VARIABLE, Mirror, address, rewrite
 from scripts.image.engine import Engine, explained
 
 if sys.version_info >= (3, 11):
@@ -34,7 +37,6 @@ NOW = "now"
 PACKAGES = ("ca-certificates", "python3")
 EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
 KEPT = ("/usr/share/doc/*/copyright",)
-_ANSWER = 20  # seconds within which the archive must answer
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,19 @@ class Debian:
         return f"debian:{self.suite} {'as it was when it was made' if self.snapshot == NOW else self.snapshot}"
 
     def sources(self, mirrors: Sequence[Mirror]) -> list[str]:
-        """Return lines of sources.list; none for Debian's mirrors, which mmdebstrap knows."""
+        """Return lines of sources.list; none for Debian's mirrors, which mmdebstrap knows.
+
+        They stay in the image. Raises UsageError for a mirror with a password.
+        """
         if self.snapshot == NOW:
             return []
         place = rewrite(self.archive, mirrors).rstrip("/")
+        if address(place).username:
+            raise UsageError(
+                f"{VARIABLE}: a mirror of {self.archive} must not need a password",
+                why="its URL stays in the image's sources.list",
+                fix=f"a mirror without one, or --base debootstrap@{NOW}",
+            )
         return [
             f"deb {place}/archive/{part}/{self.snapshot} {suite} main"
             for part, suite in (("debian", self.suite), ("debian-security", f"{self.suite}-security"))
@@ -74,7 +85,7 @@ def parse_debian(wanted: str, file: Path = FILE) -> Debian:
     return Debian(pinned.suite, date or pinned.snapshot, pinned.archive)
 
 
-def reachable(debian: Debian, mirrors: Sequence[Mirror], *, wanted: str, console: Console) -> Debian:
+def reachable(debian: Debian, mirrors: Sequence[Mirror], *, indexes: Indexes, wanted: str, console: Console) -> Debian:
     """Return what to install: Debian's mirrors, with a warning, where the archive cannot be reached.
 
     Raises ImageError when the date was asked for by name.
@@ -83,22 +94,20 @@ def reachable(debian: Debian, mirrors: Sequence[Mirror], *, wanted: str, console
         return debian
     place = rewrite(debian.archive, mirrors).rstrip("/")
     url = f"{place}/archive/debian/{debian.snapshot}/dists/{debian.suite}/InRelease"
-    helper = "/usr/lib/apt/apt-helper"
-    words = [helper, "-o", f"Acquire::http::Timeout={_ANSWER}", "-o", f"Acquire::https::Timeout={_ANSWER}"]
-    words += ["-o", "Acquire::Retries=0", "download-file", url, "/dev/null"]
-    code, said = capture(words, timeout=3 * _ANSWER)
-    if code == 0:
+    try:
+        with open_client(indexes) as client:
+            client.get(url).raise_for_status()
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        why = f"{redacted(url)}: {error}"
+    else:
         return debian
-    why = next((line for line in said.splitlines() if line.startswith(("E:", "Err"))), said.strip()[-200:])
     if "@" in wanted:
         raise ImageError(
             f"the snapshot of Debian {debian.snapshot} cannot be had",
-            why=f"{url}: {why}",
+            why=why,
             fix=[f"{VARIABLE}='{debian.archive}=https://a.mirror/of/it/'", f"--base debootstrap@{NOW}: not pinned"],
         )
-    console.warn(
-        f"{debian.archive} cannot be reached ({why}): the base takes what Debian's mirrors have now, and is not pinned"
-    )
+    console.warn(f"the base is not pinned, and takes what Debian's mirrors have now: {why}")
     return Debian(debian.suite, NOW, debian.archive)
 
 

@@ -135,7 +135,7 @@ def have_base(wanted: str, *, engine: Engine, cache: Cache, console: Console) ->
     console.stage("base", wanted)
     if wanted.partition("@")[0] == "debootstrap":
         mirrors = parse_mirrors(os.environ.get(VARIABLE, ""))
-        debian = reachable(parse_debian(wanted), mirrors, wanted=wanted, console=console)
+        debian = reachable(parse_debian(wanted), mirrors, indexes=read_indexes(), wanted=wanted, console=console)
         wanted = debian_base(engine, debian, mirrors=mirrors, cache=cache, console=console, log=engine.log)
     else:
         engine.pull(wanted)

@@ -231,10 +231,11 @@ def context_arguments(lock: Path) -> dict[str, str]:
     """Return the digests of what enters by bind mount: buildah's layer cache does not look into mounts."""
     parts = split_lock(lock.read_text(), layer_rules())
     digests = {f"REQUIREMENTS_{i}_SHA256": hashlib.sha256(part.encode()).hexdigest() for i, part in enumerate(parts, 1)}
-    installers = sorted(path for path in (RUNTIME / "build").iterdir() if path.is_file())
+    install = [(RUNTIME / "build" / name).read_text() for name in ("install.sh", "trim.py")]
     return {
         **digests,
-        "INSTALLER_SHA256": digest([path.read_text() for path in installers]),
+        "INSTALLER_SHA256": digest(install),
+        "STUB_SHA256": file_sha256(RUNTIME / "build" / "stub.py"),
         "WORKER_SHA256": file_sha256(LOCKS / "worker.txt"),
     }
 

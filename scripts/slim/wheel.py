@@ -29,7 +29,7 @@ from scripts.formats.elf import is_elf, open_elf
 from scripts.formats.fatbin import Kind, device_code
 from scripts.formats.sbom import FOLDER as SBOM_FOLDER
 from scripts.formats.sbom import NAME as SBOM_NAME
-from scripts.formats.sbom import cut_out_sbom, renamed
+from scripts.formats.sbom import Original, cut_sbom
 from scripts.formats.wheel import (
     WheelFile,
     WheelName,
@@ -268,21 +268,14 @@ class _Job:
             raise
 
     def _add_sbom(self, writer: WheelWriter, dist_info: str, new: WheelName) -> None:
-        """Give a wheel that has no SBOM of ours one that names the wheel it was cut out of."""
-        place = f"{self._source.dist_info}/{SBOM_FOLDER}/{SBOM_NAME}"
-        if any(member.filename == place for member in self._source.members):
-            return
-        like = next(item for item in self._source.members if item.filename == f"{self._source.dist_info}/METADATA")
-        old, project = self._name, str(canonicalize_name(new.name))
-        sbom = cut_out_sbom(
-            project,
-            new.version,
-            source=str(old),
-            source_version=old.version,
-            sha256=self.source_sha256,
-            archs=arch_list(self._archs),
-        )
-        writer.add(like, f"{dist_info}/{SBOM_FOLDER}/{SBOM_NAME}", one_block(sbom), len(sbom))
+        """Name the old wheel and its hash; upstream's wheels, which have no SBOM, get one that says so much."""
+        source, old = self._source, self._name
+        sbom = source.read(f"{source.dist_info}/{SBOM_FOLDER}/{SBOM_NAME}")
+        project = str(canonicalize_name(new.name))
+        original = Original(str(old), self.source_sha256, project, old.version, arch_list(self._archs))
+        data = cut_sbom(sbom, new.version, original)
+        like = next(item for item in source.members if item.filename == f"{source.dist_info}/METADATA")
+        writer.add(like, f"{dist_info}/{SBOM_FOLDER}/{SBOM_NAME}", one_block(data), len(data))
 
     def _is_metadata(self, name: str) -> bool:
         return name.startswith(f"{self._source.dist_info}/")
@@ -295,8 +288,9 @@ class _Job:
         name = member.filename.removeprefix(f"{self._source.dist_info}/")
         if name in _SIGNATURES:
             return
-        changed = {"METADATA", "WHEEL", f"{SBOM_FOLDER}/{SBOM_NAME}"}
-        if name not in changed:
+        if name == f"{SBOM_FOLDER}/{SBOM_NAME}":
+            return  # its successor is written last
+        if name not in {"METADATA", "WHEEL"}:
             digest = writer.add(member, f"{dist_info}/{name}", self._source.blocks(member), member.file_size)
             self._check(member, digest.sha256)
             return
@@ -305,8 +299,6 @@ class _Job:
             data = re.sub(rb"(?m)^Version:[^\r\n]*", f"Version: {new.version}".encode(), data, count=1)
         if name == "WHEEL":
             data = _with_tags(data, new)
-        if name == f"{SBOM_FOLDER}/{SBOM_NAME}":
-            data = renamed(data, new.version)
         writer.add(member, f"{dist_info}/{name}", one_block(data), len(data))
 
     def _check(self, member: zipfile.ZipInfo, digest: str) -> None:

@@ -15,6 +15,11 @@ from scripts.core.process import Command, call
 from scripts.downloads.indexes import read_indexes
 from scripts.recipe.model import Recipe
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 OLDEST_PYTHON = "3.10"
 RUNTIME = ROOT / "runtime" / "requirements"
 OLDEST_RUNTIME_PYTHON = "3.11"  # Debian 12's
@@ -39,13 +44,26 @@ def runtime_options(source: Path) -> list[str | Path]:
     return options
 
 
+def dependency_groups() -> list[str]:
+    """Return the names of the dependency groups (PEP 735) of pyproject.toml; each has a lock in requirements/."""
+    return sorted(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"])
+
+
+def compile_group(name: str) -> None:
+    """Resolve a dependency group into requirements/NAME.txt. Raises ToolchainError."""
+    compile_lock(["--group", f"{ROOT / 'pyproject.toml'}:{name}"], ROOT / "requirements" / f"{name}.txt")
+
+
 def compile_lock(
-    source: Path, target: Path, *, python: str = OLDEST_PYTHON, options: Sequence[str | Path] = ()
+    inputs: Sequence[str | Path], target: Path, *, python: str = OLDEST_PYTHON, options: Sequence[str | Path] = ()
 ) -> None:
-    """Resolve `source` into the hash-locked `target` for `python` and all later ones. Raises ToolchainError."""
+    """Resolve what uv's words `inputs` name into the hash-locked `target` for `python` and all later ones.
+
+    Raises ToolchainError.
+    """
     uv = Path(sys.executable).with_name("uv")
     settings = ["--quiet", "--universal", "--generate-hashes", "--no-header", "--no-annotate", "--upgrade"]
-    command: Command = [uv, "pip", "compile", *settings, "--python-version", python, source, "-o", target, *options]
+    command: Command = [uv, "pip", "compile", *settings, "--python-version", python, "-o", target, *options, *inputs]
     # Only the main index: a local folder's or an extra index's builds must not get into a lock file.
     indexes = dataclasses.replace(read_indexes(), extra_index_urls=(), find_links=())
     environment = indexes.uv_environment({**os.environ, "UV_NO_CONFIG": "1"})

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -223,9 +224,13 @@ def test_twenty_races_of_prune_and_publish_lose_no_wheel(moto: str, tmp_path: Pa
     for number in range(20):
         # Everything at once: the wheel is taken out with its files, put in again, and others come and go.
         newer = small(tmp_path / "w", f"2.{number}+cu126")
-        jobs = [["--prune", wheel.name, "--grace", "0"], [wheel], [newer], ["--prune", "keep=2", "--grace", "0"]]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        running = [subprocess.Popen([*words, *(str(word) for word in job)], cwd=ROOT, **quiet) for job in jobs]  # type: ignore[attr-defined, call-overload]
+        jobs: list[list[Any]] = [
+            ["--prune", wheel.name, "--grace", "0"],
+            [wheel],
+            [newer],
+            ["--prune", "keep=2", "--grace", "0"],
+        ]
+        running = [_start([*words, *map(str, job)]) for job in jobs]
         said = [child.communicate()[1].decode() for child in running]
         for child, text in zip(running, said, strict=True):
             assert child.returncode == 0 or "is not in the index" in text or "taken out" in text, text
@@ -239,6 +244,10 @@ def test_twenty_races_of_prune_and_publish_lose_no_wheel(moto: str, tmp_path: Pa
         run(wheel, "--to", target)  # and it always comes back whole
         assert wheel.name in check_bucket(target)
     sys.stderr.write(f"\n20 races: nothing lost; the wheel was there after {back} of them\n")
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def _record(target: str, name: str) -> Entry:

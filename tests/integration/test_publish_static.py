@@ -278,7 +278,7 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, cache: Ca
 KILLER = """
 import os, shutil, signal, sys
 from pathlib import Path
-from scripts import publish
+from scripts.commands import publish
 from scripts.core.console import Console
 os.fsync = lambda _: None  # kill -9 loses nothing that was written
 before, arguments = sys.argv[1], sys.argv[2:]
@@ -344,7 +344,7 @@ def test_kill_9_while_pruning_never_leaves_a_page_that_lists_what_is_gone(tmp_pa
 # A publisher per wheel, all at once.
 TOGETHER = """
 import os, sys
-from scripts import publish
+from scripts.commands import publish
 from scripts.core.console import Console
 os.fsync = lambda _: None
 children = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -167,6 +168,67 @@ def test_a_pypiserver_is_recognised(index: Index, tmp_path: Path, capsys: pytest
     index.banner = "<h1>Welcome to pypiserver!</h1>"
     run(small(tmp_path / "w"), index.url)
     assert "publishes the part that came" in capsys.readouterr().err
+
+
+def test_an_index_that_answers_404_for_everything_is_not_taken_for_an_empty_one(index: Index, tmp_path: Path) -> None:
+    index.blind = True
+    with pytest.raises(PublishError, match="is not known to be an index") as caught:
+        run(small(tmp_path / "w"), index.url)
+    assert "nothing was sent" in caught.value.what
+    assert index.posts == 0
+
+
+def test_other_bytes_are_seen_without_a_hash_and_under_another_spelling(index: Index, tmp_path: Path) -> None:
+    wheel = small(tmp_path / "w")
+    index.files["VLLM-0.20.1+CU130.sm90-py3-none-any.whl"] = wheel.read_bytes()
+    index.hashes = False
+    assert run(wheel, index.url) == 0  # the same bytes: fetched, compared, left alone
+    with pytest.raises(PublishError, match="has another"):
+        run(small(tmp_path / "w2", "y = 2"), index.url)
+    assert index.posts == 0
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a company's own authority (ca.pem) and a certificate for 127.0.0.1 that it issued."""
+    folder = tmp_path_factory.mktemp("ca")
+    (folder / "ext").write_text("subjectAltName=IP:127.0.0.1\n")
+    for words in (
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=Our-Company",
+        "req -newkey rsa:2048 -nodes -keyout host.key -out host.csr -subj /CN=127.0.0.1",
+        "x509 -req -in host.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out host.pem -days 2 -extfile ext",
+    ):
+        subprocess.run(["openssl", *words.split()], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed: apt-get install nginx-light")
+def test_a_company_s_own_authority_works_for_uploads_too_and_an_unknown_one_is_called_that(
+    index: Index, authority: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nginx").mkdir()
+    port = free_port()
+    front = (
+        f"server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {authority}/host.pem; "
+        f"ssl_certificate_key {authority}/host.key; location / {{ proxy_pass {index.url}; }} }}"
+    )
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with nginx(tmp_path, tmp_path / "nginx", upstream=front, port=port):
+        url = f"https://127.0.0.1:{port}/"
+        with pytest.raises(PublishError, match=r"certificate of 127\.0\.0\.1 was issued by an authority") as caught:
+            run(small(tmp_path / "w"), url)
+        assert "PIP_CERT" in caught.value.fix[0]
+        # The index can be read, the upload cannot: uv's words are understood too.
+        with pytest.raises(PublishError, match="could not be uploaded") as caught:
+            run(small(tmp_path / "w"), url, "--check-url", index.url)
+        assert "issued by an authority that is not known here" in caught.value.why
+        assert index.posts == 0
+        for number, name in enumerate(("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")):
+            with monkeypatch.context() as patch:
+                patch.setenv(name, str(authority / "ca.pem"))
+                assert run(small(tmp_path / "w", version=f"{number}.0"), url) == 0
+            assert index.posts == number + 1
 
 
 def test_urls_with_credentials_or_without_host_are_refused(tmp_path: Path) -> None:
@@ -348,6 +410,20 @@ def test_a_real_pypiserver_is_recognised_and_its_half_wheel_is_not_taken_for_our
         assert "publishes the part that came" in capsys.readouterr().err
         with pytest.raises(PublishError, match="has another"):
             publish.main([*words, "--to", url], Console())
+
+
+@pytest.mark.large
+def test_a_pypiserver_that_overwrites_keeps_what_it_has(tmp_path: Path) -> None:
+    with pypiserver(tmp_path, "--overwrite") as url:
+        wheel, other = small(tmp_path / "w"), small(tmp_path / "w2", "y = 2")
+        assert publish.main([str(wheel), "--no-audit", "--to", url], Console()) == 0  # /simple/ is found by itself
+        assert publish.main([str(wheel), "--no-audit", "--to", url], Console()) == 0
+        with pytest.raises(PublishError, match="has another"):
+            publish.main([str(other), "--no-audit", "--to", url], Console())
+        # A check index that knows nothing, as devpi's would be here, is not believed.
+        with pytest.raises(PublishError, match=r"not known to be an index|cannot be re"):
+            publish.main([str(other), "--no-audit", "--to", url, "--check-url", f"{url}+simple/"], Console())
+        assert (tmp_path / "packages" / wheel.name).read_bytes() == wheel.read_bytes()
 
 
 def close_all(sockets: list[socket.socket]) -> None:

@@ -17,6 +17,7 @@ from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import platformdirs
 
@@ -41,6 +42,8 @@ class Index:
     """Keep so many bytes less of each upload than came."""
     hashes: bool = True
     banner: str = "an index"
+    blind: bool = False
+    """Answer 404 for whatever is asked."""
 
 
 @contextmanager
@@ -52,6 +55,10 @@ def small_index() -> Iterator[Index]:  # noqa: C901
         def do_GET(self) -> None:
             if self.path == "/":
                 return self._answer(200, index.banner.encode(), "text/html")
+            if index.blind:
+                return self._answer(404, b"no such page", "text/html")
+            if self.path.startswith("/files/"):
+                return self._answer(200, index.files[unquote(self.path.removeprefix("/files/"))])
             if self.headers.get("Authorization") != basic()["Authorization"]:
                 return self._answer(401, b"who are you")
             rows = [
@@ -146,12 +153,12 @@ def devpi(work: Path, *options: str) -> Iterator[str]:
 
 
 @contextmanager
-def pypiserver(work: Path) -> Iterator[str]:
+def pypiserver(work: Path, *options: str) -> Iterator[str]:
     """Run a bare pypiserver, open to all; yield its URL."""
     port, folder = free_port(), work / "packages"
     folder.mkdir()
     command = [str(server_tools() / "pypi-server"), "run", "-p", str(port), "-i", "127.0.0.1"]
     with started(
-        [*command, "--disable-fallback", "--server", "wsgiref", "-P", ".", "-a", ".", str(folder)], port, work
+        [*command, "--disable-fallback", "--server", "wsgiref", "-P", ".", "-a", ".", *options, str(folder)], port, work
     ):
         yield f"http://127.0.0.1:{port}/"

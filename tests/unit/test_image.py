@@ -8,7 +8,10 @@ import json
 import os
 import re
 import stat
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -294,8 +297,8 @@ def told(**changes: Any) -> str:
 
 
 def test_what_an_image_holds_beyond_its_base_fails_its_check(stand_in: Path, console: Console) -> None:
-    wrong = {"setuid": ["/bin/su", "/opt/x"], "writable": ["/opt"], "secrets": ["/root/.netrc"]}
-    (stand_in / "answer-run").write_text(told(**wrong, compiler_files=["/x/libcudart_static.a"]).split("\n")[0])
+    more = {"setuid": ["/bin/su", "/opt/x"], "writable": ["/opt"], "secrets": ["/root/.netrc"]}
+    (stand_in / "answer-run").write_text(told(**more, compiler_files=["/x/libcudart_static.a"]).split("\n")[0])
     (stand_in / "answer-history").write_text("4000000000\tRUN all\n")
     found, results = check_image(engine(stand_in, "docker"), "x:1", base=facts(), console=console)
     assert found.debian_packages == (Installed("libc6", "2.36", 4096, "amd64", ("GPL-2+",), "c"),)
@@ -407,11 +410,11 @@ def test_options_that_cannot_be_meant_are_refused(console: Console, words: list[
 def test_a_disk_that_cannot_hold_the_layers_is_refused(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (stand_in / "answer-info").write_text(json.dumps({"store": {"GraphRoot": str(stand_in / "a" / "b")}}))
     image_build.check_disk(engine(stand_in, "buildah"), known=True)
-    monkeypatch.setattr(runtime_image, "DISK", 1e18)
+    monkeypatch.setattr(image_build, "DISK", 1e18)
     with pytest.raises(ImageError, match="are free"):
         image_build.check_disk(engine(stand_in, "buildah"), known=False)
-    monkeypatch.setattr(runtime_image, "DISK", 0)
-    monkeypatch.setattr(runtime_image, "SPARE", 1e18)
+    monkeypatch.setattr(image_build, "DISK", 0)
+    monkeypatch.setattr(image_build, "SPARE", 1e18)
     image_build.check_disk(engine(stand_in, "docker"), known=False)
     with pytest.raises(ImageError, match="are free"):
         image_build.check_disk(engine(stand_in, "buildah"), known=False)
@@ -473,22 +476,36 @@ def test_a_base_of_debian_is_pinned_by_the_date_of_a_snapshot() -> None:
     assert '--aptopt=Acquire::Check-Valid-Until "false"' in words
     assert words[-4:] == ["bookworm", "base.tar", *pinned.sources(mirrors)]
     assert mmdebstrap_words(parse_debian("debootstrap@now"), "base.tar", mirrors)[-2:] == ["bookworm", "base.tar"]
+    with pytest.raises(UsageError, match="must not need a password"):
+        pinned.sources(parse_mirrors(f"{pinned.archive}=http://me:geheim@mirror.example/debian/"))
     with pytest.raises(UsageError, match="no date of a snapshot"):
         parse_debian("debootstrap@yesterday")
 
 
-@pytest.mark.skipif(not Path("/usr/lib/apt/apt-helper").exists(), reason="needs apt")
 def test_an_archive_that_cannot_be_reached_is_an_error_only_for_a_date_that_was_asked_for(
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mirrors = parse_mirrors("https://snapshot.debian.org/=http://127.0.0.1:9/")
-    wanted = "debootstrap@20260101T000000Z"
-    with pytest.raises(ImageError, match=r"snapshot of Debian 20260101T000000Z cannot be had") as caught:
-        reachable(parse_debian(wanted), mirrors, wanted=wanted, console=Console())
-    assert "127.0.0.1" in caught.value.why
-    found = reachable(parse_debian("debootstrap"), mirrors, wanted="debootstrap", console=Console())
-    assert found.snapshot == "now"
+    def ask(wanted: str, port: int) -> str:
+        mirrors = parse_mirrors(f"https://snapshot.debian.org/=http://127.0.0.1:{port}/")
+        debian = parse_debian(wanted)
+        return reachable(debian, mirrors, indexes=Indexes(), wanted=wanted, console=Console()).snapshot
+
+    date = "20260101T000000Z"
+    with pytest.raises(ImageError, match=rf"snapshot of Debian {date} cannot be had") as caught:
+        ask(f"debootstrap@{date}", 9)
+    assert "127.0.0.1:9/archive/debian" in caught.value.why
+    assert ask("debootstrap", 9) == "now"
     assert "is not pinned" in capsys.readouterr().err
+    release = tmp_path / "archive" / "debian" / date / "dists" / "bookworm" / "InRelease"
+    release.parent.mkdir(parents=True)
+    release.write_text("-----BEGIN PGP SIGNED MESSAGE-----\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        assert ask(f"debootstrap@{date}", server.server_port) == date
+        with pytest.raises(ImageError) as caught:
+            ask("debootstrap@20250101T000000Z", server.server_port)
+        assert "404" in caught.value.why
+        server.shutdown()
 
 
 @pytest.mark.parametrize(
@@ -594,10 +611,10 @@ def test_the_tag_is_given_when_all_checks_have_passed_and_never_else(
     (stand_in / "answer-image").write_text('[{"RepoDigests": ["b@sha256:12"]}]')
     (stand_in / "answer-history").write_text("20\tRUN a\n")
     (stand_in / "answer-info").write_text(f"{stand_in}\n")
-    monkeypatch.setattr(runtime_image, "read_facts", lambda *_: facts())
-    monkeypatch.setattr(runtime_image, "check_image", lambda *_, **__: (facts(), [Result("a", ok, "said")]))
-    monkeypatch.setattr(runtime_image, "audit_installed", lambda *_: Result("b", ok=True, said=""))
-    monkeypatch.setattr(runtime_image, "DISK_AGAIN", 0)
+    monkeypatch.setattr(image_build, "read_facts", lambda *_: facts())
+    monkeypatch.setattr(image_build, "check_image", lambda *_, **__: (facts(), [Result("a", ok, "said")]))
+    monkeypatch.setattr(image_build, "audit_installed", lambda *_: Result("b", ok=True, said=""))
+    monkeypatch.setattr(image_build, "DISK_AGAIN", 0)
     words = ["--wheel", str(wheel), "--engine", "docker", "--tag", "localhost/t:1", "--push", "registry.example/t:1"]
     words += ["--out", str(stand_in / "out"), "--cache", str(stand_in / "c"), "--json", str(stand_in / "report.json")]
     if ok:

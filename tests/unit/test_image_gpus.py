@@ -37,8 +37,7 @@ def libcuda(folder: Path, **changes: Any) -> Path:
     folder.mkdir(exist_ok=True)
     values = {"init": 0, "driver": 13000, "count": 1, "name": "NVIDIA GeForce RTX 5090", "major": 12, "minor": 0}
     (folder / "cuda.c").write_text(_LIBCUDA.format(**{**values, **changes}))
-    words = ["gcc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", folder / "cuda.c"]
-    subprocess.run(words, check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", folder / "cuda.c"], check=True)
     return folder
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.build import trim
+from runtime.build import stub, trim
 from scripts.core.errors import ImageError
 from scripts.core.paths import ROOT
 from scripts.image.context import LOCKS, find_lock
@@ -104,3 +106,18 @@ def test_only_what_compilers_need_is_trimmed_and_records_name_what_is_there(
             named = {row[0] for row in csv.reader(file)}
         assert named == {name for name in left if name.startswith("torch/")} | {"../../../bin/torchrun"}
     assert capsys.readouterr().out == "wheelsmith: 4 files that only compilers need left out, 14 bytes\n"
+
+
+def test_the_stub_of_libcuda_has_the_functions_that_vllms_libraries_want(tmp_path: Path) -> None:
+    library = tmp_path / "lib" / "python3.12" / "site-packages" / "vllm" / "_C.abi3.so"
+    library.parent.mkdir(parents=True)
+    code = 'int cuMemMap(void); int puts(const char *); int f(void) { puts(""); return cuMemMap(); }'
+    words = ["gcc", "-x", "c", "-shared", "-fPIC", "-o", str(library), "-"]
+    subprocess.run(words, input=code, text=True, check=True)
+    for _ in range(2):  # again over itself, with the same bytes
+        stub.main(tmp_path, tmp_path / "stub")
+    made = (tmp_path / "stub" / "libcuda.so.1").read_bytes()
+    stub.main(tmp_path, tmp_path / "again")
+    assert (tmp_path / "again" / "libcuda.so.1").read_bytes() == made
+    driver = ctypes.CDLL(str(tmp_path / "stub" / "libcuda.so"))
+    assert driver.cuMemMap() == stub.STUB_LIBRARY

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import dependency_groups
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from scripts.commands import upgrade
 from scripts.core.console import Console
 from scripts.core.errors import ToolchainError, UsageError
-from scripts.core.paths import RECIPES
+from scripts.core.paths import RECIPES, ROOT
 from scripts.downloads.indexes import read_indexes
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.model import SCHEMA_FILE
 from scripts.toolchain import locks as toolchain_locks
 from tests.support import make_recipe
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a project with two empty requirement files, and an index that nothing listens at."""
+    """Return a project with two empty dependency groups, and an index that nothing listens at."""
     (tmp_path / "requirements").mkdir()
-    for name in ("lint", "tests"):
-        (tmp_path / "requirements" / f"{name}.in").touch()
+    (tmp_path / "pyproject.toml").write_text("[dependency-groups]\ntests = []\nlint = [{ include-group = 'tests' }]\n")
     (tmp_path / "docs").mkdir()
     monkeypatch.setattr(upgrade, "ROOT", tmp_path)
+    monkeypatch.setattr(toolchain_locks, "ROOT", tmp_path)
     monkeypatch.setattr(upgrade, "SCHEMA_FILE", tmp_path / "docs" / "schema.json")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
@@ -64,6 +73,18 @@ def test_every_requirement_of_a_recipe_is_pinned_in_its_lock_file(name: str) -> 
         assert f"\n{project.lower()}==" in f"\n{locked}"
 
 
+def test_every_dependency_of_a_group_is_pinned_in_its_lock_file() -> None:
+    """An entry that somebody forgot to lock, or took out of the lock alone, is found here."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    assert set(groups) == set(toolchain_locks.dependency_groups())
+    for name in groups:
+        locked = (ROOT / "requirements" / f"{name}.txt").read_text()
+        wanted = dependency_groups.resolve(groups, name)
+        assert len(wanted) > 20
+        names = [canonicalize_name(Requirement(line).name) for line in wanted]
+        assert [project for project in names if f"\n{project}==" not in f"\n{locked}"] == []
+
+
 def test_an_unknown_name_is_refused_before_anything_is_written(project: Path, console: Console) -> None:
     with pytest.raises(UsageError, match=r"there is no 'shema'\. Perhaps you meant 'schema'") as raised:
         upgrade.main(["lint", "shema"], console)
@@ -86,10 +107,9 @@ def test_only_what_is_named_is_resolved_by_uv(project: Path, console: Console) -
 
 
 def test_what_cannot_be_resolved_is_named_with_what_uv_said(project: Path) -> None:
-    source = project / "requirements" / "lint.in"
-    source.write_text("no-such-thing-at-all\n")
+    (project / "pyproject.toml").write_text("[dependency-groups]\nlint = ['no-such-thing-at-all']\n")
     with pytest.raises(ToolchainError, match=r"requirements/lint\.txt could not be resolved") as raised:
-        toolchain_locks.compile_lock(source, source.with_suffix(".txt"))
+        toolchain_locks.compile_group("lint")
     assert "127.0.0.1:9/simple/no-such-thing-at-all" in raised.value.detail
 
 
@@ -100,13 +120,14 @@ def test_neither_local_folders_nor_extra_indexes_get_into_a_lock_file(
     bin_folder.mkdir()
     (bin_folder / "uv").write_text(f"#!/bin/sh\nenv > {project}/seen\n")
     (bin_folder / "uv").chmod(0o755)
+    (bin_folder / "python").symlink_to(sys.executable)
     monkeypatch.setenv("PIP_FIND_LINKS", "/links")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://extra.example/simple")
     indexes = read_indexes()
     assert indexes.find_links
-    monkeypatch.setattr("scripts.commands.upgrade.read_indexes", lambda: indexes)
+    monkeypatch.setattr("scripts.toolchain.locks.read_indexes", lambda: indexes)
     monkeypatch.setattr("sys.executable", str(bin_folder / "python"))
-    toolchain_locks.compile_lock(project / "requirements/lint.in", project / "requirements/lint.txt")
+    toolchain_locks.compile_group("lint")
     seen = [line for line in (project / "seen").read_text().splitlines() if line.startswith("UV_")]
     assert "UV_DEFAULT_INDEX=http://127.0.0.1:9/simple" in seen
     assert not [line for line in seen if "links" in line or "extra" in line]
@@ -116,8 +137,9 @@ def test_recipes_that_share_a_lock_file_resolve_it_once(
     project: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(upgrade, "compile_group", lambda name: asked.append(("", f"{name}.txt")))
     monkeypatch.setattr(
-        upgrade, "compile_lock", lambda source, target, **_: asked.append((source.read_text(), target.name))
+        upgrade, "compile_lock", lambda inputs, target, **_: asked.append((inputs[0].read_text(), target.name))
     )
     upgrade.main([], console)
     locks = [name for _, name in asked]
