@@ -157,7 +157,7 @@ def publish_upload(
     signed = sign_wheels(wheels, wishes, console)
     console.stage("publish", f"{len(wheels)} wheel(s) to {redacted(url)}, read back from {redacted(check_url)}")
     with SimpleClient(check_url, indexes, os.environ) as client:
-        states = upload(wheels, api, client, console, dry_run=options.dry_run)
+        states = upload(wheels, api, client, console, environment=os.environ, dry_run=options.dry_run)
     done = [Done(wheel.path.name, state, wheel.sha256, wheel.size) for wheel, state in zip(wheels, states, strict=True)]
     return redacted(url), [*signed, *done]
 

@@ -15,7 +15,7 @@ LINTERS = Path(sys.executable).parent
 
 
 def ruff(text: str, place: str) -> str:
-    command = [LINTERS / "ruff", "check", "--select", "TID251", "--stdin-filename", place, "-"]
+    command = [str(LINTERS / "ruff"), "check", "--select", "TID251", "--stdin-filename", place, "-"]
     return subprocess.run(command, input=text, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
 
@@ -46,7 +46,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def lint_imports(folder: Path) -> tuple[int, str]:
-    command = [LINTERS / "lint-imports", "--no-cache"]
+    command = [str(LINTERS / "lint-imports"), "--no-cache"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     return done.returncode, " ".join(done.stdout.split())
 
