@@ -80,5 +80,5 @@ def refusal() -> str:
         trial = FixedPaths(Path(folder) / "spec.json", {"trial": Path(folder)})
         trial.write(Path(folder) / "enter")
         command = [*trial.enter, "test", "-x", trial.inside(Path(folder) / "enter")]
-        code, text = capture(command, environment=os.environ, timeout=20)
+        code, text = capture(command, timeout=20)
     return "" if code == 0 else text.strip().removeprefix("namespace: ") or f"exit code {code}"

@@ -192,7 +192,7 @@ def _family(pid: int) -> list[psutil.Process]:
 def call(
     command: Command,
     *,
-    environment: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
     limit: float | None = SHORT,
     cwd: Path | None = None,
     stdin: IO[bytes] | None = None,
@@ -220,7 +220,7 @@ def call(
         child = subprocess.Popen(
             _guarded(words, scratch) if guarded else words,
             cwd=cwd,
-            env=dict(environment),
+            env=None if environment is None else dict(environment),
             stdin=stdin or subprocess.DEVNULL,
             stdout=theirs or stdout or subprocess.PIPE,
             stderr=subprocess.STDOUT if merged or terminal else subprocess.PIPE,
@@ -290,7 +290,11 @@ def _listen(
 
 
 def capture(
-    command: Command, *, environment: Mapping[str, str], timeout: float = SHORT, scratch: Path | None = None
+    command: Command,
+    *,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = SHORT,
+    scratch: Path | None = None,
 ) -> tuple[int, str]:
     """Run a short command; return (exit code, stdout and stderr together). Codes as in `Output`."""
     done = call(command, environment=environment, limit=timeout, merged=True, scratch=scratch)

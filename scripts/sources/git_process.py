@@ -67,7 +67,7 @@ def git_program() -> str:
             fix=["apt-get install git, or the like", "nox -s wheel -- --recipe quickstart needs no git"],
             docs=f"{DOCS}#git",
         )
-    shown = capture([program, "--version"], environment=os.environ)[1]
+    shown = capture([program, "--version"])[1]
     match = re.search(r"(\d+)\.(\d+)", shown)
     if match is None or (int(match[1]), int(match[2])) < MINIMUM:
         raise FetchError(

@@ -7,7 +7,6 @@ is where builds by hand fail (an NGC image's setuptools 70.3, its torch without 
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,7 +46,7 @@ class Environment:
 @lru_cache(maxsize=4)
 def read_environment(python: Path) -> Environment:
     """Ask an interpreter for its packages, without importing any. Raises DoctorError when it does not run."""
-    code, text = capture([python, "-c", _ASK], environment=os.environ)
+    code, text = capture([python, "-c", _ASK])
     if code:
         raise DoctorError(
             f"{python} does not run", why=text.strip()[-200:], fix="name an interpreter: --python .venv/bin/python"
