@@ -109,7 +109,7 @@ def test_a_short_command_s_output_is_returned_and_its_time_limited() -> None:
     assert "no answer" in text
 
 
-LAUNCHER = ROOT / "scripts" / "launcher.py"
+LAUNCHER = ROOT / "scripts" / "compile" / "standalone" / "launcher.py"
 
 
 def launch(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:

@@ -81,6 +81,13 @@ def units_ended(cache: Path) -> int:
     return sum('"end"' in line and '"code": 0' in line for file in files for line in file.read_text().splitlines())
 
 
+def units_known_to_ninja(cache: Path) -> int:
+    """Objects that ninja has taken note of: one that has just been compiled may not be among them yet."""
+    files = (cache / "builds").glob("*/build/.ninja_log")
+    rows = {line.split("\t")[3] for file in files for line in file.read_text().splitlines()[1:] if ".o\t" in line}
+    return len(rows)
+
+
 def test_the_main_job_leaves_a_checked_wheel_and_its_report(fresh: None, make: MakeWheel, cache: Path) -> None:
     wheelhouse = make()
     [wheel] = wheelhouse.glob("*.whl")
@@ -211,14 +218,14 @@ def test_a_run_stopped_while_compiling_leaves_no_process_and_goes_on_from_there(
 ) -> None:
     miniature.slow(1.5)
     process = start(miniature, cache, tmp_path / "other")
-    wait_for(lambda: units_ended(cache) >= 1)
+    wait_for(lambda: units_known_to_ninja(cache) >= 1)
     wait_for(lambda: len(compilers_alive(miniature)) > 0)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code
     wait_for(lambda: not compilers_alive(miniature))
     assert b"Traceback" not in errors
-    done = units_ended(cache)
+    done = units_known_to_ninja(cache)
     assert 1 <= done < 4
     assert not list((tmp_path / "other").glob("*.whl"))
     miniature.slow(0)
@@ -227,6 +234,69 @@ def test_a_run_stopped_while_compiling_leaves_no_process_and_goes_on_from_there(
     assert len(report["units"]["records"]) == 4
     if number is not signal.SIGKILL:
         assert report["stages"]["compile"]["seconds"] > 1.5  # the stopped run's share is counted
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Change a letter in place, as a slip in an editor does; every name of the file has it then."""
+    text = path.read_bytes()
+    assert old.encode() in text
+    path.write_bytes(text.replace(old.encode(), new.encode()))
+
+
+def test_a_changed_letter_in_the_build_tree_s_sources_is_put_back_and_its_unit_compiled_again(
+    fresh: None, make: MakeWheel, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheelhouse = make()
+    first = next(wheelhouse.glob("*.whl")).read_bytes()
+    [tree] = (cache / "builds").iterdir()
+    source = tree / "source/csrc/_moe_C/c.cpp"
+    edit(source, "three", "thrxe")
+    (tree / "source/vllm/__init__.py").unlink()
+    subprocess.run(["rm", "-rf", str(wheelhouse)], check=True)
+    capsys.readouterr()
+    assert next(make().glob("*.whl")).read_bytes() == first
+    assert "three" in source.read_text()
+    said = capsys.readouterr().err
+    assert "damaged and are put back: csrc/_moe_C/c.cpp is changed, and 1 more" in said
+    assert units_started(cache) == 5
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "damage"),
+    [
+        ("sources", "csrc/_moe_C/c.cpp", "change"),
+        ("dependencies", "include/cutlass_version.h", "change"),
+        ("toolchains", "cuda/nvvm/bin/cicc", "remove"),
+        ("toolchains", "venv/lib/python*/site-packages/torch/__init__.py", "change"),
+    ],
+)
+def test_damage_in_the_cache_is_noticed_before_compiling_and_mended(
+    fresh: None,
+    make: MakeWheel,
+    cache: Path,
+    miniature: Miniature,
+    capsys: pytest.CaptureFixture[str],
+    group: str,
+    name: str,
+    damage: str,
+) -> None:
+    first = next(make().glob("*.whl"))
+    wanted = first.read_bytes()
+    first.unlink()
+    [file] = (cache / group).glob(f"*/{name}")
+    right = file.read_bytes()
+    if damage == "change":
+        edit(file, "e", "x")
+    else:
+        file.unlink()
+    capsys.readouterr()
+    assert next(make().glob("*.whl")).read_bytes() == wanted
+    said = capsys.readouterr().err
+    assert f"{group}/{file.relative_to(cache / group).parts[0]} in the cache was damaged and is made anew" in said
+    assert file.read_bytes() == right
+    capsys.readouterr()
+    make("--offline")
+    assert "damaged" not in capsys.readouterr().err
 
 
 def test_a_second_run_on_the_same_tree_waits_and_says_for_whom(

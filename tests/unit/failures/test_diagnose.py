@@ -92,3 +92,14 @@ def test_what_cannot_be_read_is_said(make: str, tmp_path: Path) -> None:
 
 def test_the_page_of_failures_is_what_the_catalogue_says() -> None:
     assert PAGE.read_text() == page(catalogue().values(), CHECKS), "run python -m scripts.commands.failures_page"
+
+
+def test_each_entry_of_the_page_says_what_why_and_do_in_three_lines() -> None:
+    sections = PAGE.read_text().split("\n### ")[1:]
+    assert len(sections) == len(catalogue())
+    for section in sections:
+        lines = section.split("\n")
+        assert lines[1].startswith("- **"), lines[0]
+        assert lines[2].startswith("- Why: "), lines[0]
+        assert lines[3].startswith("- Do: "), lines[0]
+        assert lines[4] == "", lines[0]
