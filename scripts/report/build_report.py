@@ -23,6 +23,7 @@ from scripts.core.errors import (
     from_os_error,
 )
 from scripts.core.files import write_json
+from scripts.core.version import commit, version
 from scripts.cuda.archs import arch_list
 from scripts.formats.unit_names import DeviceFacts, device_facts
 from scripts.package.build import Wheel
@@ -96,6 +97,7 @@ def make_report(
     of_component = {item.value: facts.get(item.member) for item in recipe.shared_objects}
     return {
         "schema": SCHEMA,
+        "wheelsmith": {"version": version(), "commit": commit()},
         "wheel": {
             "name": wheel.path.name,
             "sha256": wheel.sha256,

@@ -107,7 +107,7 @@ def test_a_check_is_silent_on_a_healthy_machine(name: str, tmp_path: Path) -> No
     assert row.fix == ""
 
 
-# disks: sizes are asked of the real filesystem; tests/integration/doctor/test_doctor_mounts.py has real small ones
+# disks: sizes are asked of the real filesystem; tests/integration/doctor/test_doctor.py has real small ones
 @blocks("disk-full-ci-or-docker", "1000.2 TB needed")
 def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
     return make_subject(folder, recipe(cost={**COST, "disk_gb": 1000200.0}))
