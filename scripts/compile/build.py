@@ -199,7 +199,7 @@ def _definitions(
     definitions = tuple(f"-D{name}={value}" for name, value in shown.items())
     if any(re.search(r"\s", word) for word in definitions):
         raise UsageError(
-            "a path that the build uses has a blank in it",
+            "a path that the build uses contains a blank",
             why="upstream's setup.py splits CMAKE_ARGS at blanks: " + next(d for d in definitions if " " in d),
             fix="point WHEELSMITH_CACHE at a directory without blanks",
         )

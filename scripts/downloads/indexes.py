@@ -122,7 +122,7 @@ def _check_url(url: str) -> None:
         good = False
     if not good:
         raise FetchError(
-            "the package index is not a URL that can be used",
+            "the package index is not a URL that wheelsmith can use",
             why="index-url and extra-index-url must start with https://, http:// or file:// and have a valid port",
             fix="correct PIP_INDEX_URL, PIP_EXTRA_INDEX_URL or pip.conf (`pip config list` shows them)",
         )

@@ -57,7 +57,7 @@ class ObjectStore:
             )
         except (BaseError, ValueError) as error:
             raise UsageError(
-                f"--to {redacted(url)} is not an object store that can be used",
+                f"--to {redacted(url)} is not a usable object store",
                 why=_first_line(error),
                 fix="s3://bucket/prefix with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and, for other "
                 "services than AWS, AWS_ENDPOINT_URL in the environment",

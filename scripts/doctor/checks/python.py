@@ -206,7 +206,7 @@ def float8(subject: Subject) -> Result:
 def torch_with_cuda(subject: Subject) -> Result:
     """Check that the torch of an environment that was named is a CUDA build."""
     if not subject.python:
-        return ok(f"torch of the lock file is for CUDA {subject.recipe.torch.cuda}; it is asked once installed")
+        return ok(f"torch of the lock file is for CUDA {subject.recipe.torch.cuda}; it says more once installed")
     have = read_environment(subject.python)
     if have.torch is None:
         return unknown(f"{subject.python} has no torch")

@@ -121,7 +121,7 @@ def test_a_machine_too_small_for_a_unit_is_told_before_anything_starts(
     code, said = run_limited(miniature, cache, recipe, tmp_path)
     assert code == 3
     assert "the largest unit takes 2.5 GB of memory" in said
-    assert "there are 2.3 GB at all" in said
+    assert "this machine has 2.3 GB in all" in said
     assert not (cache / "builds").exists()
 
 

@@ -216,13 +216,13 @@ def test_an_archive_that_is_not_there_is_named(site: Site, cache: Cache) -> None
 
 
 def test_a_manifest_that_is_not_there_is_named(site: Site, cache: Cache) -> None:
-    with pytest.raises(FetchError, match=r"redistrib_12\.8\.9\.json cannot be had") as caught:
+    with pytest.raises(FetchError, match=r"redistrib_12\.8\.9\.json could not be fetched") as caught:
         provide(redist(site, release="12.8.9"), cache)
     assert "404" in caught.value.why
 
 
 def test_a_host_that_cannot_be_reached_is_named(site: Site, cache: Cache) -> None:
-    with pytest.raises(FetchError, match="cannot be had"):
+    with pytest.raises(FetchError, match="could not be fetched"):
         provide(redist(site, base_url="http://127.0.0.1:9/redist"), cache)
 
 

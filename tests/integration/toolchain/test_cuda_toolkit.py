@@ -67,7 +67,7 @@ def test_system_never_downloads(site: Site, cache: Cache, tmp_path: Path) -> Non
 
 def test_when_nothing_is_to_be_had_one_message_says_all(site: Site, cache: Cache, tmp_path: Path) -> None:
     site.manifest.clear()
-    with pytest.raises(ToolchainError, match="and NVIDIA's archives cannot be had") as caught:
+    with pytest.raises(ToolchainError, match="and NVIDIA's archives could not be fetched") as caught:
         provide(recipe("auto", site), cache, tmp_path, CUDA_HOME="/nowhere")
     assert "CUDA_HOME=/nowhere: there is no such folder" in caught.value.why
     assert any("devel-ubuntu22.04" in fix for fix in caught.value.fix)

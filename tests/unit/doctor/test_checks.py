@@ -129,7 +129,7 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
 
 
 # memory and limits
-@blocks("oom-nvcc-cicc-killed", "and there are 0.1 GB at all")
+@blocks("oom-nvcc-cicc-killed", "and this machine has 0.1 GB in all")
 def _(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
     measured = SimpleNamespace(largest=lambda _components: SimpleNamespace(peak_bytes=3e9))
     monkeypatch.setattr("scripts.doctor.checks.machine.cost_book", lambda _recipe: measured)

@@ -139,9 +139,9 @@ def test_the_command_adds_and_renews(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_files_that_are_no_reports_are_refused(tmp_path: Path, text: str) -> None:
     given = tmp_path / "check.json"
     given.write_text(text)
-    with pytest.raises(UsageError, match="is no report"):
+    with pytest.raises(UsageError, match="is not a report"):
         command.main([str(given), "--add", "x", "--recipe", "quickstart"], Console())
-    with pytest.raises(UsageError, match="is no report"):
+    with pytest.raises(UsageError, match="is not a report"):
         command.main([str(tmp_path / "none"), "--add", "x", "--recipe", "quickstart"], Console())
 
 

@@ -478,7 +478,7 @@ def test_a_base_of_debian_is_pinned_by_the_date_of_a_snapshot() -> None:
     assert mmdebstrap_words(parse_debian("debootstrap@now"), "base.tar", mirrors)[-2:] == ["bookworm", "base.tar"]
     with pytest.raises(UsageError, match="must not need a password"):
         pinned.sources(parse_mirrors(f"{pinned.archive}=http://me:geheim@mirror.example/debian/"))
-    with pytest.raises(UsageError, match="no date of a snapshot"):
+    with pytest.raises(UsageError, match="not the date of a snapshot"):
         parse_debian("debootstrap@yesterday")
 
 
@@ -491,7 +491,7 @@ def test_an_archive_that_cannot_be_reached_is_an_error_only_for_a_date_that_was_
         return reachable(debian, mirrors, indexes=Indexes(), wanted=wanted, console=Console()).snapshot
 
     date = "20260101T000000Z"
-    with pytest.raises(ImageError, match=rf"snapshot of Debian {date} cannot be had") as caught:
+    with pytest.raises(ImageError, match=rf"snapshot of Debian {date} could not be fetched") as caught:
         ask(f"debootstrap@{date}", 9)
     assert "127.0.0.1:9/archive/debian" in caught.value.why
     assert ask("debootstrap", 9) == "now"

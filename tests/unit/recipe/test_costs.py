@@ -76,7 +76,7 @@ def test_a_report_serves_as_well(recipe: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_records_without_archs_need_to_be_told(recipe: Path, tmp_path: Path) -> None:
     events = write_events(tmp_path, event("a.cu", archs=None))
-    with pytest.raises(UsageError, match="without its number of archs"):
+    with pytest.raises(UsageError, match="does not say for how many archs"):
         enter(recipe, str(events))
     assert list(enter(recipe, "--archs", "3", str(events))["_C/a.cu"]) == [3]
 
@@ -84,11 +84,11 @@ def test_records_without_archs_need_to_be_told(recipe: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "tells of no compiled unit"),
-        ("{torn\n[1]\n7\nnull\n", "tells of no compiled unit"),
-        ('{"units": {"records": [3, {"code": 0}]}}', "tells of no compiled unit"),
-        (json.dumps(event("a.cu", seconds="long")), "tells of no compiled unit"),
-        (json.dumps(event("", unit="")), "tells of no compiled unit"),
+        ("", "lists no compiled unit"),
+        ("{torn\n[1]\n7\nnull\n", "lists no compiled unit"),
+        ('{"units": {"records": [3, {"code": 0}]}}', "lists no compiled unit"),
+        (json.dumps(event("a.cu", seconds="long")), "lists no compiled unit"),
+        (json.dumps(event("", unit="")), "lists no compiled unit"),
     ],
 )
 def test_files_without_measurements_are_named(tmp_path: Path, text: str, message: str) -> None:
