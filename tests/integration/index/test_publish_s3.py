@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import obstore
 import pytest
+from obstore.exceptions import NotSupportedError
 from obstore.store import MemoryStore
 
 from scripts.commands import publish
@@ -120,6 +123,23 @@ def test_a_store_that_is_not_there_or_not_one_is_told(monkeypatch: pytest.Monkey
     ):
         with pytest.raises(PublishError):
             call()
+
+
+def test_a_store_without_conditional_writes_is_used_with_a_warning(
+    memory: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = obstore.put
+
+    def put(*arguments: Any, **options: Any) -> Any:
+        if options.get("mode"):
+            raise NotSupportedError("If-Match is not implemented here")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("obstore.put", put)
+    wheel = small(tmp_path / "w")
+    publish.main([str(wheel), "--to", "s3://bucket", "--no-audit"], Console())
+    assert "takes no conditional writes" in re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert check_bucket("s3://bucket") == {wheel.name}
 
 
 @pytest.fixture
