@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -173,7 +174,7 @@ def test_an_interrupted_part_keeps_what_it_took(tmp_path: Path) -> None:
     previous = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_shell("kill -USR1 $PPID; sleep 60", Ledger(tmp_path / "taken.json"), tmp_path)
+            run_shell(f"kill -USR1 {os.getpid()}; sleep 60", Ledger(tmp_path / "taken.json"), tmp_path)
     finally:
         signal.signal(signal.SIGUSR1, previous)
     kept = Ledger(tmp_path / "taken.json")

@@ -113,7 +113,7 @@ def uv(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             (site / name).write_text("1")
         assert Path(words[words.index("-r") + 1]).read_text() == "transformers==5\n"
 
-    monkeypatch.setattr(carry, "run_uv", run)
+    monkeypatch.setattr(gpu_check_loads, "run_uv", run)
     return calls
 
 
@@ -122,7 +122,7 @@ def test_from_a_wheel_to_the_check_on_the_machine(
 ) -> None:
     """The scripts of the loads are run here, where there is no GPU: both wheels' logs say so, exit code 13."""
     here = tmp_path / "machine"
-    monkeypatch.setattr(carry, "HERE", str(here))
+    monkeypatch.setattr(gpu_check_loads, "HERE", str(here))
     contents = [{"vllm/__init__.py": b"", "vllm/x": os.urandom(600_000)} for _ in range(2)]
     wheels = [make_wheel(tmp_path, data, version=v) for data, v in zip(contents, ("1+a", "2+b"), strict=True)]
     machine, out = tmp_path / "have.txt", tmp_path / "carry"

@@ -126,6 +126,8 @@ def test_the_command_adds_and_renews(tmp_path: Path, monkeypatch: pytest.MonkeyP
     given.write_text(json.dumps(report()))
     monkeypatch.setattr(gpu_check_evidence, "FOLDER", folder)
     monkeypatch.setattr(gpu_check_evidence, "README", readme)
+    monkeypatch.setattr(command, "FOLDER", folder)
+    monkeypatch.setattr(command, "README", readme)
     monkeypatch.setattr(command, "pages", lambda: pages(folder, readme))
     assert command.main([str(given), "--add", "x", "--recipe", "quickstart"], Console()) == 0
     assert json.loads((folder / "x.json").read_text())["recipe"] == "quickstart"

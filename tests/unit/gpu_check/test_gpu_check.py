@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -194,7 +195,7 @@ def test_here_without_anything_it_ends_with_13(wheel: Path) -> None:
 def test_a_python_with_torch_is_found_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = install(tmp_path, {"gpu": 1})
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin")
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr("scripts.gpu_check.parts.sys", SimpleNamespace(executable="/bin/false", prefix=sys.prefix))
     assert find_python(None) == python
     with pytest.raises(NoGpuError, match="no usable GPU") as caught:
         gpu_driver(python)
