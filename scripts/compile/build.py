@@ -396,5 +396,4 @@ def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[Failure])
 
 def unit_count_in_log(tree: BuildTree) -> int:
     """Return how many launcher starts the tree has seen, to prove that packaging compiles nothing."""
-    events = tree.events
-    return events.read_bytes().count(b'"start"') if events.exists() else 0
+    return tree.events.read_bytes().count(b'"start"') if tree.events.exists() else 0
