@@ -27,7 +27,7 @@ SCHEMAS = {
 """What actionlint does not read, by the schema that check-jsonschema brings along."""
 PYTHONS = nox.project.python_versions(nox.project.load_toml(ROOT / "pyproject.toml"))  # its classifiers
 GUARD = ROOT / "scripts" / "core" / "standalone" / "guard.py"
-GRACE = 3.5  # seconds that a command has to end after it was told to
+GRACE = 3.0  # seconds that a command has to end after it was told to
 _told: list[int] = []  # the signals that told us to end
 
 

@@ -44,29 +44,17 @@ class Seen:
     stage: str
     """The last stage that was announced."""
     code: int
+    ran: float
+    """Seconds that it ran before the signal, or altogether."""
     gone: float
     """Seconds until the last process had ended."""
     wrong: list[str] = field(default_factory=list)
 
 
-def nox_environment(folder: Path, session: str = "wheel") -> Path:
-    """Make nox's environment for a session out of the one that runs this: a new one takes a minute."""
-    venv = folder / session
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    site = next((venv / "lib").glob("python*/site-packages"))
-    (site / "parent.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-    for program in Path(sys.executable).parent.iterdir():
-        if not (venv / "bin" / program.name).exists():
-            (venv / "bin" / program.name).symlink_to(program)
-    lock = (ROOT / "requirements" / "tools.txt").read_bytes()
-    (venv / "wheelsmith-tools.sha256").write_text(hashlib.sha256(lock).hexdigest())
-    return folder
-
-
-def nox_command(environments: Path, *arguments: str | Path) -> list[str]:
-    """Return the command line that a user types."""
-    options = ["--envdir", str(environments), "--default-venv-backend", "venv", "-f", str(ROOT / "noxfile.py")]
-    return [sys.executable, "-m", "nox", *options, "-s", "wheel", "--", *map(str, arguments)]
+def nox_command(*arguments: str | Path) -> list[str]:
+    """Return the command line that a user types, without an environment of nox's own: a new one takes a minute."""
+    options = ["--no-venv", "-f", f"{ROOT}/noxfile.py", "-s", "wheel"]
+    return [sys.executable, "-m", "nox", *options, "--", *map(str, arguments)]
 
 
 def processes(mark: str, cache: Path) -> list[psutil.Process]:
@@ -118,8 +106,10 @@ def interrupt(
             stdout=file,
             stderr=file,
         )
+    begin = time.monotonic()
     with suppress(subprocess.TimeoutExpired):
         run.wait(after)
+    ran = time.monotonic() - begin
     ended_before = run.poll() is not None
     stage = _stage(said.read_text(errors="replace"))
     started = time.monotonic()
@@ -130,7 +120,7 @@ def interrupt(
     gone = time.monotonic() - started
     with suppress(subprocess.TimeoutExpired):
         run.wait(1)  # its environment cannot be read while it ends
-    seen = Seen(number, after, stage, run.poll() or 0, gone)
+    seen = Seen(number, after, stage, run.poll() or 0, ran, gone)
     if left:
         seen.wrong.append(f"still there: {[' '.join(p.cmdline())[:120] for p in left if p.is_running()]}")
         for process in left:
@@ -148,7 +138,8 @@ def interrupt(
     seen.wrong += [f"lock held: {name}" for name in held_locks(cache)]
     seen.wrong += [f"left over: {name}" for name in left_over(temporary, cache)]
     text = said.read_text(errors="replace")
-    seen.wrong += ["a traceback"] if "Traceback" in text and stage else []
+    if f"{ROOT}/" in text.partition("Traceback")[2]:  # nox's own, of its first second, is not ours
+        seen.wrong.append("a traceback")
     return seen
 
 
@@ -167,9 +158,9 @@ def experiment(folder: Path, *, count: int, seed: int, through: int = 20) -> lis
     """Interrupt the main job on the miniature `count` times; let each `through`-th finish. Raises on a bad wheel."""
     source = random.Random(seed)
     miniature = make_miniature(folder / "miniature")
-    environment = {**os.environ, **miniature.environment(folder / "cache"), "CI": "1"}
-    environments = nox_environment(folder / "environments")
-    command = nox_command(environments, "--recipe", miniature.recipe, "--wheelhouse", folder / "wheelhouse")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, **miniature.environment(folder / "cache"), "CI": "1", "PATH": path}
+    command = nox_command("--recipe", miniature.recipe, "--wheelhouse", folder / "wheelhouse")
     first, whole = _let_through(command, environment, folder)
     found = []
     for index in range(count):
@@ -177,6 +168,8 @@ def experiment(folder: Path, *, count: int, seed: int, through: int = 20) -> lis
         number = SIGNALS[index % len(SIGNALS)]
         seen = interrupt(command, environment, number, source.uniform(0, 0.9 * whole), folder)
         found.append(seen)
+        if seen.stage == "ended before":
+            whole = min(whole, seen.ran)
         told(
             f"{index:4} {number.name:8} {seen.after:5.1f} s {seen.stage:9} {seen.code:4} {seen.gone:4.1f} {seen.wrong}"
         )

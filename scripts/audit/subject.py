@@ -106,7 +106,7 @@ class Subject:
         if self._entries > MAX_ENTRIES:
             raise AuditError(
                 f"{self.subject} holds more than {MAX_ENTRIES:,} pieces of GPU code",
-                why="no wheel that was met has half as many: they may be made up",
+                why="no real wheel has half as many; they may be made up",
                 fix="audit its libraries one by one",
             )
 

@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 def user_path(text: str) -> Path:
     """Read a path that the user typed, relative to where they typed it (nox changes the directory)."""
     if not text:
-        raise UsageError("a path is empty", fix="give the file or folder that is meant")
+        raise UsageError("a path is empty", fix="give the path of a file or folder")
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:

@@ -12,34 +12,51 @@ from scripts.failures.catalogue import Failure, Stage, catalogue
 PAGE = ROOT / "docs" / "failures.md"
 
 
+WORDS = {
+    Stage.FETCH: "downloads, git, the network, the disk",
+    Stage.CONFIGURE: "CMake, setup.py, the environment",
+    Stage.COMPILE: "nvcc, g++, memory",
+    Stage.LINK: "ld and nvlink",
+    Stage.PACKAGE: "wheels, auditwheel, uploads",
+    Stage.INSTALL: "pip and uv",
+    Stage.RUNTIME: "imports, drivers, GPUs, servers, containers",
+}
+"""What fails in each stage, for those who look for it."""
+
+
 def page(entries: Iterable[Failure], checked: Iterable[str] = ()) -> str:
     """Return docs/failures.md; `checked` are the ids that `doctor` looks for beforehand."""
     known, before = list(entries), set(checked)
     lines = [
         "# Failures, their causes and what to do",
         "",
-        "Generated from `scripts/failures/failures.toml` by `python -m scripts.commands.failures_page`.",
-        "`nox -s diagnose -- LOGFILE`",
-        "finds these entries in a log; those marked *doctor* are looked for before a build ([doctor.md](doctor.md)).",
-        f"{len(known)} entries. The remedies are condensed from the threads named; few were tried for this project.",
+        "`nox -s diagnose -- LOGFILE` finds these entries in a log: a text file, `.gz`, `.xz`, `.bz2`, `.zst`, `.tar`,",
+        "or the `.zip` of all steps that GitHub gives. It reads UTF-8 and UTF-16, JSON lines, HTML and wrapped text.",
+        "Entries marked *doctor* are looked for before a build ([doctor.md](doctor.md)).",
+        "Search this page for a word of your message, or for the name that `diagnose` prints. The remedies are",
+        "condensed from public threads, which `scripts/failures/failures.toml` names; few were tried for this project.",
+        "",
+        f"| where it shows | what fails there | {len(known)} entries |",
+        "|---|---|---|",
     ]
-    for stage in Stage:
+    known.sort(key=lambda item: item.id.lower())
+    stages = {stage: [item for item in known if item.stage is stage] for stage in Stage}
+    lines += [f"| [{stage.value}](#{stage.value}) | {WORDS[stage]} | {len(items)} |" for stage, items in stages.items()]
+    for stage, items in stages.items():
         lines += ["", f"## {stage.value}"]
-        for item in sorted((item for item in known if item.stage is stage), key=lambda item: item.id.lower()):
+        for item in items:
             lines += ["", *_section(item, doctor=item.id in before)]
+    lines += ["", "---", "Written by `python -m scripts.commands.failures_page` from `scripts/failures/failures.toml`."]
     return "\n".join(lines) + "\n"
 
 
 def _section(item: Failure, *, doctor: bool) -> list[str]:
-    lines = [f"### {item.id}", "", f"**{item.title}.**{' *doctor*' if doctor else ''} {item.cause}", ""]
-    lines.append(f"To do: {item.fix}")
-    if item.seen_as:
-        lines += ["", "```text", *item.seen_as, "```"]
-    elif item.symptom:
-        lines += ["", f"Seen as: {item.symptom}."]
-    if item.references:
-        lines += ["", "Threads: " + ", ".join(item.references)]
-    return lines
+    """Return an entry: its heading, and what, why and do in a line each."""
+    seen = " ".join(f"`` {text} ``" if "`" in text else f"`{text}`" for text in item.seen_as)
+    what = f"- **{item.title}.**{' *doctor*' if doctor else ''}"
+    if seen or item.symptom:
+        what += f" Seen as: {seen or item.symptom + '.'}"
+    return [f"### {item.id}", what, f"- Why: {item.cause}", f"- Do: {item.fix}"]
 
 
 def main() -> int:

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
         if not options.write:
             console.result(text)
             if resolver.unresolved:
-                console.warn(f"no server could be asked for: {'; '.join(resolver.unresolved)}")
+                console.warn(f"no server answered for: {'; '.join(resolver.unresolved)}")
             return 0
         if options.cuda or cuda in TOOLKIT_WHEELS:
             _resolve_cuda(upstream, wanted, locked, more=_cuda_packages(cuda))

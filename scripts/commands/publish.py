@@ -101,7 +101,7 @@ def _days(text: str) -> timedelta:
     try:
         days = timedelta(days=float(text))
     except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days") from error
     if days < timedelta(0):
         raise argparse.ArgumentTypeError("days cannot be negative")
     return days
@@ -174,7 +174,9 @@ def open_store(text: str, options: argparse.Namespace) -> Store:
         return ObjectStore(text, public=options.public_cache)
     if "://" in text:
         known = ", ".join((*SCHEMES, "https://"))
-        raise UsageError(f"--to {redacted(text)}: this kind of place is not known", fix=f"a directory, or {known}")
+        raise UsageError(
+            f"--to {redacted(text)}: wheelsmith does not know this kind of place", fix=f"a directory, or {known}"
+        )
     return Directory(user_path(text), wait=options.wait)
 
 

@@ -7,29 +7,26 @@ from __future__ import annotations
 
 import re
 import shutil
-import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 
 from scripts.compile.admission import Admission, lookahead
 from scripts.compile.compiler_cache import CacheSummary, CompilerCache
-from scripts.compile.fixed_paths import LAYOUT, FixedPaths
+from scripts.compile.fixed_paths import LAYOUT, FixedPaths, tree_paths
 from scripts.compile.fixed_paths import ROOT as FIXED_ROOT
 from scripts.compile.forecast import Forecast
 from scripts.compile.sampling import SAMPLES, Sampler
 from scripts.compile.schedule import Task
+from scripts.compile.sources import copy_sources, mend_sources
 from scripts.compile.stable_names import LINKER, map_names, source_date
 from scripts.compile.standalone.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
 from scripts.compile.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
-from scripts.core import manifest
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_seconds
-from scripts.core.errors import CompileError, UsageError, from_os_error
-from scripts.core.files import digest, remove_tree, write_json
+from scripts.core.errors import CompileError, UsageError
+from scripts.core.files import digest, write_json
 from scripts.core.machine import memory_now
-from scripts.core.manifest import Damage
 from scripts.core.process import Command, Finished, Look, capture, run_logged
 from scripts.cuda.archs import Arch, arch_list
 from scripts.recipe.costs import CostBook, Unit
@@ -39,10 +36,8 @@ from scripts.toolchain.provide import Toolchain
 
 # Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
 FORMAT = 4
-SOURCES = "sources.manifest"  # in the build tree: what its copy of the sources held
-WRITTEN_BY_BUILD = ("vllm/_version.py", "*.egg-info/*")  # upstream's setup.py writes these into its sources
 _LINKING = re.compile(r"\bld(\.\w+)?: |undefined reference|ld returned \d")
-LAUNCHER = Path(__file__).with_name("launcher.py")
+LAUNCHER = Path(__file__).parent / "standalone" / "launcher.py"
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,6 @@ class BuildTree:
     """Environment for cmake, ninja and setup.py."""
     definitions: tuple[str, ...]
     """`-DNAME=VALUE` for CMake; setup.py gets the same through CMAKE_ARGS."""
-
     basis: str = ""
     """A key for what compilers and headers outside the sources contain, the same on every machine."""
     paths: FixedPaths = field(default_factory=FixedPaths)
@@ -151,7 +145,7 @@ def plan_tree(
         ]
     )
     path = cache.place("builds", key)
-    names = _fixed_paths(path, toolchain, dependencies)
+    names = tree_paths(path, toolchain.environment, toolchain.cuda_home, dependencies)
     paths = names if fixed else FixedPaths()
     variables = {
         **toolchain.variables(environment),
@@ -172,14 +166,6 @@ def plan_tree(
     basis = digest([toolchain.versions, toolchain.cuda_origin, toolchain.host.version, contents])
     seen = paths.variables(variables)
     return BuildTree(key, path, source, toolchain, tuple(archs), targets, seen, definitions, basis, paths)
-
-
-def _fixed_paths(path: Path, toolchain: Toolchain, dependencies: Mapping[str, Path]) -> FixedPaths:
-    """Return the places under the names that stable_names.py writes into objects where there is no namespace."""
-    binds = {"build": path, "environment": toolchain.environment, "cuda": toolchain.cuda_home}
-    binds["python"] = Path(sysconfig.get_paths()["include"])
-    binds.update(sorted(dependencies.items()))
-    return FixedPaths(path / "paths.json", binds)
 
 
 def _definitions(
@@ -213,7 +199,7 @@ def _definitions(
     definitions = tuple(f"-D{name}={value}" for name, value in shown.items())
     if any(re.search(r"\s", word) for word in definitions):
         raise UsageError(
-            "a path that the build uses has a blank in it",
+            "a path that the build uses contains a blank",
             why="upstream's setup.py splits CMAKE_ARGS at blanks: " + next(d for d in definitions if " " in d),
             fix="point WHEELSMITH_CACHE at a directory without blanks",
         )
@@ -224,9 +210,9 @@ def configure(tree: BuildTree, *, console: Console) -> None:
     """Run CMake unless the tree is configured already. Raises CompileError."""
     marker = tree.path / "configured.json"
     if marker.exists():
-        _mend_sources(tree, console)
+        mend_sources(tree.source.path, tree.sources, console)
         return
-    _copy_sources(tree)
+    copy_sources(tree.source.path, tree.sources)
     tree.binary.mkdir(exist_ok=True)
     (tree.path / "failures").mkdir(exist_ok=True)
     (tree.path / "fetched").mkdir(exist_ok=True)
@@ -252,10 +238,9 @@ def run_in(
     tick: Callable[[], None] = lambda: None,
     look: Look = lambda _processes, _rss: None,
 ) -> Finished:
-    """Run a command of the build: `run_logged` with the tree's log, environment and a folder for temporary files.
+    """Run a command with the tree's log, environment and folder for temporary files, which is emptied at the end.
 
-    That folder is in the tree and is emptied at the end, also when compilers were killed. `fixed`: under the tree's
-    fixed paths; without, the paths are the real ones.
+    `fixed`: under the tree's fixed paths; without, the paths are the real ones.
     """
     scratch = tree.path / "tmp"
     place = tree.inside(scratch) if fixed else scratch
@@ -275,37 +260,6 @@ def _put_launcher(tree: BuildTree) -> None:
     partial = tree.path / ".launcher.partial"
     shutil.copyfile(LAUNCHER, partial)
     partial.replace(tree.path / "launcher.py")
-
-
-def _copy_sources(tree: BuildTree) -> None:
-    partial = tree.path / ".source.partial"
-    try:
-        remove_tree(partial)
-        remove_tree(tree.sources)
-        shutil.copytree(tree.source.path, partial, symlinks=True)
-        partial.rename(tree.sources)
-        manifest.record(tree.sources, tree.path / SOURCES)
-    except OSError as error:
-        raise from_os_error(CompileError, error, doing="copying the sources", path=tree.sources) from error
-    except shutil.Error as error:
-        raise CompileError(f"copying the sources failed: {tree.sources}", why=str(error.args[0][:1])) from error
-
-
-def _mend_sources(tree: BuildTree, console: Console) -> None:
-    """Put back files of the tree's copy of the sources that were changed since it was made; ninja sees them as new."""
-    found = [
-        change
-        for change in manifest.changes(tree.sources, tree.path / SOURCES)
-        if change.damage is not Damage.ADDED and not any(fnmatch(change.path, name) for name in WRITTEN_BY_BUILD)
-    ]
-    for change in found:
-        target = tree.sources / change.path
-        target.unlink(missing_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(tree.source.path / change.path, target, follow_symlinks=False)
-    if found:
-        console.warn(f"sources in {tree.sources} were damaged and are put back: {manifest.summary(found)}")
-        manifest.record(tree.sources, tree.path / SOURCES)
 
 
 def _configure_error(tree: BuildTree, begin: int) -> CompileError:

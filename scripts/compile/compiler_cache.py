@@ -90,7 +90,7 @@ def read_settings(environment: Mapping[str, str], *, enabled: bool, scheduler: s
     `scheduler` is an sccache-dist scheduler's URL. Raises UsageError when it cannot be one.
     """
     if scheduler and not enabled:
-        raise UsageError("--dist needs the compiler cache", fix="leave --no-compiler-cache away")
+        raise UsageError("--dist needs the compiler cache", fix="leave out --no-compiler-cache")
     size = environment.get("CCACHE_MAXSIZE") or environment.get("SCCACHE_CACHE_SIZE") or DEFAULT_SIZE
     return CacheSettings(enabled, size, Shared.read(environment, scheduler) if enabled else None)
 

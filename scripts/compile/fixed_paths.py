@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from scripts.core.files import write_atomic, write_json
 from scripts.core.process import capture
 
 ROOT = Path("/tmp/wheelsmith")  # noqa: S108  (only a mount point: what is mounted there, nobody else sees)
-NAMESPACE = Path(__file__).with_name("namespace.py")
+NAMESPACE = Path(__file__).parent / "standalone" / "namespace.py"
 LAYOUT = 1  # raise when names or contents below the root change
 
 
@@ -64,6 +65,14 @@ class FixedPaths:
         return f"{script} sh -c {shlex.quote(command)}" if self.spec else command
 
 
+def tree_paths(tree: Path, environment: Path, cuda_home: Path, dependencies: Mapping[str, Path]) -> FixedPaths:
+    """Return the places of a build under the names that stable_names.py writes into objects without a namespace."""
+    binds = {"build": tree, "environment": environment, "cuda": cuda_home}
+    binds["python"] = Path(sysconfig.get_paths()["include"])
+    binds.update(sorted(dependencies.items()))
+    return FixedPaths(tree / "paths.json", binds)
+
+
 @cache
 def refusal() -> str:
     """Return "" when mount namespaces can be had here, else what the system says to them. Tried once."""
@@ -71,5 +80,5 @@ def refusal() -> str:
         trial = FixedPaths(Path(folder) / "spec.json", {"trial": Path(folder)})
         trial.write(Path(folder) / "enter")
         command = [*trial.enter, "test", "-x", trial.inside(Path(folder) / "enter")]
-        code, text = capture(command, environment=os.environ, timeout=20)
+        code, text = capture(command, timeout=20)
     return "" if code == 0 else text.strip().removeprefix("namespace: ") or f"exit code {code}"

@@ -69,7 +69,9 @@ def plan_json(recipe: Recipe, archs: Sequence[Arch]) -> dict[str, Any]:
     cost = recipe.cost
     if not cost:
         raise UsageError(
-            f"the recipe {recipe.name} has no [cost]", why="without it nothing is known of time and disk", fix="add it"
+            f"the recipe {recipe.name} has no [cost]",
+            why="without it wheelsmith cannot tell time and disk",
+            fix="add it",
         )
     total = cpu_seconds(cost, archs)
     largest = cost_book(recipe).largest(recipe.components) or Estimate(0.0, 0)
@@ -82,7 +84,7 @@ def plan_json(recipe: Recipe, archs: Sequence[Arch]) -> dict[str, Any]:
     count = max(1, by_time, by_disk)
     if count > MOST:
         raise UsageError(
-            f"{recipe.name} does not fit {RUNNER_DISK_GB:.0f} GB of disk and 6 hours, however it is parted",
+            f"{recipe.name} does not fit {RUNNER_DISK_GB:.0f} GB of disk and 6 hours, however you split it",
             why=f"downloads and toolchain take {fixed_gb:.1f} GB, compiling {total / 3600:.1f} core-hours",
             fix="use larger runners, or fewer archs",
         )

@@ -42,7 +42,7 @@ def source_date(environment: Mapping[str, str]) -> int:
         raise UsageError(
             f"SOURCE_DATE_EPOCH is {given!r}",
             why="it must be seconds since 1970, for a date from 1980 to 2107: wheels are zip files",
-            fix="SOURCE_DATE_EPOCH=$(git log -1 --format=%ct), or leave it away",
+            fix="SOURCE_DATE_EPOCH=$(git log -1 --format=%ct), or unset it",
         )
     return int(given)
 

@@ -18,7 +18,7 @@ from types import FrameType
 import psutil
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-LIMIT = 2.5  # seconds until the process ends by force
+LIMIT = 2.0  # seconds until the process ends by force
 POLL = 0.1  # seconds between looks at the flag
 
 

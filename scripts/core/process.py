@@ -29,7 +29,7 @@ from scripts.core import interrupt
 
 Command = Sequence[str | Path]
 GUARD = Path(__file__).parent / "standalone" / "guard.py"
-GRACE = 1.5  # seconds that a command has to end after it was told to
+GRACE = 1.2  # seconds that a command has to end after it was told to
 SHORT = 60.0  # seconds: what may take longer is guarded
 SAMPLE = 0.5  # seconds
 TOO_LATE = 124  # exit code for a command that took longer than it may, as `timeout` has it
@@ -91,7 +91,7 @@ def run_logged(
     `look` is given all processes of the command and their resident memory in bytes. The folder `scratch` is made, and
     emptied when the command has ended, however that came about: the place for its temporary files.
 
-    When we are told to end, the whole process tree is ended (SIGTERM, after 1.5 s SIGKILL) and Interrupted is raised.
+    When we are told to end, the whole process tree is ended (SIGTERM, after 1.2 s SIGKILL) and Interrupted is raised.
     """
     with log.open("ab") as file:
         words = [str(word) for word in command]
@@ -164,7 +164,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         child.send_signal(signal.SIGTERM)
     try:
-        child.wait(GRACE + 1)
+        child.wait(GRACE + 0.8)
     except subprocess.TimeoutExpired:
         for process in {*family, *_family(child.pid)}:
             with suppress(psutil.Error):
@@ -192,7 +192,7 @@ def _family(pid: int) -> list[psutil.Process]:
 def call(
     command: Command,
     *,
-    environment: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
     limit: float | None = SHORT,
     cwd: Path | None = None,
     stdin: IO[bytes] | None = None,
@@ -220,7 +220,7 @@ def call(
         child = subprocess.Popen(
             _guarded(words, scratch) if guarded else words,
             cwd=cwd,
-            env=dict(environment),
+            env=None if environment is None else dict(environment),
             stdin=stdin or subprocess.DEVNULL,
             stdout=theirs or stdout or subprocess.PIPE,
             stderr=subprocess.STDOUT if merged or terminal else subprocess.PIPE,
@@ -290,7 +290,11 @@ def _listen(
 
 
 def capture(
-    command: Command, *, environment: Mapping[str, str], timeout: float = SHORT, scratch: Path | None = None
+    command: Command,
+    *,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = SHORT,
+    scratch: Path | None = None,
 ) -> tuple[int, str]:
     """Run a short command; return (exit code, stdout and stderr together). Codes as in `Output`."""
     done = call(command, environment=environment, limit=timeout, merged=True, scratch=scratch)

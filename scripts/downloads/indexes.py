@@ -101,10 +101,10 @@ def redacted(url: str) -> str:
 def read_indexes() -> Indexes:
     """Return the indexes that pip would use here: `pip config list` merges environment and every pip.conf."""
     pip = [sys.executable, "-m", "pip"]
-    if call([*pip, "--version"], environment=os.environ).code:
+    if call([*pip, "--version"]).code:
         found = shutil.which("pip") or shutil.which("pip3")
         pip = [found] if found else []
-    listed = call([*pip, "config", "list"], environment=os.environ) if pip else None
+    listed = call([*pip, "config", "list"]) if pip else None
     if listed and listed.code:  # never fall back to the public index in silence
         raise FetchError(
             "pip's configuration cannot be read",
@@ -122,7 +122,7 @@ def _check_url(url: str) -> None:
         good = False
     if not good:
         raise FetchError(
-            "the package index is not a URL that can be used",
+            "the package index is not a URL that wheelsmith can use",
             why="index-url and extra-index-url must start with https://, http:// or file:// and have a valid port",
             fix="correct PIP_INDEX_URL, PIP_EXTRA_INDEX_URL or pip.conf (`pip config list` shows them)",
         )

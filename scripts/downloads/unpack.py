@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from scripts.core import interrupt
 from scripts.core.console import human_bytes
 from scripts.core.errors import FetchError
 
@@ -86,6 +87,7 @@ class _Budget:
         self.files = self.bytes = 0
 
     def spend(self, size: int) -> None:
+        interrupt.check()
         self.files += 1
         self.bytes += size
         if self.files > MAX_FILES or self.bytes > self.limit:

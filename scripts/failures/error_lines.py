@@ -81,7 +81,7 @@ def weight(line: str) -> int:
 
 @cache
 def _fast() -> Prefilter:
-    return Prefilter([f"(?i){text.replace('$', '')}" for text in _ERRORS], places=True)
+    return Prefilter([f"(?i){text}" for text in _ERRORS], places=True)
 
 
 def places(text: bytes, limit: int) -> list[int]:

@@ -26,7 +26,7 @@ def expression(pattern: str) -> str:
 
 
 class Prefilter:
-    """A compiled set of patterns."""
+    """A compiled set of patterns; with `places` they are taken as they are, for `ends`."""
 
     def __init__(self, patterns: Sequence[str], *, places: bool = False) -> None:
         import hyperscan  # noqa: PLC0415  (only who reads a large log loads it)
@@ -36,7 +36,7 @@ class Prefilter:
         flags |= 0 if places else hyperscan.HS_FLAG_SINGLEMATCH
         self._database = hyperscan.Database()
         self._database.compile(
-            expressions=[expression(pattern).encode() for pattern in patterns],
+            expressions=[(pattern if places else expression(pattern)).encode() for pattern in patterns],
             ids=list(range(len(patterns))),
             elements=len(patterns),
             flags=[flags] * len(patterns),

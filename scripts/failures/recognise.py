@@ -98,6 +98,8 @@ class _Seen:
     tried: dict[str, int] = field(default_factory=dict)
     """By failure: how often a pattern's literal part was there and the pattern was not."""
     error: Finding | None = None
+    weighed: int = 0
+    """In how many blocks the error was looked for."""
     loud: bool = False
     """Whether `error` is the tool's own, not a consequence."""
     ci_error: bool = False
@@ -238,7 +240,8 @@ def _ended_well(block: Block) -> int:
 def _find_error(block: Block, seen: _Seen) -> None:
     """Look for the first line that is a tool's own error; a consequence counts until one is found."""
     looked = -1
-    for at in error_lines.places(block.text, TRIED):
+    seen.weighed += 1
+    for at in error_lines.places(block.text, TRIED if seen.weighed < 32 else TRIED // 20):
         if at < looked:
             continue
         looked = _rows(block.text, at, before=0)[1]

@@ -131,7 +131,7 @@ class Blob:
         """Count `size` bytes of tables. Raises AuditError when the budget is used up."""
         self._rows_left -= size
         if self._rows_left < 0:
-            raise self.error("its tables are larger than the file, or than any that was met: they overlap or repeat")
+            raise self.error("its tables are larger than the file, or than any real one: they overlap or repeat")
 
     def unpack(self, layout: struct.Struct, offset: int, what: str) -> tuple[int, ...]:
         """Unpack a structure at a file offset. Raises AuditError when it lies beyond the file's end."""
@@ -150,7 +150,7 @@ class Blob:
         stop = self.data.find(b"\0", offset, min(end, offset + MAX_NAME))
         self._strings_left -= max(stop - offset, 0) + 64
         if self._strings_left < 0:
-            raise self.error("its names are longer than the file, or than any that were met: they share their bytes")
+            raise self.error("its names are longer than the file, or than any real ones: they share their bytes")
         return self.data[offset:stop].decode("utf-8", "replace") if stop > offset else ""
 
     def release(self) -> None:

@@ -123,7 +123,7 @@ def fatbin_code(blob: Blob) -> DeviceCode:
 def _checked(blob: Blob, containers: list[Container]) -> list[Container]:
     entries = sum(len(container.entries) for container in containers)
     if len(containers) > MAX_CONTAINERS or entries > MAX_ENTRIES:
-        raise blob.error(f"{len(containers):,} containers with {entries:,} entries: more than any that was met")
+        raise blob.error(f"{len(containers):,} containers with {entries:,} entries: more than any real file has")
     return containers
 
 

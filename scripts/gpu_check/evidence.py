@@ -23,9 +23,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is no report: {error}", fix="give what gpu-check --json wrote") from error
+        raise UsageError(f"{path} is not a report: {error}", fix="give what gpu-check --json wrote") from error
     if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
-        raise UsageError(f"{path} is no report of schema {SCHEMA_VERSION}", fix="give what gpu-check --json wrote")
+        raise UsageError(f"{path} is not a report of schema {SCHEMA_VERSION}", fix="give what gpu-check --json wrote")
     return value
 
 

@@ -35,7 +35,7 @@ def find_python(given: Path | None) -> Path:
     """Return a Python that imports torch. Raises NoGpuError."""
     names = [str(given)] if given else [sys.executable, *_pythons_on_path()]
     for name in dict.fromkeys(names):
-        if capture([name, "-c", "import torch"], environment=os.environ, timeout=300)[0] == 0:
+        if capture([name, "-c", "import torch"], timeout=300)[0] == 0:
             return Path(name)
     raise NoGpuError(
         f"{given or 'no Python here'} {'does not import' if given else 'imports'} torch; nothing was checked",
@@ -54,16 +54,14 @@ def _pythons_on_path() -> list[str]:
 
 def gpu_driver(python: Path) -> str:
     """Return the driver's version, "" when nvidia-smi does not tell. Raises NoGpuError without a usable GPU."""
-    code, text = capture([python, "-c", _GPU], environment=os.environ, timeout=300)
+    code, text = capture([python, "-c", _GPU], timeout=300)
     if code:
         raise NoGpuError(
             "torch sees no usable GPU; nothing was checked",
             why=(text.strip().splitlines() or ["no message"])[-1],
             fix="run this on a machine with an NVIDIA GPU and its driver; `nox -s audit` judges a wheel without one",
         )
-    code, text = capture(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], environment=os.environ, timeout=60
-    )
+    code, text = capture(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], timeout=60)
     return text.strip().splitlines()[0].strip() if code == 0 and text.strip() else ""
 
 

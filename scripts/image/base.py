@@ -79,7 +79,7 @@ def parse_debian(wanted: str, file: Path = FILE) -> Debian:
     _, _, date = wanted.partition("@")
     if date and date != NOW and not re.fullmatch(r"20\d{6}T\d{6}Z", date):
         raise UsageError(
-            f"--base {wanted}: {date!r} is no date of a snapshot",
+            f"--base {wanted}: {date!r} is not the date of a snapshot",
             fix=f"--base debootstrap@{pinned.snapshot}, or debootstrap@{NOW}",
         )
     return Debian(pinned.suite, date or pinned.snapshot, pinned.archive)
@@ -103,7 +103,7 @@ def reachable(debian: Debian, mirrors: Sequence[Mirror], *, indexes: Indexes, wa
         return debian
     if "@" in wanted:
         raise ImageError(
-            f"the snapshot of Debian {debian.snapshot} cannot be had",
+            f"the snapshot of Debian {debian.snapshot} could not be fetched",
             why=why,
             fix=[f"{VARIABLE}='{debian.archive}=https://a.mirror/of/it/'", f"--base debootstrap@{NOW}: not pinned"],
         )

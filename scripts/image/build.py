@@ -204,7 +204,7 @@ def _timestamp() -> int:
 
 
 def _git(*arguments: str) -> str:
-    done = call(["git", *arguments], environment=os.environ, cwd=ROOT)
+    done = call(["git", *arguments], cwd=ROOT)
     return "" if done.code else done.text.strip()
 
 

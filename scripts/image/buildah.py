@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -47,12 +46,12 @@ class Buildah(Engine):
 
     def _containers(self) -> set[str]:
         """Return the working containers."""
-        code, text = capture(["buildah", "containers", "--quiet"], environment=os.environ)
+        code, text = capture(["buildah", "containers", "--quiet"])
         return set() if code else set(text.split())
 
     def _remove(self, names: set[str]) -> None:
         if names:
-            capture(["buildah", "rm", *sorted(names)], environment=os.environ, timeout=300)
+            capture(["buildah", "rm", *sorted(names)], timeout=300)
 
     def untag(self, name: str, other: str) -> None:
         """Take a name away; never fails.

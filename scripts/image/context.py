@@ -183,7 +183,7 @@ def have_encodings(given: Path | None, *, cache: Cache, indexes: Indexes, consol
                     raise ImageError(f"{local} is not the {name} that gpt-oss needs", fix=f"its sha256 is {sha256}")
     except FetchError as error:
         raise ImageError(
-            "the vocabularies of gpt-oss cannot be had",
+            "the vocabularies of gpt-oss could not be fetched",
             why=error.why or error.what,
             fix=[
                 "--encodings DIR with o200k_base.tiktoken and cl100k_base.tiktoken",

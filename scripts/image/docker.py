@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -61,7 +60,7 @@ class ContainerEngine(Engine):
                 self._ask("cp", f"{container}:{path}", name, doing=doing)
                 yield Path(name) / Path(path).name
         finally:
-            capture([self.name, "rm", container], environment=os.environ)
+            capture([self.name, "rm", container])
 
 
 class Docker(ContainerEngine):

@@ -86,7 +86,7 @@ class Engine(ABC):
         self.console.note(f"{doing} took {human_seconds(done.seconds)}")
 
     def _ask(self, *arguments: str, doing: str) -> str:
-        code, text = capture([self.name, *arguments], environment=os.environ, timeout=120)
+        code, text = capture([self.name, *arguments], timeout=120)
         if code:
             raise explained(doing, text, self.log)
         return text
@@ -104,7 +104,7 @@ class Engine(ABC):
 
     def has(self, image: str) -> bool:
         """Tell whether an image is here."""
-        return capture([self.name, *self._inspect, image], environment=os.environ)[0] == 0
+        return capture([self.name, *self._inspect, image])[0] == 0
 
     def inspect(self, image: str) -> dict[str, Any]:
         """Return the engine's own description of an image."""
@@ -170,7 +170,7 @@ class Engine(ABC):
         if shutil.which(self.name) is None:
             return "not installed"
         for question in (self._version, ["info"]):
-            code, text = capture([self.name, *question], environment=os.environ, timeout=30)
+            code, text = capture([self.name, *question], timeout=30)
             if code:
                 return (text.strip().splitlines() or ["no answer"])[-1][:200]
         return None
@@ -243,7 +243,7 @@ _STEP = re.compile(rb"(?:\[\S+\] )?STEP \d+/\d+: |#\d+ \[")
 def fed(words: Sequence[str], script: Path, timeout: float) -> tuple[int, str]:
     """Run a command with a file on stdin; return its exit code (124: too late) and what it wrote."""
     with script.open("rb") as stdin:
-        done = call(words, environment=os.environ, stdin=stdin, limit=timeout, merged=True)
+        done = call(words, stdin=stdin, limit=timeout, merged=True)
     return done.code, done.text if done.code != TOO_LATE else f"no answer within {timeout:.0f} s"
 
 

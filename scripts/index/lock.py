@@ -48,7 +48,7 @@ class Held:
 def publish_lock(root: Path, console: Console, *, wait: float) -> Iterator[Held]:
     """Hold the lock of a folder, which the kernel releases when the process dies; wait at most `wait` seconds.
 
-    Raises PublishError when another one keeps it longer, or when the file system has no locks that work; OSError.
+    Raises PublishError when another one keeps it longer, or when the file system has no working locks; OSError.
     """
     path = root / NAME
     with path.open("a+b") as file:
@@ -70,8 +70,8 @@ def _acquire(file: BinaryIO, path: Path, console: Console, wait: float) -> None:
     while not _try(file, path):
         if time.monotonic() - started >= wait:
             raise PublishError(
-                f"{path.parent} is still being worked on by {_holder(path)}",
-                why=f"it has held the lock for the {human_seconds(wait)} that were waited",
+                f"{_holder(path)} is still working on {path.parent}",
+                why=f"it has held the lock for all of the {human_seconds(wait)} we waited",
                 fix="wait for it, or end it; --wait SECONDS waits longer",
             )
         if not told:
@@ -99,7 +99,7 @@ def _prove(path: Path) -> None:
 
 def _no_locks(path: Path, why: str) -> PublishError:
     return PublishError(
-        f"the file system of {path.parent} has no locks that work",
+        f"the file system of {path.parent} has no working locks",
         why=f"{why}; two publishers at once would lose each other's wheels",
         fix=["mount it with locks (NFS: version 4, without nolock)", "or publish on the machine that has the disk"],
     )

@@ -1,7 +1,7 @@
 """A static index in an object store (S3 and what speaks its API, Google Cloud Storage, Azure), through obstore.
 
 Every write is one object, which readers see old or new. Pages are replaced on condition that they are still what was
-read (If-Match), so no lock is needed; stores without conditions are written all the same, and looked at again after.
+read (If-Match), so no lock is needed; stores without conditions are written all the same, with a warning.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ObjectStore:
             )
         except (BaseError, ValueError) as error:
             raise UsageError(
-                f"--to {redacted(url)} is not an object store that can be used",
+                f"--to {redacted(url)} is not a usable object store",
                 why=_first_line(error),
                 fix="s3://bucket/prefix with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and, for other "
                 "services than AWS, AWS_ENDPOINT_URL in the environment",
@@ -70,9 +70,14 @@ class ObjectStore:
         return redacted(self._url)
 
     @contextmanager
-    def lock(self, _console: Console) -> Iterator[None]:
-        """Do nothing: conditional writes keep publishers from overwriting each other."""
+    def lock(self, console: Console) -> Iterator[None]:
+        """Keep nobody out: conditional writes keep publishers from overwriting each other, where the store has them."""
         yield
+        if not self._conditions:
+            console.warn(
+                f"{self.location} takes no conditional writes: two publishers at once can lose each other's wheels. "
+                "Publish from one place at a time"
+            )
 
     def _error(self, error: BaseException, doing: str, key: str) -> PublishError:
         return PublishError(

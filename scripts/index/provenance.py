@@ -67,7 +67,7 @@ def load_signer(path: Path, password: str = "") -> KeyPair:
         ) from error
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path} is not a private key that can be used",
+            f"{path} is not a usable private key",
             why=str(error).splitlines()[0],
             fix=["openssl genpkey -algorithm ed25519 -out key.pem", "openssl pkey -in key.pem -pubout -out pub.pem"],
         ) from error
@@ -82,7 +82,7 @@ def load_key(path: Path) -> PublicKey:
         key = serialization.load_pem_public_key(path.read_bytes())
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
-            f"{path} is not a public key that can be used",
+            f"{path} is not a usable public key",
             why=str(error).splitlines()[0],
             fix="openssl pkey -in key.pem -pubout -out pub.pem",
         ) from error

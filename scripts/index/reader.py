@@ -89,7 +89,7 @@ class SimpleClient:
         if response.is_success and ('"projects"' in text or "<a" in text.lower() or "<html" in text.lower()):
             return
         raise PublishError(
-            f"{redacted(self._url)} is not known to be an index: what is there could not be read, nothing was sent",
+            f"{redacted(self._url)} does not look like an index: it could not be read, and nothing was sent",
             why=f"it answers {response.status_code} for its list of projects too",
             fix="name the index that shows the uploads: --check-url https://host/simple/",
         )
@@ -165,7 +165,7 @@ def unreachable(url: str, error: Exception) -> PublishError:
 def unknown_issuer(url: str) -> PublishError:
     """Return the error for a certificate whose issuer is not known here."""
     return PublishError(
-        f"the certificate of {urlsplit(url).hostname} was issued by an authority that is not known here",
+        f"the certificate of {urlsplit(url).hostname} was issued by an authority that this machine does not know",
         why="a company's own authority is in no public list",
         fix="name its certificate: PIP_CERT=/path/ca.pem (pip config: global.cert), or SSL_CERT_FILE",
     )

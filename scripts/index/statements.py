@@ -33,7 +33,7 @@ def built(name: str, sha256: str, report: Mapping[str, Any], *, report_sha256: s
             "resolvedDependencies": [_material(row) for row in report["sources"]],
         }
         details = {
-            "builder": {"id": BUILDER},
+            "builder": _builder(report),
             "metadata": {"invocationId": report["build"]},
             "byproducts": [{"name": f"{name}.report.json", "digest": {"sha256": report_sha256}}],
         }
@@ -75,6 +75,14 @@ def mirrored(name: str, sha256: str, origin: Origin) -> dict[str, Any]:
         "resolvedDependencies": [{"name": name, "uri": origin.url, "digest": {"sha256": sha256}}],
     }
     return _statement(name, sha256, definition, {"builder": {"id": BUILDER}})
+
+
+def _builder(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return who built a wheel; reports of older versions do not say which wheelsmith it was."""
+    ours = report.get("wheelsmith") or {}
+    found = {"wheelsmith": ours.get("version"), "commit": ours.get("commit")}
+    known = {name: text for name, text in found.items() if text}
+    return {"id": BUILDER, **({"version": known} if known else {})}
 
 
 def _statement(name: str, sha256: str, definition: dict[str, Any], details: dict[str, Any]) -> dict[str, Any]:

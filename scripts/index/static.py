@@ -230,7 +230,7 @@ class StaticIndex:
             claimed, seen = parsed(entry.uploaded), self._store.written(entry.key)
             found[entry.filename] = here - max(claimed, seen or claimed)
             if claimed > here + timedelta(days=1):
-                self._console.warn(f"{entry.filename} says it was uploaded at {entry.uploaded}, which is yet to come")
+                self._console.warn(f"{entry.filename} says it was uploaded at {entry.uploaded}, which is in the future")
         return found
 
 
@@ -262,6 +262,6 @@ def refuse_other_bytes(filename: str, *, published: str, ours: str, place: str) 
     if published != ours:
         raise PublishError(
             f"{place} has another {filename}",
-            why=f"there sha256 {published}, here {ours}; installers that saw the old one would fail",
+            why=f"there sha256 {published}, here {ours}; installers that have seen the old one would fail",
             fix="build it under another version label, or take the published one out first (--prune)",
         )

@@ -147,7 +147,7 @@ def _fetched(client: SimpleClient, item: Listed, folder: Path, cache: Cache, con
     if item.sha256:
         refuse_other_bytes(item.name, published=item.sha256, ours=sha256, place="the index's own page")
     else:
-        console.warn(f"the index gives no sha256 for {item.name}: it cannot be told whether it came whole")
+        console.warn(f"the index gives no sha256 for {item.name}: so whether it came whole stays unknown")
     if item.provenance:
         data = client.small(item.provenance)
         check_provenance(data, item.name, sha256)

@@ -272,7 +272,7 @@ def _read_back(wheel: Local, client: SimpleClient, api: Api) -> None:
         )
     if not listed.sha256:
         raise PublishError(
-            f"{place} gives no sha256 for {name}: it cannot be told whether it arrived whole",
+            f"{place} gives no sha256 for {name}: so whether it arrived whole stays unknown",
             fix="install with a hash (--require-hashes), or use an index that gives hashes",
         )
     if listed.sha256 != wheel.sha256:

@@ -112,7 +112,7 @@ def _build(tree: BuildTree, version: str, folder: Path, jobs: int) -> Path:
     if compiled:
         raise PackageError(
             f"packaging compiled {compiled} unit(s) again",
-            why="setup.py configured CMake otherwise than the compile stage did",
+            why="setup.py configured CMake differently from the compile stage",
             fix=f"please report it with {tree.log}",
         )
     return _only_wheel(folder / "dist")

@@ -16,6 +16,7 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
 from scripts.core.errors import PackageError, from_os_error
+from scripts.core.version import version as wheelsmith_version
 from scripts.formats.sbom import FOLDER, NAME, _text
 from scripts.formats.wheel import WheelWriter, one_block, open_wheel, wheel_name
 from scripts.recipe.model import GitSource, Recipe, Source
@@ -49,8 +50,16 @@ def make_sbom(
         tool.scope = ComponentScope.EXCLUDED  # was used, is not in the wheel
     bom = Bom(components=[*inside, torch, cuda, *tools])
     bom.metadata.component = wheel
+    bom.metadata.tools.components.add(_wheelsmith())
     bom.register_dependency(wheel, [*inside, torch, cuda])
     return _text(json.loads(JsonV1Dot6(bom).output_as_string()))
+
+
+def _wheelsmith() -> Component:
+    """Return ourselves: the version only, since a commit would give each commit other bytes."""
+    return Component(
+        name="wheelsmith", version=wheelsmith_version(), type=ComponentType.APPLICATION, bom_ref="wheelsmith"
+    )
 
 
 def _distribution(name: str, version: str) -> Component:

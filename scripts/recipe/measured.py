@@ -28,7 +28,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     found = [record for data in _parsed(text) for record in _records(data)]
     if not found:
         raise UsageError(
-            f"{path} tells of no compiled unit",
+            f"{path} lists no compiled unit",
             why="units that came out of a compiler cache do not count",
             fix="name events.jsonl of a build tree, or a wheel's report.json",
         )
@@ -73,7 +73,7 @@ def enter(data: CostData, records: Iterable[dict[str, Any]], *, archs: int | Non
         count = archs or record.get("archs")
         if not isinstance(count, int):
             raise UsageError(
-                f"{record['source']} was recorded without its number of archs",
+                f"{record['source']} does not say for how many archs it was compiled",
                 why="the build tree is of an older wheelsmith",
                 fix="--archs N: for how many archs it was built",
             )

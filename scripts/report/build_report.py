@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from scripts.compile.build import BuildTree, Compiled
+from scripts.core import interrupt
+from scripts.core.errors import (
+    AuditError,
+    CompileError,
+    FetchError,
+    PackageError,
+    PatchError,
+    ToolchainError,
+    WheelsmithError,
+    from_os_error,
+)
 from scripts.core.files import write_json
+from scripts.core.version import commit, version
 from scripts.cuda.archs import arch_list
 from scripts.formats.unit_names import DeviceFacts, device_facts
 from scripts.package.build import Wheel
@@ -21,6 +33,17 @@ from scripts.report.timeline import read_timeline
 from scripts.report.wheelhouse import SCHEMA
 from scripts.sources.types import Fetched
 from scripts.toolchain.provide import toolchain_report
+
+STAGE_ERRORS: Mapping[str, type[WheelsmithError]] = {
+    "fetch": FetchError,
+    "patch": PatchError,
+    "toolchain": ToolchainError,
+    "configure": CompileError,
+    "compile": CompileError,
+    "package": PackageError,
+    "prove": AuditError,
+    "audit": AuditError,
+}
 
 
 @dataclass
@@ -34,10 +57,21 @@ class Stages:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Add the time of the block to the stage `name`, also when it fails."""
+        """Add the time of the block to the stage `name`, also when it fails.
+
+        An OSError that nobody in it has explained, a full disk say, becomes an error of the stage's own kind. Raises
+        Interrupted when we were told to end.
+        """
+        interrupt.check()
         started = time.monotonic()
         try:
             yield
+            interrupt.check()
+        except BrokenPipeError:  # whoever reads our messages has gone
+            raise
+        except OSError as error:
+            where = Path(error.filename or Path.cwd())
+            raise from_os_error(STAGE_ERRORS[name], error, doing=f"writing in stage {name}", path=where) from error
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
@@ -63,6 +97,7 @@ def make_report(
     of_component = {item.value: facts.get(item.member) for item in recipe.shared_objects}
     return {
         "schema": SCHEMA,
+        "wheelsmith": {"version": version(), "commit": commit()},
         "wheel": {
             "name": wheel.path.name,
             "sha256": wheel.sha256,

@@ -66,10 +66,10 @@ def find_wheels(named: Sequence[Path], wheelhouse: Path, cache: Cache, *, audit:
         if problem and named:
             raise PublishError(
                 f"{path.name}: {problem}",
-                fix=[f"nox -s audit -- {path} --json {report_path(path)}", "publish it all the same: --no-audit"],
+                fix=[f"nox -s audit -- {path} --json {report_path(path)}", "publish it anyway: --no-audit"],
             )
         if problem:
-            console.warn(f"{path.name} is left out: {problem} (--no-audit takes it all the same)")
+            console.warn(f"{path.name} is left out: {problem} (--no-audit takes it anyway)")
         else:
             found.append(wheel)
     return found

@@ -131,7 +131,7 @@ class Work:
                 why=f"it names {found}, the recipe pins {self.job.commit}: the tag was moved, or the pin is wrong",
                 fix=[
                     "compare both commits before you trust either; then correct `commit` or `tag` in the recipe",
-                    "with `tag` removed from the recipe, the pinned commit is fetched as it is",
+                    "or remove `tag` from the recipe: wheelsmith then fetches the pinned commit as it is",
                 ],
                 docs=f"{DOCS}#tags",
             )

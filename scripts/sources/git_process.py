@@ -64,10 +64,10 @@ def git_program() -> str:
         raise FetchError(
             "git is not installed",
             why="this recipe's sources are on git hosts, and `git` is not on PATH",
-            fix=["apt-get install git, or the like", "nox -s wheel -- --recipe quickstart needs no git"],
+            fix=["install git, for example: apt-get install git", "nox -s wheel -- --recipe quickstart needs no git"],
             docs=f"{DOCS}#git",
         )
-    shown = capture([program, "--version"], environment=os.environ)[1]
+    shown = capture([program, "--version"])[1]
     match = re.search(r"(\d+)\.(\d+)", shown)
     if match is None or (int(match[1]), int(match[2])) < MINIMUM:
         raise FetchError(
@@ -206,7 +206,7 @@ def network_error(url: str, failure: GitError) -> FetchError:
         f"{url} cannot be reached",
         why=failure.text.splitlines()[-1],
         fix=[
-            "check the network and HTTPS_PROXY (or ~/.gitconfig's http.proxy), then run again: what came is kept",
+            "check the network and HTTPS_PROXY (or ~/.gitconfig's http.proxy), then run again: what arrived is kept",
             f"fetch from a mirror: {VARIABLE}='https://github.com/=https://your-mirror/' (or file:///path)",
             "bring the sources on a disk: nox -s fetch -- --from-bundle FILE",
             "build the recipe that needs no git host: nox -s wheel -- --recipe quickstart",

@@ -136,7 +136,7 @@ def prepare_tree(source: Archive | GitTree, patches: Sequence[Patch], *, cache: 
             unpack_sdist(source.path, target)
         apply_patches(target, patches)
 
-    path = cache.once("sources", key, make, console=console)
+    path = cache.once("sources", key, make, console=console, kind=PatchError)
     for patch in patches:
         console.note(f"{patch.name}: {patch.subject}")
     return SourceTree(path, key, tuple(patches))

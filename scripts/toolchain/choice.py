@@ -80,7 +80,7 @@ def provide_cuda(
 def _neither(error: WheelsmithError, cuda: str, rejected: tuple[Rejected, ...]) -> ToolchainError:
     shown = "; ".join(f"{item.place}: {item.why}" for item in rejected)
     return ToolchainError(
-        f"no CUDA {cuda} is installed, and NVIDIA's archives cannot be had",
+        f"no CUDA {cuda} is installed, and NVIDIA's archives could not be fetched",
         why=f"{error.what} ({error.why})" + (f"; looked at {shown}" if shown else ""),
         fix=[*ways_to_get(cuda)[1:], *error.fix],
         docs=DOCS,

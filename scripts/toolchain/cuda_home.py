@@ -80,7 +80,7 @@ def write_stub(path: Path, header: Path, *, compiler: Path) -> None:
     source.write_text("".join(f"int {name}(void) {{ return 34; }}\n" for name in driver_functions(header)))
     options = ("-shared", "-fPIC", "-nostdlib", "-Wl,-soname,libcuda.so.1", "-x", "c")
     command: Command = [compiler, *options, source, "-o", path]
-    code, text = capture(command, environment=os.environ)
+    code, text = capture(command)
     source.unlink()
     if code:
         raise ToolchainError(

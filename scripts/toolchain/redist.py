@@ -286,7 +286,7 @@ def _others(redist: Redist) -> list[str]:
 
 def _unreachable(url: str, cause: str) -> FetchError:
     return FetchError(
-        f"{url} cannot be had",
+        f"{url} could not be fetched",
         why=cause,
         fix=["check the network, HTTPS_PROXY and certificates, or set toolchain.redist.base_url to a mirror"],
         docs=DOCS,

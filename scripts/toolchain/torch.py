@@ -7,7 +7,6 @@ the arch (same major version, no newer minor), not that the arch is in the list.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ class TorchFacts:
 
 def torch_facts(python: Path) -> TorchFacts:
     """Ask the torch of an environment. Raises ToolchainError when it cannot be imported."""
-    code, text = capture([python, "-c", _ASK], environment=os.environ, timeout=300)
+    code, text = capture([python, "-c", _ASK], timeout=300)
     if code:
         raise ToolchainError(
             "torch cannot be imported in the build environment", detail=text.strip()[-2000:], docs=DOCS

@@ -22,7 +22,7 @@ from contextlib import suppress
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-GRACE = 1.5  # seconds between being told to end and SIGKILL
+GRACE = 1.2  # seconds between being told to end and SIGKILL
 SWEEP = 1.0  # seconds at most until killed processes are gone; what hangs in the kernel is left to it
 IDLE = 60.0  # seconds between looks at a command that nobody wants to end
 _libc = ctypes.CDLL(None)

@@ -53,7 +53,7 @@ def _try_compiler(path: Path, version: str, tmp: str) -> str:
     with tempfile.TemporaryDirectory(prefix="wheelsmith-", dir=tmp if os.access(tmp, os.W_OK) else None) as folder:
         source = Path(folder) / "t.cpp"
         source.write_text(_PROGRAM)
-        code, text = capture([path, "-std=c++17", source, "-o", Path(folder) / "t"], environment=os.environ)
+        code, text = capture([path, "-std=c++17", source, "-o", Path(folder) / "t"])
     return "" if code == 0 else text.strip()[-300:] or f"exit code {code}"
 
 

@@ -237,7 +237,7 @@ def families_for_archs(subject: Subject) -> Result:
             lost += [f"{name} ({arch_list(without)})"] if without and built else []
     if not lost:
         return ok("every kernel family has code for every arch")
-    return ok(f"{len(lost)} kernel families have nothing for some archs, as upstream wants it: {'; '.join(lost[:3])}")
+    return ok(f"{len(lost)} kernel families have nothing for some archs, as upstream intends: {'; '.join(lost[:3])}")
 
 
 @check("flash-attn-needs-ampere")
@@ -253,7 +253,7 @@ def ampere(subject: Subject) -> Result:
 def torch_archs(subject: Subject) -> Result:
     """Check that torch's own kernels run on the archs, where it is known for which they are built."""
     if subject.recipe.torch.version != "2.9.1" or subject.recipe.torch.cuda != "12.8":
-        return unknown(f"torch {subject.recipe.torch.version} is asked itself once it is installed")
+        return unknown(f"torch {subject.recipe.torch.version} says so itself once it is installed")
     built = {int(text.split(".")[0]) for text in TORCH_2_9_ARCHS.split(";")}
     bad = [arch for arch in subject.archs if arch.major not in built]
     if bad:

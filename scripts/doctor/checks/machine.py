@@ -34,7 +34,7 @@ def memory(subject: Subject) -> Result:
     text = f"the largest unit takes {'' if measured else 'about '}{need:.1f} GB of memory; {have:.1f} GB are free"
     if measured and need > capacity:
         fix = "a larger machine, or swap: fallocate -l 16G /swap; chmod 600 /swap; mkswap /swap; swapon /swap"
-        return blocked(f"{text}, and there are {capacity:.1f} GB at all, swap and cgroup limits counted", fix)
+        return blocked(f"{text}, and this machine has {capacity:.1f} GB in all, counting swap and cgroup limits", fix)
     if need > have:
         return warning(
             f"{text}: it is compiled alone, and killed if that is not enough", "end other programs, or add swap"

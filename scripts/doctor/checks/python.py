@@ -7,7 +7,6 @@ is where builds by hand fail (an NGC image's setuptools 70.3, its torch without 
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,7 +46,7 @@ class Environment:
 @lru_cache(maxsize=4)
 def read_environment(python: Path) -> Environment:
     """Ask an interpreter for its packages, without importing any. Raises DoctorError when it does not run."""
-    code, text = capture([python, "-c", _ASK], environment=os.environ)
+    code, text = capture([python, "-c", _ASK])
     if code:
         raise DoctorError(
             f"{python} does not run", why=text.strip()[-200:], fix="name an interpreter: --python .venv/bin/python"
@@ -207,7 +206,7 @@ def float8(subject: Subject) -> Result:
 def torch_with_cuda(subject: Subject) -> Result:
     """Check that the torch of an environment that was named is a CUDA build."""
     if not subject.python:
-        return ok(f"torch of the lock file is for CUDA {subject.recipe.torch.cuda}; it is asked once installed")
+        return ok(f"torch of the lock file is for CUDA {subject.recipe.torch.cuda}; it says more once installed")
     have = read_environment(subject.python)
     if have.torch is None:
         return unknown(f"{subject.python} has no torch")

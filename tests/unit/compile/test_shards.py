@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+
+from scripts.compile.shards import MOST, Shard, parse_shard, plan_json, units_of
+from scripts.core.errors import UsageError
+from scripts.recipe.costs import CostBook, Unit, cost_book
+from scripts.recipe.files import load_recipe, recipe_names
+from tests.support import make_recipe
+from tests.unit.recipe.test_cost_model import COST, NOWHERE, book
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/0", "a/b", "1/2/3", "-1/2", "1/1000", "1 / 2"])
+def test_what_is_no_shard_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError, match="--shard is"):
+        parse_shard(text)
+
+
+def test_a_shard_is_read_as_it_is_written() -> None:
+    assert parse_shard("2/5") == Shard(2, 5)
+    assert str(Shard(2, 5)) == "2/5"
+
+
+def machine(root: str) -> list[Unit]:
+    names = [f"k{index}" for index in range(20)]
+    return [Unit(f"CMakeFiles/_C.dir/csrc/{name}.cu.o", f"{root}/csrc/{name}.cu") for name in names]
+
+
+def test_machines_with_other_paths_part_the_units_alike_and_evenly() -> None:
+    known = book({f"_C/k{index}.cu": {1: (10.0 + index**2, 1000.0)} for index in range(20)})
+    here = [{unit.object for unit in units_of(Shard(i, 3), machine("/here"), known)} for i in (1, 2, 3)]
+    there = [{unit.object for unit in units_of(Shard(i, 3), machine("/there")[::-1], known)} for i in (1, 2, 3)]
+    assert here == there
+    assert sum(len(part) for part in here) == len(set().union(*here)) == 20
+    loads = [sum(known.estimate(u).cpu_seconds for u in units_of(Shard(i, 3), machine("/x"), known)) for i in (1, 2, 3)]
+    assert max(loads) / min(loads) < 1.05
+
+
+def test_more_machines_than_units_leave_some_with_nothing() -> None:
+    parts = [units_of(Shard(i, 30), machine("/x"), CostBook(None, NOWHERE)) for i in range(1, 31)]
+    assert sorted(len(part) for part in parts) == [0] * 10 + [1] * 20
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_shards_of_the_real_recipes_fit_a_hosted_runner(name: str) -> None:
+    recipe = load_recipe(name)
+    plan = plan_json(recipe, recipe.archs)
+    assert plan["shard_seconds"] <= 6 * 3600 * 0.75
+    assert plan["shard_disk_gb"] <= 14
+    assert plan["matrix"]["shard"][-1] == f"{plan['shards']}/{plan['shards']}"
+    assert len(plan["matrix"]["shard"]) == plan["shards"] <= 20
+    assert plan["runner"]["jobs"] * plan["largest_unit_bytes"] <= 16e9
+    assert cost_book(recipe).estimate(machine("/x")[0]).cpu_seconds > 0
+
+
+def test_time_and_disk_each_ask_for_their_own_number_of_shards() -> None:
+    recipe = make_recipe(cost={**COST, "cpu_seconds": 4 * 6 * 3600 * 0.75 * 2.5, "cpu_seconds_per_arch": 0.0})
+    assert plan_json(recipe, recipe.archs)["shards"] == 3
+    recipe = make_recipe(cost={**COST, "disk_gb": 6.3 + 7.7 * 4.5})
+    assert plan_json(recipe, recipe.archs)["shards"] == 5
+
+
+def test_what_fits_no_runner_is_said() -> None:
+    with pytest.raises(UsageError, match="does not fit"):
+        plan_json(make_recipe(cost={**COST, "download_gb": 9.0, "disk_gb": 30.0}), ())
+    with pytest.raises(UsageError, match="does not fit"):
+        plan_json(make_recipe(cost={**COST, "cpu_seconds": 70_000.0 * MOST}), ())
+    with pytest.raises(UsageError, match=r"has no \[cost\]"):
+        plan_json(make_recipe(), ())

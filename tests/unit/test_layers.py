@@ -1,0 +1,78 @@
+"""The rules of docs/architecture.md are enforced by the linters: each of them is broken here and must be noticed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.core.paths import ROOT
+
+LINTERS = Path(sys.executable).parent
+
+
+def ruff(text: str, place: str) -> str:
+    command = [str(LINTERS / "ruff"), "check", "--select", "TID251", "--stdin-filename", place, "-"]
+    return subprocess.run(command, input=text, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+
+
+@pytest.mark.parametrize(
+    "text", ["import subprocess", "import argparse", "import os\nos.environ", "from os import getenv"], ids=repr
+)
+@pytest.mark.parametrize(
+    ("place", "allowed"),
+    [
+        ("scripts/audit/collect.py", False),
+        ("scripts/pipeline/wheel.py", False),
+        ("scripts/core/cache.py", False),
+        ("scripts/index/store.py", False),
+        ("scripts/commands/wheel.py", True),
+        ("scripts/core/process.py", True),
+        ("scripts/compile/standalone/launcher.py", True),
+    ],
+)
+def test_only_some_places_run_programs_or_read_argv_and_environment(text: str, place: str, *, allowed: bool) -> None:
+    assert ("TID251" not in ruff(text, place)) is allowed
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def lint_imports(folder: Path) -> tuple[int, str]:
+    command = [str(LINTERS / "lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return done.returncode, " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("place", "line", "complaint"),
+    [
+        ("core/files.py", "from scripts.recipe.model import Recipe", "scripts.core is not allowed to import"),
+        ("audit/models.py", "import scripts.pipeline.wheel", "scripts.audit is not allowed to import"),
+        ("slim/layout.py", "from scripts.compile import build", "scripts.slim is not allowed to import"),
+        ("compile/standalone/launcher.py", "from scripts.core import files", "is not allowed to import"),
+        ("newcomer/__init__.py", "", "scripts.newcomer"),
+    ],
+)
+def test_an_import_upwards_and_a_package_without_a_layer_are_refused(
+    copy: Path, place: str, line: str, complaint: str
+) -> None:
+    path = copy / "scripts" / place
+    path.parent.mkdir(exist_ok=True)
+    text = path.read_text() if path.exists() else ""
+    first = "from __future__ import annotations\n"
+    path.write_text(text.replace(first, f"{first}{line}\n"))
+    code, said = lint_imports(copy)
+    assert code == 1
+    assert complaint in said
+
+
+def test_no_import_of_the_tree_is_excused() -> None:
+    assert "ignore_imports" not in (ROOT / "pyproject.toml").read_text()
