@@ -239,15 +239,15 @@ def test_components_that_upstream_builds_for_other_archs_only_are_not_missed(tmp
     assert "missing-component" not in codes(audit_wheel(wheel, [], recipe=wanted, archs=parse_arch_list("8.6")))
 
 
-def pinned(monkeypatch: pytest.MonkeyPatch, folder: Path, **files: bytes) -> Recipe:
+def pinned(folder: Path, **files: bytes) -> Recipe:
     """Return a recipe that pins triton_kernels to these files."""
     hexes = {name: bytes.fromhex(_hex(data)) for name, data in files.items()}
     (folder / "pins.sha256").write_text("# files\n" + "".join(f"{h.hex()}  {name}.py\n" for name, h in hexes.items()))
-    monkeypatch.setattr("scripts.audit.contents.RECIPES", folder)
     base = load_recipe("quickstart")
     source = GitSource(kind="git", repository="https://example.org/x", commit="0" * 40, files_sha256="pins.sha256")
     dependency = base.dependencies["cutlass"].model_copy(update={"source": source})
-    return recipe(Component.TRITON_KERNELS, dependencies={"triton_kernels": dependency})
+    made = recipe(Component.TRITON_KERNELS, dependencies={"triton_kernels": dependency})
+    return made.model_copy(update={"folder": folder})
 
 
 def _hex(data: bytes) -> str:
@@ -256,8 +256,8 @@ def _hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_triton_kernels_are_compared_with_the_recipes_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = pinned(monkeypatch, tmp_path, matmul=b"right", swiglu=b"right")
+def test_triton_kernels_are_compared_with_the_recipes_pin(tmp_path: Path) -> None:
+    wanted = pinned(tmp_path, matmul=b"right", swiglu=b"right")
     folder = "vllm/third_party/triton_kernels"
     wheel = make_wheel(tmp_path, {f"{folder}/matmul.py": b"right", f"{folder}/swiglu.py": b"right"})
     assert finding(audit_wheel(wheel, [], recipe=wanted), "triton-kernels").text.endswith(
