@@ -24,6 +24,7 @@ from scripts.pipeline.plan import show_plan
 from scripts.pipeline.split import split_wheel
 from scripts.pipeline.wheel import Job, build_shard, build_wheel
 from scripts.recipe.files import load_recipe, recipe_names
+from scripts.recipe.fitting import for_archs
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     recipe = load_recipe(recipe_argument(options.recipe))
     lists = list(dict.fromkeys(choose_archs(recipe, text) for text in options.arch or [None]))
     if options.plan_json:
-        plans = [plan_json(recipe, archs) for archs in lists]
+        plans = [plan_json(for_archs(recipe, archs), archs) for archs in lists]
         console.result(json.dumps(plans[0] if len(plans) == 1 else plans))
         return 0
     shard = parse_shard(options.shard) if options.shard is not None else None
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     if options.dry_run:
         for archs in lists:
             show_plan(
-                recipe,
+                for_archs(recipe, archs),
                 archs,
                 jobs=jobs,
                 machine=machine,
@@ -123,8 +124,11 @@ def main(arguments: Sequence[str], console: Console) -> int:
     for archs in lists:
         console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
         settings = read_settings(os.environ, enabled=not options.no_compiler_cache, scheduler=options.dist)
+        mine = for_archs(recipe, archs)
+        for sentence in mine.lost:
+            console.note(sentence)
         job = Job(
-            recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ, options.keep_going, settings, skip
+            mine, archs, jobs, access, options.wheelhouse, indexes, os.environ, options.keep_going, settings, skip
         )
         if shard:
             build_shard(job, shard, console)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from scripts.core.errors import UsageError, nearest
 from scripts.core.paths import RECIPES, ROOT
 from scripts.cuda.archs import check_cuda_can
+from scripts.recipe.fitting import without_what_is_too_new
 from scripts.recipe.model import Cost, Dependency, GitSource, Recipe, SdistSource, WheelSource
 
 if sys.version_info >= (3, 11):
@@ -46,6 +47,7 @@ def check_recipe(data: Mapping[str, Any], path: Path) -> Recipe:
         recipe = Recipe.model_validate({**data, "name": path.stem, "folder": path.parent})
     except ValidationError as error:
         raise _explain(error, path) from error
+    recipe = without_what_is_too_new(recipe)
     try:
         check_cuda_can(recipe.archs, recipe.toolchain.cuda)
     except UsageError as error:
@@ -104,7 +106,7 @@ def _shown(path: Path) -> str:
 
 
 _TAGS = {"sdist", "wheel", "git"}
-_NOT_IN_FILES = ("name", "folder")  # the file's own path says them
+_NOT_IN_FILES = ("name", "folder", "lost")  # the file's own path says them
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
@@ -167,7 +169,8 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "wheelsmith recipe"
     del schema["properties"]["name"]
-    schema["properties"].pop("folder", None)
+    for hidden in ("folder", "lost"):
+        schema["properties"].pop(hidden, None)
     schema["properties"]["extends"] = {
         "type": "string",
         "description": "Name of the recipe this one changes: tables are merged, values and lists replaced.",

@@ -210,6 +210,7 @@ class Toolchain(Model):
     kind: Literal["auto", "pypi", "system", "redist"]
     """`pypi`: the whole CUDA toolkit from wheels (CUDA 13); `system`: an installed one; `redist`: NVIDIA's archives."""
     cuda: CudaVersion
+    """CUDA of nvcc. It may be another minor version than torch's: what older ones lack is left out, and said."""
     lock: RelativePath
     """Hash-locked requirements of the build environment, relative to recipes/."""
     redist: Redist | None = None
@@ -241,6 +242,9 @@ class Cost(Model):
     """File with the measured cost of each compile unit, relative to recipes/; made by `nox -s costs`."""
 
 
+_DESCRIPTIVE = {"description", "cost", "families", "mirrors", "native_families", "needs_cuda"}
+
+
 class Recipe(Model):
     """Everything that decides what comes out of a build."""
 
@@ -263,6 +267,13 @@ class Recipe(Model):
     this CUDA; "" for a family that the recipe leaves out."""
     patches: tuple[RelativePath, ...] = ()
     """Patches to apply, in order, relative to patches/."""
+    native: bool = True
+    """Whether `native_families` are compiled for each arch that no cubin of theirs runs on. Upstream leaves such an
+    arch to the driver's compiler, which makes wrong code of Marlin MoE on 12.x."""
+    native_families: tuple[str, ...] = ()
+    """Families of `families` that the recipe's patches can compile natively."""
+    needs_cuda: dict[str, CudaVersion] = {}
+    """By component or family, the first CUDA that upstream builds it with."""
     cmake: dict[str, str] = {}
     """CMake cache variables: `VLLM_MOE_MARLIN = "OFF"`."""
     environment: dict[EnvName, str] = {}
@@ -273,13 +284,15 @@ class Recipe(Model):
     """URL prefixes of git hosts and what to fetch from instead; WHEELSMITH_MIRROR and --mirror come first."""
     cost: Cost | None = None
     folder: SkipJsonSchema[Path] = Field(default=RECIPES, exclude=True, repr=False)
+    lost: SkipJsonSchema[tuple[str, ...]] = Field(default=(), exclude=True, repr=False)
+    """What was left out because `toolchain.cuda` is older than torch's (fitting.py), one sentence each."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.torch.cuda != self.toolchain.cuda:
+        if self.torch.cuda.split(".")[0] != self.toolchain.cuda.split(".")[0]:
             raise ValueError(
                 f"torch.cuda is {self.torch.cuda} but toolchain.cuda is {self.toolchain.cuda}: "
-                "extensions must be compiled with the CUDA that torch was built with"
+                "extensions must be compiled with a CUDA of torch's major version"
             )
         if isinstance(self.source, SdistSource) and self.source.version != self.package.version:
             raise ValueError(f"package.version {self.package.version} differs from source.version")
@@ -287,8 +300,8 @@ class Recipe(Model):
 
     @property
     def digest(self) -> str:
-        """sha256 prefix over all that decides the result (not description, cost, families and mirrors)."""
-        return digest(self.model_dump(mode="json", exclude={"description", "cost", "families", "mirrors"}))
+        """sha256 prefix over all that decides the result (not what only describes it)."""
+        return digest(self.model_dump(mode="json", exclude=_DESCRIPTIVE))
 
     @property
     def lock_file(self) -> Path:
@@ -317,7 +330,7 @@ class Recipe(Model):
         """Return the version of a wheel of this recipe for `archs`: `0.20.1+cu130.quickstart`."""
         return version_label(
             self.package.version,
-            cuda=self.torch.cuda,
+            cuda=self.toolchain.cuda,
             archs=tuple(archs),
             recipe_archs=self.archs,
             note=self.package.label,

@@ -126,6 +126,7 @@ def make_report(
         "units": {
             "total": len(compiled.units),
             "compiled_in_this_run": compiled.units_now,
+            "stock_headers": [unit.source for unit in compiled.units if unit.headers == "stock"],
             "records": [asdict(unit) for unit in compiled.units],
         },
         "compiler_cache": compiled.cache.data() if compiled.cache else None,
