@@ -22,8 +22,8 @@ else:
     import tomli as tomllib
 
 WIDTH = 120
-LATER = {ROOT / f"docs/{page}.md" for page in ("architecture", "audit")}
-GENERATED = LATER | {ROOT / "docs/failures.md", *(ROOT / "docs/evidence").glob("*.md")}
+
+GENERATED = {ROOT / "docs/failures.md", *(ROOT / "docs/evidence").glob("*.md")}
 PAGES = sorted(
     [
         *ROOT.glob("*.md"),
