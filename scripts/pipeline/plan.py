@@ -8,7 +8,7 @@ from pathlib import Path
 from scripts.core.console import Console, human_seconds
 from scripts.core.machine import Machine
 from scripts.cuda.archs import Arch, arch_list, loose_intersection, natively, runs_on_cubin
-from scripts.recipe.costs import cpu_seconds
+from scripts.recipe.costs import cpu_seconds, unit_count
 from scripts.recipe.model import Cost, Recipe, describe
 from scripts.sources.series import recipe_patches
 from scripts.toolchain.choice import needs_packages
@@ -89,7 +89,7 @@ def _toolchain(recipe: Recipe, environment: Mapping[str, str]) -> str:
 def _cost_rows(cost: Cost, archs: Sequence[Arch], jobs: int) -> list[tuple[str, str]]:
     total = cpu_seconds(cost, archs)
     return [
-        ("units", f"about {cost.units}"),
+        ("units", f"about {unit_count(cost, archs)}"),
         ("time", f"about {human_seconds(total / jobs)} of compiling ({human_seconds(total)} of one core)"),
         ("memory", f"{cost.unit_memory_gb:.1f} GB for the largest unit; others start beside it as memory allows"),
         ("download", f"about {cost.download_gb:.1f} GB with an empty cache"),

@@ -221,6 +221,16 @@ class Toolchain(Model):
     """Upstream's build requirements, as in its pyproject.toml."""
 
 
+class UnitGroup(Model):
+    """Units that a build has only for some archs, such as FlashAttention 3's for 9.0."""
+
+    archs: ArchListText
+    """Any of these asks for the group; their numbers count."""
+    units: int = Field(ge=1)
+    cpu_seconds: float = Field(ge=0)
+    """Core-seconds of the whole group."""
+
+
 class Cost(Model):
     """Measured needs, for the plan: see docs/performance.md for how and where."""
 
@@ -238,6 +248,8 @@ class Cost(Model):
     """Disk for cache, trees and wheel, GB."""
     measured: str
     """Where and how these figures were measured."""
+    groups: tuple[UnitGroup, ...] = ()
+    """What comes on top of `units` and `cpu_seconds` for some archs."""
     data: RelativePath | None = None
     """File with the measured cost of each compile unit, relative to recipes/; made by `nox -s costs`."""
 

@@ -12,7 +12,7 @@ from scripts.core.console import Console
 from scripts.core.machine import Machine
 from scripts.cuda.archs import parse_arch_list
 from scripts.pipeline.plan import show_plan
-from scripts.recipe.costs import cpu_seconds
+from scripts.recipe.costs import cpu_seconds, unit_count
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.model import Cost, Recipe, describe
 from scripts.sources.series import recipe_patches
@@ -66,7 +66,7 @@ def test_the_plan_of_a_real_recipe_names_every_source_patch_and_component(
     assert all(patch.name in shown for patch in recipe_patches(recipe)[0])
     assert "4 at a time (4 cores, 15.0 GB of memory free)" in shown
     assert recipe.cost is not None
-    assert f"about {recipe.cost.units}" in shown
+    assert f"about {unit_count(recipe.cost, recipe.archs)} " in shown
 
 
 def test_sources_are_described_with_their_pins() -> None:

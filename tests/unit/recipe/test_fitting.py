@@ -8,6 +8,7 @@ import pytest
 
 from scripts.core.errors import UsageError
 from scripts.cuda.archs import arch_list, loose_intersection, natively, parse_arch_list
+from scripts.recipe.costs import unit_count
 from scripts.recipe.files import load_recipe
 from scripts.recipe.fitting import for_archs
 from scripts.recipe.model import Component, Recipe
@@ -69,3 +70,10 @@ def test_flash_attention_3_is_not_compiled_for_no_gpu() -> None:
 def test_a_native_family_has_a_cubin_for_every_arch(built: str, archs: str, native: str) -> None:
     wanted = parse_arch_list(archs)
     assert arch_list(natively(loose_intersection(parse_arch_list(built), wanted), wanted)) == native
+
+
+@pytest.mark.parametrize(("archs", "units"), [("8.6", 141), ("9.0", 385), ("8.6;9.0", 387), ("12.0", 166)])
+def test_the_plan_counts_units_as_cmake_made_them_of_the_real_source(archs: str, units: int) -> None:
+    cost = load_recipe("vllm-0.15.1-cu128").cost
+    assert cost is not None
+    assert abs(unit_count(cost, parse_arch_list(archs)) - units) <= 0.02 * units
