@@ -158,9 +158,57 @@ def _explain_one(item: Any) -> tuple[str, str]:
         kind = value.get("kind") if isinstance(value, dict) else value
         hint = nearest(str(kind), _TAGS)
         return f"{shown}.kind: {kind!r} is not known.{hint}", f"allowed: {', '.join(sorted(_TAGS))}"
-    message = str(item["msg"]).removeprefix("Value error, ")
+    message = _in_words(item)
     given = "" if isinstance(value, dict) else f" {value!r}:"
     return f"{shown}:{given} {message}", ""
+
+
+_KINDS = {
+    "tuple_type": 'a list is wanted, such as ["9.0", "12.0"]',
+    "list_type": 'a list is wanted, such as ["9.0", "12.0"]',
+    "string_type": 'a text in quotes is wanted, such as "9.0"',
+    "dict_type": "a table is wanted: keys with values, below a [heading]",
+    "mapping_type": "a table is wanted: keys with values, below a [heading]",
+    "model_type": "a table is wanted: keys with values, below a [heading]",
+    "model_attributes_type": "a table is wanted: keys with values, below a [heading]",
+    "int_type": "a whole number is wanted, without quotes",
+    "int_parsing": "a whole number is wanted, without quotes",
+    "int_from_float": "a whole number is wanted, without a fraction",
+    "float_type": "a number is wanted, without quotes",
+    "float_parsing": "a number is wanted, without quotes",
+    "finite_number": "a number is wanted that is not infinite",
+    "bool_type": "true or false is wanted, without quotes",
+    "bool_parsing": "true or false is wanted, without quotes",
+    "too_short": "the list is empty; at least one is needed",
+    "string_too_short": "the text is empty",
+}
+"""What TOML would have to say, by pydantic's names of what is wrong."""
+_FORMS = {
+    r"^[0-9a-f]{64}$": "a sha256 is wanted: 64 digits out of 0-9 and a-f",
+    r"^[0-9a-f]{40}$": "a full commit id is wanted: 40 digits out of 0-9 and a-f",
+    r"^\d{2}\.\d$": 'a CUDA version with one dot is wanted, such as "12.8"',
+    r"^[A-Z_][A-Z0-9_]*$": "the name of a variable is wanted: capitals, digits and _",
+    r"^[\w.+/-]+$": "a relative path is wanted: letters, digits and . _ + - /",
+    r"^[\w.+/@-]*$": "the name of a git tag is wanted, such as v0.20.1",
+    r"^(https|ssh|file)://\S+$": "a URL is wanted that begins with https://, ssh:// or file://",
+    r"^https?://\S+$": "a URL is wanted that begins with https:// or http://",
+    r"^([a-z0-9]+(\.[a-z0-9]+)*)?$": "small letters and digits are wanted, with dots between them",
+    r"^\d+\.\d+\.\d+$": 'a release with two dots is wanted, such as "12.8.1"',
+    r"^[a-z0-9][a-z0-9.-]*$": "small letters, digits, . and - are wanted",
+}
+"""The patterns of the models in words."""
+
+
+def _in_words(item: Any) -> str:
+    """Return what is wrong with a value in TOML's words, not the checker's."""
+    if item["type"] == "string_pattern_mismatch":
+        pattern = str(item["ctx"]["pattern"])
+        return _FORMS.get(pattern, f"the text does not fit the pattern {pattern}")
+    limits = {"greater_than": "more than", "greater_than_equal": "at least", "less_than": "less than"}
+    limits["less_than_equal"] = "at most"
+    if item["type"] in limits:
+        return f"it must be {limits[item['type']]} {next(iter(item['ctx'].values()))}"
+    return _KINDS.get(item["type"], str(item["msg"]).removeprefix("Value error, "))
 
 
 def json_schema() -> dict[str, Any]:

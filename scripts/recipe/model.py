@@ -16,12 +16,13 @@ from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from scripts.core.errors import UsageError
+from scripts.core.errors import UsageError, nearest
 from scripts.core.files import digest
 from scripts.core.models import CommitSha, Model, Sha256
 from scripts.core.paths import RECIPES, ROOT
 from scripts.cuda.archs import Arch, parse_arch, parse_arch_list
 from scripts.cuda.labels import version_label
+from scripts.recipe.families import FAMILIES
 
 SCHEMA_FILE = ROOT / "docs" / "recipe.schema.json"
 
@@ -40,6 +41,11 @@ class Component(str, Enum):
     FLASHMLA_EXTENSION = "_flashmla_extension_C"
     DEEP_GEMM = "_deep_gemm_C"
     TRITON_KERNELS = "triton_kernels"
+
+    @property
+    def has_device_code(self) -> bool:
+        """Whether a GPU's compiler makes a part of it: the allocator calls the driver only."""
+        return not self.python_only and self is not Component.CUMEM_ALLOCATOR
 
     @property
     def python_only(self) -> bool:
@@ -67,6 +73,29 @@ def _relative(text: str) -> str:
     if text.startswith("/") or ".." in text.split("/"):
         raise ValueError("not a relative path without '..'")
     return text
+
+
+def _tag(text: str) -> str:
+    parts = text.split("/")
+    if text and (".." in text or not all(parts) or any(part.startswith((".", "-")) for part in parts)):
+        raise ValueError("not the name of a git tag, such as v0.20.1")
+    return text
+
+
+def _once(values: tuple[Component, ...]) -> tuple[Component, ...]:
+    twice = sorted({value.value for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} is named twice")
+    return values
+
+
+def _has_device_code(values: tuple[Component, ...]) -> tuple[Component, ...]:
+    if not any(value.has_device_code for value in values):
+        raise ValueError(
+            "none of these has code for a GPU, so there is nothing to compile for the archs; add one that has, "
+            "such as _C or _moe_C"
+        )
+    return values
 
 
 def _arch(value: Any) -> Any:
@@ -132,7 +161,7 @@ class GitSource(Model):
     repository: str = Field(pattern=r"^(https|ssh|file)://\S+$")
     """URL of the repository; mirrors are set outside recipes (WHEELSMITH_MIRROR)."""
     commit: CommitSha
-    tag: str = ""
+    tag: Annotated[str, Field(pattern=r"^[\w.+/@-]*$"), AfterValidator(_tag)] = ""
     """Label for people; checked to name the commit when the server is asked."""
     subdirectories: tuple[RelativePath, ...] = ()
     """Fetch only these folders or files (all when empty); one inside a submodule restricts that submodule only."""
@@ -272,7 +301,9 @@ class Recipe(Model):
     toolchain: Toolchain
     archs: tuple[ArchText, ...] = Field(min_length=1)
     """GPU architectures to compile for."""
-    components: tuple[Component, ...] = Field(min_length=1)
+    components: Annotated[
+        tuple[Component, ...], Field(min_length=1), AfterValidator(_once), AfterValidator(_has_device_code)
+    ]
     """Parts of vLLM to build and package; no others get into the wheel."""
     families: dict[Component, dict[str, ArchListText]] = {}
     """By component, kernel families that upstream does not compile for every arch, with the archs it has for them at
@@ -308,6 +339,14 @@ class Recipe(Model):
             )
         if isinstance(self.source, SdistSource) and self.source.version != self.package.version:
             raise ValueError(f"package.version {self.package.version} differs from source.version")
+        for component, families in self.families.items():
+            known = FAMILIES.get(component.value, frozenset())
+            for name in families:
+                if name not in known:
+                    allowed = f"known: {', '.join(sorted(known))}" if known else "it has none"
+                    raise ValueError(
+                        f"families.{component.value}: {name!r} is no kernel family.{nearest(name, known)} {allowed}"
+                    )
         return self
 
     @property

@@ -79,20 +79,20 @@ def test_sources_are_described_with_their_pins() -> None:
 @pytest.mark.parametrize(
     ("archs", "row"),
     [
-        ("8.0;9.0;12.0", "marlin: 8.0+PTX (JIT on 9.0;12.0)"),
-        ("9.0;12.0", "hopper: 9.0a (nothing for 12.0)"),
-        ("12.0", "hopper: none (nothing for 12.0)"),
-        ("9.0", "hopper: 9.0a"),
-        ("8.0;8.9", "ada: 8.9 (nothing for 8.0)"),
-        ("10.0;10.3", "blackwell: 10.0a (nothing for 10.3)"),
+        ("8.0;9.0;12.0", "Marlin: 8.0+PTX (JIT on 9.0;12.0)"),
+        ("9.0;12.0", "Machete: 9.0a (nothing for 12.0)"),
+        ("12.0", "Machete: none (nothing for 12.0)"),
+        ("9.0", "Machete: 9.0a"),
+        ("8.0;8.9", "AllSpark: 8.9 (nothing for 8.0)"),
+        ("10.0;10.3", "CUTLASS MLA: 10.0a (nothing for 10.3)"),
     ],
 )
 def test_a_family_row_says_which_archs_it_leaves_to_ptx_or_to_nothing(
     archs: str, row: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    built = {"marlin": "8.0+PTX", "hopper": "9.0a", "ada": "8.9", "blackwell": "10.0a", "off": ""}
+    built = {"Marlin": "8.0+PTX", "Machete": "9.0a", "AllSpark": "8.9", "CUTLASS MLA": "10.0a", "QuTLASS": ""}
     name = row.split(":", maxsplit=1)[0]
-    recipe = make_recipe(toolchain=PYPI, families={"_moe_C": {name: built[name], "off": ""}})
+    recipe = make_recipe(toolchain=PYPI, components=["_C"], families={"_C": {name: built[name], "QuTLASS": ""}})
     shown = plan(recipe, capsys, archs=archs)
     rows = [line.split(maxsplit=1)[1].strip() for line in shown.splitlines() if line.startswith("kernels")]
     assert rows == [row]
