@@ -382,7 +382,7 @@ def test_no_message_speaks_of_the_checker_and_all_speak_of_toml(key: str, value:
     try:
         check_recipe(data, RECIPES / "quickstart.toml")
     except UsageError as error:
-            shown = f"{error.what} {error.why}".lower()
+        shown = f"{error.what} {error.why}".lower()
         for word in (
             "tuple",
             "pydantic",
