@@ -76,6 +76,8 @@ def show_result(path: Path, report: Mapping[str, Any], console: Console) -> None
         ("size", human_bytes(report["wheel"]["size"])),
         ("sha256", report["wheel"]["sha256"]),
         ("for", f"torch {report['torch']['version']}, CUDA {report['torch']['cuda']}, {report['wheel']['platform']}"),
+        *(("nvcc", text) for text in [_other_nvcc(report)] if text),
+        *(("headers", text) for text in [_stock_headers(report)] if text),
         ("archs", report["archs"]),
         *(("component", text) for text in components),
         ("stages", ", ".join(stages)),
@@ -85,6 +87,18 @@ def show_result(path: Path, report: Mapping[str, Any], console: Console) -> None
     if report["recipe"]["notice"]:
         rows.append(("note", report["recipe"]["notice"]))
     console.table("", rows)
+
+
+def _other_nvcc(report: Mapping[str, Any]) -> str:
+    """Say with which CUDA the kernels were compiled when that is not torch's."""
+    nvcc = report["toolchain"].get("nvcc")
+    return f"of CUDA {nvcc}: PTX needs a driver of {nvcc}" if nvcc not in {None, report["torch"]["cuda"]} else ""
+
+
+def _stock_headers(report: Mapping[str, Any]) -> str:
+    """Say how many units did not compile with the lean headers."""
+    units = report.get("units", {}).get("stock_headers", [])
+    return f"{len(units)} units needed torch's own headers: see units.stock_headers in the report" if units else ""
 
 
 def _counts(counts: Mapping[str, int]) -> str:
