@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _SCALED = frozenset({"CUTLASS scaled_mm c2x", "CUTLASS scaled_mm sm90", "CUTLASS scaled_mm sm120"})
-_STABLE = _SCALED | {"CUTLASS W4A8", "NVFP4"}  # moved from _C into the stable ABI's library in vLLM 0.20
+_STABLE = _SCALED | {"CUTLASS W4A8", "NVFP4"}  # in _C or in the stable ABI's library, by recipe
 
 FAMILIES: Mapping[str, frozenset[str]] = {
     "_C": _STABLE
@@ -16,4 +16,4 @@ FAMILIES: Mapping[str, frozenset[str]] = {
     "_vllm_fa3_C": frozenset({"FlashAttention 3"}),
     "_flashmla_C": frozenset({"FlashMLA"}),
 }
-"""By component, the families that a recipe may name: those that upstream's CMakeLists.txt ties to archs."""
+"""By component, the families that a recipe may name: those that our recipes name. A new one is entered here."""
