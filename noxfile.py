@@ -158,6 +158,7 @@ def upgrade(session: nox.Session) -> None:
 
 def _command(session: nox.Session, name: str, *, lock: str = "tools") -> None:
     """Run scripts/commands/NAME.py with the session's arguments and leave nox with its exit code when it is not 0."""
+    _listen()
     _install(session, lock)
     code = _run(session, "-m", f"scripts.commands.{name}", *session.posargs)
     if code:
@@ -208,7 +209,6 @@ def _run(session: nox.Session, *arguments: str) -> int:
     folders = session.bin_paths
     python = str(Path(folders[0]) / "python") if folders else "python"
     options = ["--parent", str(os.getpid()), "--grace", str(GRACE)]
-    _listen()
     child = subprocess.Popen(
         [python, "-S", "-E", str(GUARD), *options, "--", python, *arguments],
         cwd=ROOT,

@@ -35,7 +35,7 @@ def matching_recipe(path: Path) -> Recipe | None:
     if version.local is None and same:  # upstream's own wheel: nothing less than the fullest recipe may be inside
         return max(same, key=lambda recipe: len(recipe.components))
     notes = ".".join(part for part in local if not _STANDARD.fullmatch(part))
-    return next((r for r in same if r.package.label == notes and cuda_label(r.torch.cuda) in local), None)
+    return next((r for r in same if r.package.label == notes and cuda_label(r.toolchain.cuda) in local), None)
 
 
 def _version(path: Path) -> Version | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +27,7 @@ from scripts.core.errors import (
     nearest,
 )
 from scripts.failures.recognise import recognised
+from scripts.recipe.files import recipe_names
 
 INVOKED_FROM = "WHEELSMITH_INVOKED_FROM"  # set by the noxfile: where the user typed the command
 
@@ -45,8 +49,13 @@ class Parser(argparse.ArgumentParser):
         """Raise UsageError instead of printing argparse's usage."""
         options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         unknown = re.sub(r"^unrecognized arguments: |[ =].*", "", message) if "unrecognized" in message else ""
+        meant = nearest(unknown, options) if unknown else ""
+        if unknown and not unknown.startswith("-") and "--recipe" in options:  # `wheel -- quickstart`
+            name = unknown.split()[0]
+            known = [*recipe_names(), name] if name.endswith(".toml") else recipe_names()
+            meant = "".join(f" Did you mean --recipe {near}?" for near in get_close_matches(name, known, 1, 0.7))
         raise UsageError(
-            f"nox -s {self.command}: {message}.{nearest(unknown, options) if unknown else ''}",
+            f"nox -s {self.command}: {message}.{meant}",
             fix=f"nox -s {self.command} -- --help lists the options: {', '.join(options)}",
         )
 
@@ -63,10 +72,29 @@ def user_path(text: str) -> Path:
 
 
 def _open_closed_streams() -> None:
-    """Give results and messages somewhere to go where the caller closed stdout or stderr (`>&-`)."""
+    """Give results and messages somewhere to go where the caller closed stdout or stderr (`>&-`).
+
+    What a stream cannot encode (ASCII, Latin-1) is written in signs that it can.
+    """
+    codecs.register_error("wheelsmith", _plainer)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="wheelsmith")
+
+
+_PLAIN = {0x2026: "...", 0x2192: "->", 0x2014: "-", 0x2013: "-", 0xD7: "x", 0xB7: "-", 0x2501: "-"}
+_PLAIN |= dict.fromkeys((0x2018, 0x2019), "'") | dict.fromkeys((0x201C, 0x201D), '"')
+
+
+def _plainer(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands for the characters that a stream cannot encode."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_PLAIN)
+    return text.encode("ascii", "replace").decode("ascii"), error.end
 
 
 def run(main: Callable[[Sequence[str], Console], int]) -> NoReturn:

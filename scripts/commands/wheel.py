@@ -24,6 +24,7 @@ from scripts.pipeline.plan import show_plan
 from scripts.pipeline.split import split_wheel
 from scripts.pipeline.wheel import Job, build_shard, build_wheel
 from scripts.recipe.files import load_recipe, recipe_names
+from scripts.recipe.fitting import for_archs
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -75,6 +76,8 @@ def show_result(path: Path, report: Mapping[str, Any], console: Console) -> None
         ("size", human_bytes(report["wheel"]["size"])),
         ("sha256", report["wheel"]["sha256"]),
         ("for", f"torch {report['torch']['version']}, CUDA {report['torch']['cuda']}, {report['wheel']['platform']}"),
+        *(("nvcc", text) for text in [_other_nvcc(report)] if text),
+        *(("headers", text) for text in [_stock_headers(report)] if text),
         ("archs", report["archs"]),
         *(("component", text) for text in components),
         ("stages", ", ".join(stages)),
@@ -84,6 +87,18 @@ def show_result(path: Path, report: Mapping[str, Any], console: Console) -> None
     if report["recipe"]["notice"]:
         rows.append(("note", report["recipe"]["notice"]))
     console.table("", rows)
+
+
+def _other_nvcc(report: Mapping[str, Any]) -> str:
+    """Say with which CUDA the kernels were compiled when that is not torch's."""
+    nvcc = report["toolchain"].get("nvcc")
+    return f"of CUDA {nvcc}: PTX needs a driver of {nvcc}" if nvcc not in {None, report["torch"]["cuda"]} else ""
+
+
+def _stock_headers(report: Mapping[str, Any]) -> str:
+    """Say how many units did not compile with the lean headers."""
+    units = report.get("units", {}).get("stock_headers", [])
+    return f"{len(units)} units needed torch's own headers: see units.stock_headers in the report" if units else ""
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -99,7 +114,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     recipe = load_recipe(recipe_argument(options.recipe))
     lists = list(dict.fromkeys(choose_archs(recipe, text) for text in options.arch or [None]))
     if options.plan_json:
-        plans = [plan_json(recipe, archs) for archs in lists]
+        plans = [plan_json(for_archs(recipe, archs), archs) for archs in lists]
         console.result(json.dumps(plans[0] if len(plans) == 1 else plans))
         return 0
     shard = parse_shard(options.shard) if options.shard is not None else None
@@ -108,7 +123,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     if options.dry_run:
         for archs in lists:
             show_plan(
-                recipe,
+                for_archs(recipe, archs),
                 archs,
                 jobs=jobs,
                 machine=machine,
@@ -123,8 +138,11 @@ def main(arguments: Sequence[str], console: Console) -> int:
     for archs in lists:
         console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
         settings = read_settings(os.environ, enabled=not options.no_compiler_cache, scheduler=options.dist)
+        mine = for_archs(recipe, archs)
+        for sentence in mine.lost:
+            console.note(sentence)
         job = Job(
-            recipe, archs, jobs, access, options.wheelhouse, indexes, os.environ, options.keep_going, settings, skip
+            mine, archs, jobs, access, options.wheelhouse, indexes, os.environ, options.keep_going, settings, skip
         )
         if shard:
             build_shard(job, shard, console)

@@ -25,11 +25,11 @@ from scripts.compile.units import Failure, UnitRecord, UnitWatch, read_failures,
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_seconds
 from scripts.core.errors import CompileError, UsageError
-from scripts.core.files import digest, write_json
+from scripts.core.files import digest, remove_tree, write_json
 from scripts.core.machine import memory_now
 from scripts.core.process import Command, Finished, Look, capture, run_logged
 from scripts.cuda.archs import Arch, arch_list
-from scripts.recipe.costs import CostBook, Unit
+from scripts.recipe.costs import CostBook, Unit, short_name
 from scripts.recipe.model import Recipe
 from scripts.sources.patch import SourceTree
 from scripts.toolchain.provide import Toolchain
@@ -139,6 +139,7 @@ def plan_tree(
             targets,
             recipe.cmake,
             recipe.environment,
+            recipe.native,
             {name: item.cmake for name, item in recipe.needed_dependencies().items()},
             contents,
             [str(FIXED_ROOT), LAYOUT] if fixed else [],
@@ -189,6 +190,7 @@ def _definitions(
         "CMAKE_CXX_COMPILER_LAUNCHER": launcher,
         "CMAKE_SKIP_BUILD_RPATH": "ON",  # installing would leave room for the path, as long as it is here
         "CMAKE_MODULE_LINKER_FLAGS": LINKER,
+        "VLLM_NATIVE_ARCHS": "ON" if recipe.native and recipe.native_families else "OFF",
         **recipe.cmake,
     }
     for name, dependency in recipe.needed_dependencies().items():
@@ -213,7 +215,8 @@ def configure(tree: BuildTree, *, console: Console) -> None:
         mend_sources(tree.source.path, tree.sources, console)
         return
     copy_sources(tree.source.path, tree.sources)
-    tree.binary.mkdir(exist_ok=True)
+    remove_tree(tree.binary)  # of a try that failed: its CMakeCache.txt remembers a library as NOTFOUND for good
+    tree.binary.mkdir()
     (tree.path / "failures").mkdir(exist_ok=True)
     (tree.path / "fetched").mkdir(exist_ok=True)
     _put_launcher(tree)
@@ -333,8 +336,12 @@ def compile_units(
     busy = sum(record.cpu_seconds for record in watch.finished) / (jobs * max(done.seconds, 0.001))
     if watch.finished:
         console.note(f"{len(watch.finished)} units in {human_seconds(done.seconds)}, cores busy {100 * busy:.0f} %")
+    units = tuple(read_units(watch.events))
+    if stock := [short_name(record.source) for record in units if record.headers == "stock"]:
+        names = ", ".join(stock[:6]) + (" …" if len(stock) > 6 else "")
+        console.note(f"{len(stock)} units needed torch's own headers, not the lean ones: {names}")
     return Compiled(
-        tuple(read_units(watch.events)),
+        units,
         len(watch.finished),
         done.seconds,
         done.peak_bytes,
@@ -396,5 +403,4 @@ def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[Failure])
 
 def unit_count_in_log(tree: BuildTree) -> int:
     """Return how many launcher starts the tree has seen, to prove that packaging compiles nothing."""
-    events = tree.events
-    return events.read_bytes().count(b'"start"') if events.exists() else 0
+    return tree.events.read_bytes().count(b'"start"') if tree.events.exists() else 0

@@ -32,6 +32,8 @@ class UnitRecord:
     """How many archs it was compiled for; None in records of old trees."""
     cache: str | None = None
     """`hit`, `miss`, `failed` (the cache did; compiled plainly) or `off`; None in records of old trees."""
+    headers: str | None = None
+    """`stock` when it did not compile with the lean headers and did with torch's own; None otherwise."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class UnitWatch:
                 event["code"],
                 event.get("archs"),
                 event.get("cache"),
+                event.get("headers"),
             )
             self.finished.append(record)
 

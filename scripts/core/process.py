@@ -29,6 +29,7 @@ from scripts.core import interrupt
 
 Command = Sequence[str | Path]
 GUARD = Path(__file__).parent / "standalone" / "guard.py"
+_PYTHON = sys.executable
 GRACE = 1.2  # seconds that a command has to end after it was told to
 SHORT = 60.0  # seconds: what may take longer is guarded
 SAMPLE = 0.5  # seconds
@@ -126,7 +127,7 @@ def _guarded(words: Sequence[str], scratch: Path | None = None) -> list[str]:
     """Return the command with guard.py before it."""
     options = ["--parent", str(os.getpid()), "--grace", str(GRACE)]
     options += ["--scratch", str(scratch)] if scratch else []
-    return [sys.executable, "-S", "-E", str(GUARD), *options, "--", *words]
+    return [_PYTHON, "-S", "-E", str(GUARD), *options, "--", *words]
 
 
 class _MemoryPeak:

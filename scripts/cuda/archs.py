@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scripts.core.errors import UsageError, nearest_of
@@ -279,3 +279,15 @@ def runs_on_cubin(cubin: Arch, arch: Arch) -> bool:
     """Whether a cubin runs on an arch: its own number; without `a`, also higher minor versions of its major one."""
     same = cubin.minor == arch.minor if cubin.suffix == "a" else cubin.minor <= arch.minor
     return cubin.major == arch.major and same
+
+
+def natively(gets: Sequence[Arch], archs: Sequence[Arch]) -> tuple[Arch, ...]:
+    """Return what a family that upstream compiles for `gets` is compiled for with the patch native-archs.
+
+    That is what one of `archs` runs as a cubin, and each arch that no cubin runs on. Nothing stays nothing.
+    """
+    if not gets:
+        return ()
+    used = [have for have in gets if any(runs_on_cubin(have, arch) for arch in archs)]
+    own = [arch for arch in archs if not any(runs_on_cubin(have, arch) for have in gets)]
+    return normalised([*used, *own])

@@ -9,6 +9,7 @@ from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.doctor.checks import compiler, cuda, disk, environment, machine, network, python  # noqa: F401  (registers)
 from scripts.doctor.registry import CHECKS, Row, Subject, Verdict, require, run_checks
+from scripts.recipe.costs import cpu_seconds
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe
 
@@ -48,9 +49,18 @@ def blocking(rows: Iterable[Row]) -> list[str]:
     return [row.id for row in rows if row.verdict is Verdict.BLOCKED]
 
 
+def _is_smaller(recipe: Recipe, subject: Subject) -> bool:
+    """Return whether a recipe has less to compile than the subject; without costs, by components and archs."""
+    ours, theirs = recipe.cost, subject.recipe.cost
+    if ours is not None and theirs is not None:
+        return cpu_seconds(ours, recipe.archs) < cpu_seconds(theirs, subject.archs)
+    size = len(recipe.components), len(recipe.archs)
+    return size < (len(subject.recipe.components), len(subject.archs))
+
+
 def smaller_subject(subject: Subject) -> Subject | None:
-    """Return the same machine with the smallest recipe; None when that is the one in question."""
+    """Return the same machine with the smallest recipe; None when what is asked for is not larger."""
     recipe: Recipe = load_recipe(SMALLEST)
-    if subject.recipe.name == recipe.name:
+    if subject.recipe.name == recipe.name or not _is_smaller(recipe, subject):
         return None
     return replace(subject, recipe=recipe, archs=recipe.archs, targets=(), python=None)

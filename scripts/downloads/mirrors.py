@@ -71,6 +71,15 @@ def address(url: str) -> Address:
     return Address(clean, unquote(parts.username or ""), unquote(parts.password or ""))
 
 
+def other_spelling(url: str) -> str:
+    """Return a repository's URL with `.git` where it had none, without where it had one.
+
+    Hosts take both; a mirror of plain directories has a repository under one of the names only.
+    """
+    plain = url.rstrip("/")
+    return plain.removesuffix(".git") if plain.endswith(".git") else f"{plain}.git"
+
+
 def repository_key(url: str) -> str:
     """Return the name of a repository's cache: the same for all spellings of one (`.git`, case, credentials)."""
     parts = urlsplit(address(url).url)

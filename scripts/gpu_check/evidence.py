@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -79,12 +80,17 @@ def replaced(text: str, inner: str) -> str:
 
 
 def table(seen: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return README's table and the sentence of what has not been run."""
-    lines = ["| wheel of | where | what |", "|---|---|---|"]
+    """Return README's list and the sentence of what has not been run, in lines below 120 characters."""
+    lines: list[str] = []
     for name, value in seen.items():
         what = "; ".join(_short(value))
-        lines.append(f"| `{value['recipe']}` | {_where(value)} | {what} ([figures](docs/evidence/{name}.md)) |")
-    return "\n".join([*lines, "", _not_run(seen.values())])
+        text = f"- `{value['recipe']}` on {_where(value)}: {what} ([figures](docs/evidence/{name}.md))."
+        lines += _wrapped(text, indent="  ")
+    return "\n".join([*lines, "", *_wrapped(_not_run(seen.values()))])
+
+
+def _wrapped(text: str, *, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _where(value: Mapping[str, Any]) -> str:

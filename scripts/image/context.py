@@ -199,8 +199,8 @@ def make_context(
 ) -> Iterator[Path]:
     """Give a folder with what Dockerfile.runtime takes from its context, removed afterwards. Raises ImageError.
 
-    `table` is what the audit says per GPU (image_gpus). Big files are hard links where the filesystem allows it; times
-    and modes are set, so that layers are the same from every checkout.
+    `table` is what the audit says per GPU (scripts.image.gpus). Big files are hard links where the filesystem allows
+    it; times and modes are set, so that layers are the same from every checkout.
     """
     with tempfile.TemporaryDirectory(dir=cache.place("tmp", "image").parent, prefix="image-") as name:
         folder = Path(name)

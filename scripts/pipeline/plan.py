@@ -7,8 +7,8 @@ from pathlib import Path
 
 from scripts.core.console import Console, human_seconds
 from scripts.core.machine import Machine
-from scripts.cuda.archs import Arch, arch_list, loose_intersection, runs_on_cubin
-from scripts.recipe.costs import cpu_seconds
+from scripts.cuda.archs import Arch, arch_list, loose_intersection, natively, runs_on_cubin
+from scripts.recipe.costs import cpu_seconds, unit_count
 from scripts.recipe.model import Cost, Recipe, describe
 from scripts.sources.series import recipe_patches
 from scripts.toolchain.choice import needs_packages
@@ -37,6 +37,7 @@ def show_plan(
         *(("patch", f"{patch.name}: {patch.subject}") for patch in recipe_patches(recipe)[0]),
         ("toolchain", _toolchain(recipe, environment)),
         ("archs", arch_list(archs)),
+        *(("lost", sentence) for sentence in recipe.lost),
         *_family_rows(recipe, archs),
         ("components", ", ".join(component.value for component in recipe.components)),
         ("jobs", f"at most {jobs} at a time ({machine.cores} cores, {machine.memory_gb:.1f} GB of memory free)"),
@@ -56,6 +57,8 @@ def _family_rows(recipe: Recipe, archs: Sequence[Arch]) -> list[tuple[str, str]]
         if not built:
             continue
         gets = loose_intersection(built, archs)
+        if recipe.native and name in recipe.native_families:
+            gets = natively(gets, archs)
         lacks = [arch for arch in archs if not any(runs_on_cubin(cubin, arch) for cubin in gets)]
         jit = [arch for arch in lacks if any(have.ptx and not have.suffix and have < arch for have in gets)]
         none = [arch for arch in lacks if arch not in jit]
@@ -86,7 +89,7 @@ def _toolchain(recipe: Recipe, environment: Mapping[str, str]) -> str:
 def _cost_rows(cost: Cost, archs: Sequence[Arch], jobs: int) -> list[tuple[str, str]]:
     total = cpu_seconds(cost, archs)
     return [
-        ("units", f"about {cost.units}"),
+        ("units", f"about {unit_count(cost, archs)}"),
         ("time", f"about {human_seconds(total / jobs)} of compiling ({human_seconds(total)} of one core)"),
         ("memory", f"{cost.unit_memory_gb:.1f} GB for the largest unit; others start beside it as memory allows"),
         ("download", f"about {cost.download_gb:.1f} GB with an empty cache"),

@@ -204,8 +204,8 @@ def _fixed(console: Console) -> bool:
 
 def _audit(wheel: Path, job: Job, tree: BuildTree, proof: Proof, console: Console) -> AuditReport:
     """Judge the wheel for the recipe's archs with the driver of its CUDA. Raises AuditError when one is not met."""
-    console.stage("audit", f"for {arch_list(job.archs)} with a CUDA {job.recipe.torch.cuda} driver")
-    targets = default_targets(job.archs, job.recipe.torch.cuda)
+    console.stage("audit", f"for {arch_list(job.archs)} with a CUDA {job.recipe.toolchain.cuda} driver")
+    targets = default_targets(job.archs, job.recipe.toolchain.cuda)  # whose compiler wrote the PTX
     torch = tree.toolchain.environment
     report = audit_wheel(wheel, targets, recipe=job.recipe, archs=job.archs, torch=torch, known=proof.device)
     for verdict in report.targets:

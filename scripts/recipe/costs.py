@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from scripts.core.errors import UsageError
 from scripts.core.models import Model
 from scripts.cuda.archs import Arch
-from scripts.recipe.model import Component, Cost, Recipe
+from scripts.recipe.model import Component, Cost, Recipe, UnitGroup
 
 TOOLCHAIN_GB = 5.3  # torch, CUDA wheels and compiler; hard links between uv's cache, environment and CUDA_HOME
 
@@ -202,4 +202,16 @@ def costs_json(data: CostData) -> str:
 
 def cpu_seconds(cost: Cost, archs: Sequence[Arch]) -> float:
     """Return the core-seconds to expect for a list of archs."""
-    return cost.cpu_seconds + cost.cpu_seconds_per_arch * (len(archs) - 1)
+    special = sum(group.cpu_seconds for group in groups_for(cost, archs))
+    return cost.cpu_seconds + cost.cpu_seconds_per_arch * (len(archs) - 1) + special
+
+
+def unit_count(cost: Cost, archs: Sequence[Arch]) -> int:
+    """Return how many units a build for a list of archs has."""
+    return cost.units + sum(group.units for group in groups_for(cost, archs))
+
+
+def groups_for(cost: Cost, archs: Sequence[Arch]) -> list[UnitGroup]:
+    """Return the groups of units that some arch of the list asks for."""
+    wanted = {arch.number for arch in archs}
+    return [group for group in cost.groups if wanted & {arch.number for arch in group.archs}]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from scripts.core.errors import UsageError, nearest
 from scripts.core.paths import RECIPES, ROOT
 from scripts.cuda.archs import check_cuda_can
+from scripts.recipe.fitting import without_what_is_too_new
 from scripts.recipe.model import Cost, Dependency, GitSource, Recipe, SdistSource, WheelSource
 
 if sys.version_info >= (3, 11):
@@ -46,6 +47,7 @@ def check_recipe(data: Mapping[str, Any], path: Path) -> Recipe:
         recipe = Recipe.model_validate({**data, "name": path.stem, "folder": path.parent})
     except ValidationError as error:
         raise _explain(error, path) from error
+    recipe = without_what_is_too_new(recipe)
     try:
         check_cuda_can(recipe.archs, recipe.toolchain.cuda)
     except UsageError as error:
@@ -104,7 +106,7 @@ def _shown(path: Path) -> str:
 
 
 _TAGS = {"sdist", "wheel", "git"}
-_NOT_IN_FILES = ("name", "folder")  # the file's own path says them
+_NOT_IN_FILES = ("name", "folder", "lost")  # the file's own path says them
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
@@ -156,9 +158,57 @@ def _explain_one(item: Any) -> tuple[str, str]:
         kind = value.get("kind") if isinstance(value, dict) else value
         hint = nearest(str(kind), _TAGS)
         return f"{shown}.kind: {kind!r} is not known.{hint}", f"allowed: {', '.join(sorted(_TAGS))}"
-    message = str(item["msg"]).removeprefix("Value error, ")
+    message = _in_words(item)
     given = "" if isinstance(value, dict) else f" {value!r}:"
     return f"{shown}:{given} {message}", ""
+
+
+_KINDS = {
+    "tuple_type": 'a list is wanted, such as ["9.0", "12.0"]',
+    "list_type": 'a list is wanted, such as ["9.0", "12.0"]',
+    "string_type": 'a text in quotes is wanted, such as "9.0"',
+    "dict_type": "a table is wanted: keys with values, below a [heading]",
+    "mapping_type": "a table is wanted: keys with values, below a [heading]",
+    "model_type": "a table is wanted: keys with values, below a [heading]",
+    "model_attributes_type": "a table is wanted: keys with values, below a [heading]",
+    "int_type": "a whole number is wanted, without quotes",
+    "int_parsing": "a whole number is wanted, without quotes",
+    "int_from_float": "a whole number is wanted, without a fraction",
+    "float_type": "a number is wanted, without quotes",
+    "float_parsing": "a number is wanted, without quotes",
+    "finite_number": "a number is wanted that is not infinite",
+    "bool_type": "true or false is wanted, without quotes",
+    "bool_parsing": "true or false is wanted, without quotes",
+    "too_short": "the list is empty; at least one is needed",
+    "string_too_short": "the text is empty",
+}
+"""What TOML would have to say, by pydantic's names of what is wrong."""
+_FORMS = {
+    r"^[0-9a-f]{64}$": "a sha256 is wanted: 64 digits out of 0-9 and a-f",
+    r"^[0-9a-f]{40}$": "a full commit id is wanted: 40 digits out of 0-9 and a-f",
+    r"^\d{2}\.\d$": 'a CUDA version with one dot is wanted, such as "12.8"',
+    r"^[A-Z_][A-Z0-9_]*$": "the name of a variable is wanted: capitals, digits and _",
+    r"^[\w.+/-]+$": "a relative path is wanted: letters, digits and . _ + - /",
+    r"^[\w.+/@-]*$": "the name of a git tag is wanted, such as v0.20.1",
+    r"^(https|ssh|file)://\S+$": "a URL is wanted that begins with https://, ssh:// or file://",
+    r"^https?://\S+$": "a URL is wanted that begins with https:// or http://",
+    r"^([a-z0-9]+(\.[a-z0-9]+)*)?$": "small letters and digits are wanted, with dots between them",
+    r"^\d+\.\d+\.\d+$": 'a release with two dots is wanted, such as "12.8.1"',
+    r"^[a-z0-9][a-z0-9.-]*$": "small letters, digits, . and - are wanted",
+}
+"""The patterns of the models in words."""
+
+
+def _in_words(item: Any) -> str:
+    """Return what is wrong with a value in TOML's words, not the checker's."""
+    if item["type"] == "string_pattern_mismatch":
+        pattern = str(item["ctx"]["pattern"])
+        return _FORMS.get(pattern, f"the text does not fit the pattern {pattern}")
+    limits = {"greater_than": "more than", "greater_than_equal": "at least", "less_than": "less than"}
+    limits["less_than_equal"] = "at most"
+    if item["type"] in limits:
+        return f"it must be {limits[item['type']]} {next(iter(item['ctx'].values()))}"
+    return _KINDS.get(item["type"], str(item["msg"]).removeprefix("Value error, "))
 
 
 def json_schema() -> dict[str, Any]:
@@ -167,7 +217,8 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "wheelsmith recipe"
     del schema["properties"]["name"]
-    schema["properties"].pop("folder", None)
+    for hidden in ("folder", "lost"):
+        schema["properties"].pop(hidden, None)
     schema["properties"]["extends"] = {
         "type": "string",
         "description": "Name of the recipe this one changes: tables are merged, values and lists replaced.",

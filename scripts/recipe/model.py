@@ -16,12 +16,13 @@ from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from scripts.core.errors import UsageError
+from scripts.core.errors import UsageError, nearest
 from scripts.core.files import digest
 from scripts.core.models import CommitSha, Model, Sha256
 from scripts.core.paths import RECIPES, ROOT
 from scripts.cuda.archs import Arch, parse_arch, parse_arch_list
 from scripts.cuda.labels import version_label
+from scripts.recipe.families import FAMILIES
 
 SCHEMA_FILE = ROOT / "docs" / "recipe.schema.json"
 
@@ -40,6 +41,11 @@ class Component(str, Enum):
     FLASHMLA_EXTENSION = "_flashmla_extension_C"
     DEEP_GEMM = "_deep_gemm_C"
     TRITON_KERNELS = "triton_kernels"
+
+    @property
+    def has_device_code(self) -> bool:
+        """Whether a GPU's compiler makes a part of it: the allocator calls the driver only."""
+        return not self.python_only and self is not Component.CUMEM_ALLOCATOR
 
     @property
     def python_only(self) -> bool:
@@ -67,6 +73,29 @@ def _relative(text: str) -> str:
     if text.startswith("/") or ".." in text.split("/"):
         raise ValueError("not a relative path without '..'")
     return text
+
+
+def _tag(text: str) -> str:
+    parts = text.split("/")
+    if text and (".." in text or not all(parts) or any(part.startswith((".", "-")) for part in parts)):
+        raise ValueError("not the name of a git tag, such as v0.20.1")
+    return text
+
+
+def _once(values: tuple[Component, ...]) -> tuple[Component, ...]:
+    twice = sorted({value.value for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} is named twice")
+    return values
+
+
+def _has_device_code(values: tuple[Component, ...]) -> tuple[Component, ...]:
+    if not any(value.has_device_code for value in values):
+        raise ValueError(
+            "none of these has code for a GPU, so there is nothing to compile for the archs; add one that has, "
+            "such as _C or _moe_C"
+        )
+    return values
 
 
 def _arch(value: Any) -> Any:
@@ -132,7 +161,7 @@ class GitSource(Model):
     repository: str = Field(pattern=r"^(https|ssh|file)://\S+$")
     """URL of the repository; mirrors are set outside recipes (WHEELSMITH_MIRROR)."""
     commit: CommitSha
-    tag: str = ""
+    tag: Annotated[str, Field(pattern=r"^[\w.+/@-]*$"), AfterValidator(_tag)] = ""
     """Label for people; checked to name the commit when the server is asked."""
     subdirectories: tuple[RelativePath, ...] = ()
     """Fetch only these folders or files (all when empty); one inside a submodule restricts that submodule only."""
@@ -210,6 +239,7 @@ class Toolchain(Model):
     kind: Literal["auto", "pypi", "system", "redist"]
     """`pypi`: the whole CUDA toolkit from wheels (CUDA 13); `system`: an installed one; `redist`: NVIDIA's archives."""
     cuda: CudaVersion
+    """CUDA of nvcc. It may be another minor version than torch's: what older ones lack is left out, and said."""
     lock: RelativePath
     """Hash-locked requirements of the build environment, relative to recipes/."""
     redist: Redist | None = None
@@ -218,6 +248,16 @@ class Toolchain(Model):
     """For `pypi`: requirement of the compiler wheels, `cuda-toolkit[nvcc,…]==13.0.2`."""
     build_requirements: tuple[str, ...]
     """Upstream's build requirements, as in its pyproject.toml."""
+
+
+class UnitGroup(Model):
+    """Units that a build has only for some archs, such as FlashAttention 3's for 9.0."""
+
+    archs: ArchListText
+    """Any of these asks for the group; their numbers count."""
+    units: int = Field(ge=1)
+    cpu_seconds: float = Field(ge=0)
+    """Core-seconds of the whole group."""
 
 
 class Cost(Model):
@@ -237,8 +277,13 @@ class Cost(Model):
     """Disk for cache, trees and wheel, GB."""
     measured: str
     """Where and how these figures were measured."""
+    groups: tuple[UnitGroup, ...] = ()
+    """What comes on top of `units` and `cpu_seconds` for some archs."""
     data: RelativePath | None = None
     """File with the measured cost of each compile unit, relative to recipes/; made by `nox -s costs`."""
+
+
+_DESCRIPTIVE = {"description", "cost", "families", "mirrors", "native_families", "needs_cuda"}
 
 
 class Recipe(Model):
@@ -256,13 +301,22 @@ class Recipe(Model):
     toolchain: Toolchain
     archs: tuple[ArchText, ...] = Field(min_length=1)
     """GPU architectures to compile for."""
-    components: tuple[Component, ...] = Field(min_length=1)
+    components: Annotated[
+        tuple[Component, ...], Field(min_length=1), AfterValidator(_once), AfterValidator(_has_device_code)
+    ]
     """Parts of vLLM to build and package; no others get into the wheel."""
     families: dict[Component, dict[str, ArchListText]] = {}
     """By component, kernel families that upstream does not compile for every arch, with the archs it has for them at
     this CUDA; "" for a family that the recipe leaves out."""
     patches: tuple[RelativePath, ...] = ()
     """Patches to apply, in order, relative to patches/."""
+    native: bool = True
+    """Whether `native_families` are compiled for each arch that no cubin of theirs runs on. Upstream leaves such an
+    arch to the driver's compiler, which makes wrong code of Marlin MoE on 12.x."""
+    native_families: tuple[str, ...] = ()
+    """Families of `families` that the recipe's patches can compile natively."""
+    needs_cuda: dict[str, CudaVersion] = {}
+    """By component or family, the first CUDA that upstream builds it with."""
     cmake: dict[str, str] = {}
     """CMake cache variables: `VLLM_MOE_MARLIN = "OFF"`."""
     environment: dict[EnvName, str] = {}
@@ -273,22 +327,32 @@ class Recipe(Model):
     """URL prefixes of git hosts and what to fetch from instead; WHEELSMITH_MIRROR and --mirror come first."""
     cost: Cost | None = None
     folder: SkipJsonSchema[Path] = Field(default=RECIPES, exclude=True, repr=False)
+    lost: SkipJsonSchema[tuple[str, ...]] = Field(default=(), exclude=True, repr=False)
+    """What was left out because `toolchain.cuda` is older than torch's (fitting.py), one sentence each."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.torch.cuda != self.toolchain.cuda:
+        if self.torch.cuda.split(".")[0] != self.toolchain.cuda.split(".")[0]:
             raise ValueError(
                 f"torch.cuda is {self.torch.cuda} but toolchain.cuda is {self.toolchain.cuda}: "
-                "extensions must be compiled with the CUDA that torch was built with"
+                "extensions must be compiled with a CUDA of torch's major version"
             )
         if isinstance(self.source, SdistSource) and self.source.version != self.package.version:
             raise ValueError(f"package.version {self.package.version} differs from source.version")
+        for component, families in self.families.items():
+            known = FAMILIES.get(component.value, frozenset())
+            for name in families:
+                if name not in known:
+                    allowed = f"known: {', '.join(sorted(known))}" if known else "it has none"
+                    raise ValueError(
+                        f"families.{component.value}: {name!r} is no kernel family.{nearest(name, known)} {allowed}"
+                    )
         return self
 
     @property
     def digest(self) -> str:
-        """sha256 prefix over all that decides the result (not description, cost, families and mirrors)."""
-        return digest(self.model_dump(mode="json", exclude={"description", "cost", "families", "mirrors"}))
+        """sha256 prefix over all that decides the result (not what only describes it)."""
+        return digest(self.model_dump(mode="json", exclude=_DESCRIPTIVE))
 
     @property
     def lock_file(self) -> Path:
@@ -317,7 +381,7 @@ class Recipe(Model):
         """Return the version of a wheel of this recipe for `archs`: `0.20.1+cu130.quickstart`."""
         return version_label(
             self.package.version,
-            cuda=self.torch.cuda,
+            cuda=self.toolchain.cuda,
             archs=tuple(archs),
             recipe_archs=self.archs,
             note=self.package.label,

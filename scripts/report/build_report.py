@@ -109,7 +109,7 @@ def make_report(
         "build": tree.key,
         "sources": _sources(recipe, fetched),
         "patches": [{"name": patch.name, "sha256": patch.sha256} for patch in tree.source.patches],
-        "toolchain": toolchain_report(tree.toolchain),
+        "toolchain": {**toolchain_report(tree.toolchain), "nvcc": recipe.toolchain.cuda},
         "torch": {"version": recipe.torch.version, "cuda": recipe.torch.cuda},
         "archs": arch_list(tree.archs),
         "components": [
@@ -126,6 +126,7 @@ def make_report(
         "units": {
             "total": len(compiled.units),
             "compiled_in_this_run": compiled.units_now,
+            "stock_headers": [unit.source for unit in compiled.units if unit.headers == "stock"],
             "records": [asdict(unit) for unit in compiled.units],
         },
         "compiler_cache": compiled.cache.data() if compiled.cache else None,

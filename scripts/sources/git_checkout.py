@@ -7,15 +7,24 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from scripts.core.console import human_bytes
 from scripts.core.errors import FetchError
 from scripts.downloads.access import Access
-from scripts.downloads.mirrors import VARIABLE, Address, address, repository_key, rewrite
-from scripts.sources.git_process import DOCS, REFUSED, GitError, Repository, git_program, network_error
+from scripts.downloads.mirrors import VARIABLE, Address, address, other_spelling, repository_key, rewrite
+from scripts.sources.git_process import (
+    DOCS,
+    NO_REPOSITORY,
+    REFUSED,
+    GitError,
+    Repository,
+    git_program,
+    network_error,
+    reason,
+)
 
 _LICENSES = re.compile(r"(LICEN[CS]E|COPYING|NOTICE|COPYRIGHT)[^/]*", re.IGNORECASE)
 
@@ -49,7 +58,9 @@ class Work:
         self.key = repository_key(job.url)
         path = access.cache.place("git", f"{self.key}.git")
         self.repository = Repository(path, access.console, access.pause, access.ca_bundle)
-        self.remote: Address = address(rewrite(job.url, access.mirrors))
+        place = rewrite(job.url, access.mirrors)
+        self.remote: Address = address(place)
+        self._mirrored = place != job.url
         self._lock = access.cache.lock(f"git-{self.key}", access.console)
         self._entries: list[Entry] | None = None
 
@@ -70,6 +81,16 @@ class Work:
         try:
             return self._fetch()
         except GitError as failure:
+            if not self._mirrored or not NO_REPOSITORY.search(failure.text):
+                raise self._explained(failure) from failure
+            first = failure
+        named = self.remote
+        self.remote = replace(named, url=other_spelling(named.url))
+        try:
+            return self._fetch()
+        except GitError as failure:
+            if NO_REPOSITORY.search(failure.text):  # under neither name: the one that was asked for
+                self.remote, failure = named, first
             raise self._explained(failure) from failure
 
     def _fetch(self) -> int:
@@ -241,7 +262,7 @@ class Work:
             )
         return FetchError(
             f"git could not fetch {url}",
-            why=failure.text.splitlines()[-1],
+            why=reason(failure.text),
             fix=[
                 f"check the URL, your credentials (~/.netrc, credential helper, ssh agent) and {VARIABLE}",
                 f"if the cached repository is damaged, delete {self.repository.path}",

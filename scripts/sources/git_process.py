@@ -47,6 +47,29 @@ REFUSED = re.compile(r"not our ref|unadvertised object|couldn't find remote ref|
 _HELPER = '!f() { test "$1" = get && echo "username=$WHEELSMITH_GIT_USER" && echo "password=$WHEELSMITH_GIT_PASS"; }; f'
 
 
+# git's answers when there is no repository under a URL: over a path, http, ssh hosts
+NO_REPOSITORY = re.compile(
+    r"does not appear to be a git repository|repository .*not found|does not exist", re.IGNORECASE
+)
+
+
+def reason(text: str) -> str:
+    """Return the one line of git's output that says why: the server's own words, else git's first complaint.
+
+    git ends with advice ("and the repository exists."), which is no reason.
+    """
+    said = [line.strip() for line in text.splitlines() if line.strip()]
+    for pattern in (
+        r"(?:fatal: )?remote(?: error)?: (?!$)(?!Enumerating|Counting|Compressing|Total)(.+)",
+        r"fatal: (.+)",
+    ):
+        found = [match[1] for line in said if (match := re.fullmatch(pattern, line))]
+        if found:
+            return found[-1] if "remote" in pattern else found[0]
+    errors = [line for line in said if line.startswith("error: ")]
+    return (errors or said or [""])[0]
+
+
 class GitError(Exception):
     """Git ended with an error; `text` is what it said."""
 
@@ -162,7 +185,7 @@ class Repository:
                 if not failure.network or attempt == ATTEMPTS:
                     raise
                 delay = 1.0 * 2 ** (attempt - 1)
-                said = failure.text.splitlines()[-1]
+                said = reason(failure.text)
                 self.console.warn(f"{remote.url}: {said}; attempt {attempt + 1} of {ATTEMPTS} in {delay:.0f} s")
                 self.pause(delay)
         raise AssertionError("unreachable")  # pragma: no cover
@@ -204,7 +227,7 @@ def network_error(url: str, failure: GitError) -> FetchError:
     """Return the error for a git host that cannot be reached."""
     return FetchError(
         f"{url} cannot be reached",
-        why=failure.text.splitlines()[-1],
+        why=reason(failure.text),
         fix=[
             "check the network and HTTPS_PROXY (or ~/.gitconfig's http.proxy), then run again: what arrived is kept",
             f"fetch from a mirror: {VARIABLE}='https://github.com/=https://your-mirror/' (or file:///path)",

@@ -76,7 +76,11 @@ KNOWN = {
 
 def disagreements(recipe: Recipe, tree: Path) -> list[str]:
     """Return one sentence per point where `recipe` and the source tree differ. Raises FetchError (see upstream)."""
-    upstream = read_upstream(tree)
+    return differences(recipe, read_upstream(tree))
+
+
+def differences(recipe: Recipe, upstream: Upstream) -> list[str]:
+    """Return one sentence per point where `recipe` and what was read from its source differ."""
     return [*_decisive(recipe, upstream), *_requirements(recipe, upstream)]
 
 

@@ -7,6 +7,7 @@ is not recognised is an error: it would run unpinned, or fail, in the middle of 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 
 from scripts.core.errors import FetchError
+from scripts.core.paths import RECIPES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -63,6 +65,21 @@ class Upstream:
     build_requirements: tuple[str, ...]
     archs: dict[str, tuple[str, ...]]
     """Archs upstream builds for, by the first CUDA they hold for; "" for older ones."""
+
+
+def known_upstream(version: str, folder: Path = RECIPES / "upstream") -> Upstream:
+    """Return what was once read from the real source of a vLLM version: recipes/upstream/vllm-VERSION.json.
+
+    So recipes are held to their source by a test that fetches nothing. Raises OSError for a version that was not read.
+    """
+    data = json.loads((folder / f"vllm-{version}.json").read_text(encoding="utf-8"))
+    return Upstream(
+        torch=data["torch"],
+        fetches=tuple(Fetch(**{**row, "submodules": tuple(row["submodules"])}) for row in data["fetches"]),
+        extensions=tuple(Extension(**row) for row in data["extensions"]),
+        build_requirements=tuple(data["build_requirements"]),
+        archs={cuda: tuple(archs) for cuda, archs in data["archs"].items()},
+    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@
 #include <ATen/ops/empty_ops.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/sum_ops.h>
+#include <ATen/ops/zeros_like_ops.h>
 #include <ATen/ops/zeros_ops.h>
 #include <c10/core/ScalarType.h>
 #include <c10/core/TensorOptions.h>
@@ -43,6 +44,14 @@ inline Tensor empty_like(const Tensor& self, TensorOptions options = {},
 inline Tensor zeros(IntArrayRef size, TensorOptions options = {}) {
   return _ops::zeros::call(c10::fromIntArrayRefSlow(size), c10::optTypeMetaToScalarType(options.dtype_opt()),
                            options.layout_opt(), options.device_opt(), options.pinned_memory_opt());
+}
+
+inline Tensor zeros_like(const Tensor& self, TensorOptions options = {},
+                         std::optional<MemoryFormat> memory_format = std::nullopt) {
+  return _ops::zeros_like::call(
+      self, c10::optTypeMetaToScalarType(options.dtype_opt()), options.layout_opt(), options.device_opt(),
+      options.pinned_memory_opt(),
+      c10::impl::check_tensor_options_and_extract_memory_format(options, memory_format));
 }
 
 inline Tensor& sum_out(Tensor& out, const Tensor& self, OptionalIntArrayRef dim, bool keepdim = false,

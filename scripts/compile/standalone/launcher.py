@@ -66,6 +66,14 @@ def with_stable_names(command: list[str]) -> list[str]:
     return [command[0], *words, *command[1:]]
 
 
+def with_stock_headers(command: list[str]) -> list[str]:
+    """Return a compile command without the lean headers (patch 0006), [] when it has none or is given stock ones."""
+    lean = [word for word in command if word.startswith("-I") and word.endswith("/lean-headers")]
+    if not lean or "-DVLLM_STOCK_TORCH_HEADERS" in command:
+        return []
+    return [word for word in command if word not in lean and word != "-DAT_PER_OPERATOR_HEADERS"]
+
+
 def append(record: dict[str, object]) -> None:
     """Append one line to the event file; a single write of this size does not mix with another process's."""
     path = os.environ.get(EVENTS)
@@ -225,6 +233,17 @@ def note(number: int, _frame: object) -> None:
     _told_to_stop.append(number)
 
 
+def may_be_headers(code: int, output: bytes) -> bool:
+    """Whether a failed compilation can be due to what headers declare: not a signal, not a full disk, not our end."""
+    return 0 < code < 128 and not _told_to_stop and b"No space left" not in output
+
+
+def first_error(output: bytes) -> str:
+    """Return the first line of a compiler's output that speaks of an error."""
+    said = [line for line in output.decode("utf-8", "replace").splitlines() if "error" in line]
+    return said[0][:500] if said else ""
+
+
 def was_killed(code: int, output: bytes) -> bool:
     """Whether the compiler, or a program it started, was ended by SIGKILL: what the kernel does without memory."""
     return code == 128 + signal.SIGKILL or (code != 0 and any(word in output for word in _KILLED))
@@ -248,6 +267,11 @@ def run(command: list[str]) -> int:
             if word == "go":
                 append({"event": "killed", **known, "time": time.time(), "code": code})
                 continue
+        stock = with_stock_headers(command) if may_be_headers(code, output) else []
+        if stock:  # torch's own headers decide whether the source is wrong; theirs is the failure that is shown
+            append({"event": "stock", **known, "time": time.time(), "code": code, "output": first_error(output)})
+            command, known["headers"] = stock, "stock"
+            continue
         finish(known, started, code, usage)
         turn.tell({"code": code})
         sys.stdout.buffer.write(output)

@@ -54,21 +54,20 @@ def toolkit_whole(subject: Subject) -> Result:
 
 @check("ld-cannot-find-cuda-libs")
 def toolkit_libraries(subject: Subject) -> Result:
-    """Check that an installed toolkit has libcudart and the stub of libcuda to link against."""
+    """Check that an installed toolkit has the libraries that torch's and vLLM's CMake files look for."""
     home = _system_home(subject)
     if home is None:
         return ok("the toolkit comes whole, from archives or packages")
     folders = [home / name for name in ("lib64", "lib", "targets/x86_64-linux/lib")]
-    missing = [
-        name for name in ("libcudart.so", "stubs/libcuda.so") if not any((folder / name).exists() for folder in folders)
-    ]
+    wanted = ("libcudart.so", "libnvrtc.so", "stubs/libcuda.so")
+    missing = [name for name in wanted if not any((folder / name).exists() for folder in folders)]
     label = subject.recipe.toolchain.cuda.replace(".", "-")
     if missing:
         return blocked(
             f"{home}/lib64 lacks {', '.join(missing)}",
-            f"apt-get install cuda-cudart-dev-{label} cuda-driver-dev-{label}",
+            f"apt-get install cuda-cudart-dev-{label} cuda-nvrtc-dev-{label} cuda-driver-dev-{label}",
         )
-    return ok(f"{home}/lib64 has libcudart and the stub of libcuda")
+    return ok(f"{home}/lib64 has libcudart, libnvrtc and the stub of libcuda")
 
 
 @check("torch-cuda-vs-nvcc-mismatch")
@@ -277,8 +276,7 @@ def many_archs(subject: Subject) -> Result:
 def components_for_cuda(subject: Subject) -> Result:
     """Check that the recipe's CUDA builds the components that upstream leaves out without a word otherwise."""
     cuda = numbers(subject.recipe.toolchain.cuda)
-    flashmla = (12, 9) if numbers(subject.recipe.package.version)[:2] >= (0, 16) else (12, 8)
-    needs = {Component.FLASHMLA: flashmla, Component.FLASH_ATTENTION_3: (12, 3), Component.DEEP_GEMM: (12, 3)}
+    needs = {Component.FLASHMLA: (12, 9), Component.FLASH_ATTENTION_3: (12, 3), Component.DEEP_GEMM: (12, 3)}
     bad = [item.value for item in subject.recipe.components if cuda < needs.get(item, (0,))]
     if bad:
         return blocked(

@@ -104,7 +104,7 @@ def test_a_page_that_another_publisher_replaced_is_not_overwritten(memory: Memor
 
 
 def test_a_store_that_is_not_there_or_not_one_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="not known"):
+    with pytest.raises(UsageError, match="does not know"):
         run(small(tmp_path / "w"), "--to", "ftp://host/x")
     for name, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}.items():
         monkeypatch.setenv(name, value)

@@ -172,7 +172,7 @@ def test_a_pypiserver_is_recognised(index: Index, tmp_path: Path, capsys: pytest
 
 def test_an_index_that_answers_404_for_everything_is_not_taken_for_an_empty_one(index: Index, tmp_path: Path) -> None:
     index.blind = True
-    with pytest.raises(PublishError, match="is not known to be an index") as caught:
+    with pytest.raises(PublishError, match="does not look like an index") as caught:
         run(small(tmp_path / "w"), index.url)
     assert "nothing was sent" in caught.value.what
     assert index.posts == 0
@@ -222,7 +222,7 @@ def test_a_company_s_own_authority_works_for_uploads_too_and_an_unknown_one_is_c
         # The index can be read, the upload cannot: uv's words are understood too.
         with pytest.raises(PublishError, match="could not be uploaded") as caught:
             run(small(tmp_path / "w"), url, "--check-url", index.url)
-        assert "issued by an authority that is not known here" in caught.value.why
+        assert "issued by an authority that this machine does not know" in caught.value.why
         assert index.posts == 0
         for number, name in enumerate(("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")):
             with monkeypatch.context() as patch:
@@ -421,7 +421,7 @@ def test_a_pypiserver_that_overwrites_keeps_what_it_has(tmp_path: Path) -> None:
         with pytest.raises(PublishError, match="has another"):
             publish.main([str(other), "--no-audit", "--to", url], Console())
         # A check index that knows nothing, as devpi's would be here, is not believed.
-        with pytest.raises(PublishError, match=r"not known to be an index|cannot be re"):
+        with pytest.raises(PublishError, match=r"does not look like an index|cannot be re"):
             publish.main([str(other), "--no-audit", "--to", url, "--check-url", f"{url}+simple/"], Console())
         assert (tmp_path / "packages" / wheel.name).read_bytes() == wheel.read_bytes()
 

@@ -281,6 +281,17 @@ def test_a_mirror_serves_what_the_recipe_pins_elsewhere(server: GitServer, trito
     assert names(fetch(item, cache, mirrors=mirrors).path) == {*KERNELS, "tool.sh"}
 
 
+def test_a_mirror_s_repository_is_found_with_and_without_git_in_its_name(
+    triton: Upstream, root: Path, cache: Cache, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mirrors = parse_mirrors(f"{root.as_uri()}/")
+    item = triton_source("https://github.com/triton.git", triton)  # the folder there is `triton`
+    assert names(fetch(item, cache, mirrors=mirrors).path) == {*KERNELS, "tool.sh"}
+    with pytest.raises(FetchError) as caught:
+        fetch(triton_source("https://github.com/absent.git", triton), cache, mirrors=mirrors)
+    assert caught.value.why.endswith("absent.git' does not appear to be a git repository")
+
+
 def test_credentials_reach_the_server_but_no_command_line_config_or_message(
     server: GitServer,
     triton: Upstream,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ from scripts.core.paths import ROOT
         (["--recpie=x"], "'--recipe'"),
         ([""], "unrecognized"),
         (["x"], "unrecognized"),
+        (["quickstart"], "--recipe quickstart?"),
+        (["quikstart"], "--recipe quickstart?"),
+        (["my.toml"], "--recipe my.toml?"),
     ],
 )
 def test_an_unknown_option_is_refused_with_the_nearest(arguments: list[str], shown: str) -> None:
@@ -194,3 +198,20 @@ def test_a_reader_that_went_away_ends_the_command_silently() -> None:
     code = "from scripts.commands.cli import run\ndef main(*_):\n    raise BrokenPipeError\nrun(main)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (141, "", "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_stream_that_cannot_write_a_character_writes_another(encoding: str) -> None:
+    code = (
+        "from scripts.commands.cli import run\n"
+        "def main(arguments, console):\n"
+        "    console.result('caf\\xe9 \\u2026 \\u2192 \\u4e2d \\udc80'); console.warn('\\u201cx\\u201d'); return 0\n"
+        "run(main)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    shown = done.stdout.decode(encoding)
+    assert shown.startswith(
+        {"ascii": "caf? ... -> ? ?", "latin-1": "caf\xe9 ... -> ? ?"}.get(encoding, "caf\xe9 \u2026")
+    )

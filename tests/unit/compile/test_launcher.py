@@ -11,8 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compile.standalone.launcher import COMPILER_CACHE, EVENTS, FAILURES, append, keep_failure, unit_of
-from scripts.compile.units import read_failures
+from scripts.compile.standalone.launcher import (
+    COMPILER_CACHE,
+    EVENTS,
+    FAILURES,
+    append,
+    keep_failure,
+    unit_of,
+    with_stock_headers,
+)
+from scripts.compile.units import read_failures, read_units
 from scripts.core.paths import ROOT
 from tests.support import wait_for
 
@@ -75,3 +83,57 @@ def test_a_call_that_is_told_to_stop_is_not_tried_again_without_the_cache(tmp_pa
             process.send_signal(signal.SIGTERM)
         assert process.wait(10) != 0
     assert not (tmp_path / "compiled").exists()
+
+
+def compiled(tmp_path: Path, source: str, **more: str) -> tuple[int, bytes, list[dict[str, object]]]:
+    """Compile with g++ and a lean header that lacks `stock()`, behind the launcher; return code, output, events."""
+    for folder, text in (("lean-headers", "#pragma once\n"), ("stock", "#pragma once\nint stock();\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "torch.h").write_text(text)
+    (tmp_path / "unit.cpp").write_text(source)
+    words = ["g++", f"-I{tmp_path}/lean-headers", "-isystem", f"{tmp_path}/stock", "-o", f"{tmp_path}/unit.o"]
+    command = [sys.executable, str(ROOT / "scripts/compile/standalone/launcher.py"), *words, "-c", "unit.cpp"]
+    environment = {**os.environ, EVENTS: str(tmp_path / "events"), FAILURES: str(tmp_path / "failures"), **more}
+    (tmp_path / "failures").mkdir()
+    done = subprocess.run(command, env=environment, cwd=tmp_path, check=False, capture_output=True)
+    return done.returncode, done.stdout, [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+
+
+def test_a_unit_that_fails_with_lean_headers_is_compiled_with_stock_ones(tmp_path: Path) -> None:
+    code, output, events = compiled(tmp_path, "#include <torch.h>\nint f() { return stock(); }\n")
+    assert (code, output) == (0, b"")
+    assert (tmp_path / "unit.o").is_file()
+    assert [event["event"] for event in events] == ["start", "stock", "start", "end"]
+    assert "stock" in str(events[1]["output"])  # why the lean ones did not do
+    assert not list((tmp_path / "failures").iterdir())
+    (record,) = read_units(tmp_path / "events")
+    assert record.headers == "stock"
+
+
+def test_a_real_error_is_shown_once_from_the_stock_try(tmp_path: Path) -> None:
+    code, output, events = compiled(tmp_path, "#include <torch.h>\nint f() { return stock() + nowhere; }\n")
+    assert code == 1
+    assert b"nowhere" in output
+    assert b"stock" not in output.replace(b"/stock/", b"").split(b"nowhere")[0].split(b"error")[-1]
+    assert events[-1]["code"] == 1
+    (failure,) = read_failures(tmp_path / "failures")
+    assert "lean-headers" not in failure.command
+
+
+def test_a_unit_that_compiles_with_lean_headers_keeps_them(tmp_path: Path) -> None:
+    code, _, events = compiled(tmp_path, "#include <torch.h>\nint f() { return 1; }\n")
+    assert code == 0
+    assert [event["event"] for event in events] == ["start", "end"]
+    assert read_units(tmp_path / "events")[0].headers is None
+
+
+@pytest.mark.parametrize(
+    ("words", "stock"),
+    [
+        ("nvcc -DAT_PER_OPERATOR_HEADERS -I/s/lean-headers -I/s/csrc -c a.cu", "nvcc -I/s/csrc -c a.cu"),
+        ("nvcc -I/s/lean-headers -DVLLM_STOCK_TORCH_HEADERS -c a.cpp", ""),
+        ("nvcc -I/s/csrc -c a.cu", ""),
+    ],
+)
+def test_stock_headers_are_those_without_the_lean_folder(words: str, stock: str) -> None:
+    assert with_stock_headers(words.split()) == stock.split()

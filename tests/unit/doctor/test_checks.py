@@ -282,7 +282,7 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
     return make_subject(folder, recipe("12.8", "system"), environment={"CUDA_HOME": str(toolkit(folder))})
 
 
-@blocks("ld-cannot-find-cuda-libs", "lacks stubs/libcuda.so")
+@blocks("ld-cannot-find-cuda-libs", "lacks libnvrtc.so, stubs/libcuda.so")
 def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
     home = toolkit(folder, "lib64/libcudart.so")
     return make_subject(folder, recipe("12.8", "system"), environment={"CUDA_HOME": str(home)})
@@ -372,7 +372,7 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
     return make_subject(folder, PRODUCTION, environment={"PATH": str(folder)})
 
 
-@fires("github-or-dockerhub-rate-limit", "CI fetches 6 git sources")
+@fires("github-or-dockerhub-rate-limit", "CI fetches 5 git sources")
 def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
     return make_subject(folder, PRODUCTION, environment={"CI": "true"})
 

@@ -16,11 +16,13 @@ from scripts.core.console import Console
 from scripts.core.errors import DoctorError
 from scripts.core.files import digest
 from scripts.core.paths import RECIPES
+from scripts.doctor.examine import smaller_subject
 from scripts.doctor.preflight import missing_git
 from scripts.doctor.registry import require
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import parse_mirrors
-from scripts.recipe.model import GitSource, Recipe
+from scripts.recipe.files import load_recipe
+from scripts.recipe.model import Component, GitSource, Recipe
 from scripts.sources.git_source import tree_key
 from scripts.toolchain.installed import find_system_toolkit
 from tests.subjects import answer, make_subject
@@ -168,3 +170,13 @@ def test_an_installed_toolkit_is_enough(cache: Cache, tmp_path: Path) -> None:
     nvcc.chmod(0o755)
     recipe = make_recipe(toolchain={**PYPI, "kind": "system"})
     check_reach(recipe, access(cache, offline=True), environment={"CUDA_HOME": str(tmp_path / "cuda")})
+
+
+def test_what_is_suggested_as_smaller_is_smaller(tmp_path: Path) -> None:
+    larger = make_subject(tmp_path, "vllm-0.20.1-cu130")
+    small = smaller_subject(larger)
+    assert small is not None
+    assert small.recipe.name == "quickstart"
+    assert smaller_subject(make_subject(tmp_path)) is None
+    tiny = load_recipe("quickstart").model_copy(update={"name": "mine", "components": (Component.MOE,), "cost": None})
+    assert smaller_subject(make_subject(tmp_path, tiny)) is None

@@ -202,3 +202,30 @@ def test_the_worker_checks_itself_where_the_entry_point_was_left_out(image: Path
     shown = subprocess.run([*words, "--help"], env=environment, capture_output=True, text=True, check=False)
     assert "MODEL_REVISION" in shown.stdout
     assert shown.returncode == 0
+
+
+def test_a_machine_with_two_kinds_of_gpus_is_told_about_each_once(
+    image: Path,
+    tmp_path: Path,
+    table: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    old = libcuda(tmp_path / "old", name="T4", major=7, minor=5, count=2, driver=12040)
+    found = gpu.find_gpus(str(old / "libcuda.so.1"))
+    assert found == gpu.Found((gpu.Gpu("T4", "7.5"), gpu.Gpu("T4", "7.5")), "12.4", "")
+    both = gpu.Found((*found.gpus, gpu.Gpu("A100", "8.0"), gpu.Gpu("New", "99.0")), "13.0", "")
+    lines, stop = gpu.judge(table, both, ["no-code"])
+    assert not stop
+    assert [line.split(":")[0] for line in lines] == ["warning", "  fix", "warning"]
+    monkeypatch.setattr(gpu, "TABLE", image / "gpus.json")
+    for answer, arguments, code in (
+        (found, [], gpu.STOP),
+        (both._replace(trouble="no GPU"), [], gpu.STOP),
+        (both, ["--quiet"], 0),
+        (both._replace(trouble="no GPU"), ["--quiet"], gpu.STOP),
+    ):
+        monkeypatch.setattr(gpu, "find_gpus", lambda answer=answer: answer)
+        assert gpu.main(arguments) == code
+    assert gpu.main(["--version"]) == 0
+    assert "vLLM 0.15.1+cu129" in capsys.readouterr().out

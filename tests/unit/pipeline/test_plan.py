@@ -12,7 +12,7 @@ from scripts.core.console import Console
 from scripts.core.machine import Machine
 from scripts.cuda.archs import parse_arch_list
 from scripts.pipeline.plan import show_plan
-from scripts.recipe.costs import cpu_seconds
+from scripts.recipe.costs import cpu_seconds, unit_count
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.model import Cost, Recipe, describe
 from scripts.sources.series import recipe_patches
@@ -66,7 +66,7 @@ def test_the_plan_of_a_real_recipe_names_every_source_patch_and_component(
     assert all(patch.name in shown for patch in recipe_patches(recipe)[0])
     assert "4 at a time (4 cores, 15.0 GB of memory free)" in shown
     assert recipe.cost is not None
-    assert f"about {recipe.cost.units}" in shown
+    assert f"about {unit_count(recipe.cost, recipe.archs)} " in shown
 
 
 def test_sources_are_described_with_their_pins() -> None:
@@ -79,20 +79,20 @@ def test_sources_are_described_with_their_pins() -> None:
 @pytest.mark.parametrize(
     ("archs", "row"),
     [
-        ("8.0;9.0;12.0", "marlin: 8.0+PTX (JIT on 9.0;12.0)"),
-        ("9.0;12.0", "hopper: 9.0a (nothing for 12.0)"),
-        ("12.0", "hopper: none (nothing for 12.0)"),
-        ("9.0", "hopper: 9.0a"),
-        ("8.0;8.9", "ada: 8.9 (nothing for 8.0)"),
-        ("10.0;10.3", "blackwell: 10.0a (nothing for 10.3)"),
+        ("8.0;9.0;12.0", "Marlin: 8.0+PTX (JIT on 9.0;12.0)"),
+        ("9.0;12.0", "Machete: 9.0a (nothing for 12.0)"),
+        ("12.0", "Machete: none (nothing for 12.0)"),
+        ("9.0", "Machete: 9.0a"),
+        ("8.0;8.9", "AllSpark: 8.9 (nothing for 8.0)"),
+        ("10.0;10.3", "CUTLASS MLA: 10.0a (nothing for 10.3)"),
     ],
 )
 def test_a_family_row_says_which_archs_it_leaves_to_ptx_or_to_nothing(
     archs: str, row: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    built = {"marlin": "8.0+PTX", "hopper": "9.0a", "ada": "8.9", "blackwell": "10.0a", "off": ""}
+    built = {"Marlin": "8.0+PTX", "Machete": "9.0a", "AllSpark": "8.9", "CUTLASS MLA": "10.0a", "QuTLASS": ""}
     name = row.split(":", maxsplit=1)[0]
-    recipe = make_recipe(toolchain=PYPI, families={"_moe_C": {name: built[name], "off": ""}})
+    recipe = make_recipe(toolchain=PYPI, components=["_C"], families={"_C": {name: built[name], "QuTLASS": ""}})
     shown = plan(recipe, capsys, archs=archs)
     rows = [line.split(maxsplit=1)[1].strip() for line in shown.splitlines() if line.startswith("kernels")]
     assert rows == [row]

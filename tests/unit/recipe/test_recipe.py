@@ -7,7 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.core.errors import UsageError
@@ -139,7 +139,7 @@ WRONG = {
     ),
     "unknown arch": ({"archs": ["9.5"]}, ["archs.0", "'9.5'", "Perhaps you meant", "sm_90"]),
     "arch that is no text": ({"archs": [9.0]}, ["archs.0", "9.0", "string"]),
-    "no archs": ({"archs": []}, ["archs", "at least 1"]),
+    "no archs": ({"archs": []}, ["archs", "at least one"]),
     "arch its CUDA lacks": ({"archs": ["7.0"]}, ["archs", "7.0", "12.9", "older CUDA"]),
     "bad sha256": (
         {"source": {"kind": "sdist", "name": "v", "version": "0.20.1", "sha256": "123"}},
@@ -148,7 +148,7 @@ WRONG = {
     "bad version": ({"torch": {"version": "new", "cuda": "13.0"}}, ["torch.version", "'new'", "PEP 440"]),
     "path that leads outside": ({"patches": ["../x.patch"]}, ["patches.0", "'../x.patch'", "'..'"]),
     "bad variable name": ({"environment": {"a b": "1"}}, ["environment", "a b"]),
-    "wrong type": ({"description": 3}, ["description", "3", "string"]),
+    "wrong type": ({"description": 3}, ["description", "3", "a text in quotes"]),
     "two CUDA versions": ({"torch": {"version": "2.11.0", "cuda": "12.9"}}, ["12.9", "13.0", "extensions"]),
     "two versions of vllm": (
         {"source": {"kind": "sdist", "name": "v", "version": "0.19.0", "sha256": "0" * 64}},
@@ -167,6 +167,20 @@ WRONG = {
             }
         },
         ["cost.cpu_seconds", "finite"],
+    ),
+    "a text where a list belongs": ({"archs": 9}, ["archs", "a list is wanted", '["9.0"']),
+    "a text where a table belongs": ({"torch": "2.11.0"}, ["torch", "a table is wanted"]),
+    "a component twice": ({"components": ["_C", "_moe_C", "_C"]}, ["components", "_C is named twice"]),
+    "a family that is none": ({"families": {"_moe_C": {"Marlin MOE": ""}}}, ["'Marlin MOE'", "'Marlin MoE'", "DSV3"]),
+    "a family of a component without any": ({"families": {"triton_kernels": {"x": ""}}}, ["'x'", "it has none"]),
+    "host code only": ({"components": ["cumem_allocator", "triton_kernels"]}, ["code for a GPU", "_moe_C"]),
+    "a tag that is a path": (
+        {"source": {"kind": "git", "repository": "https://h/x", "commit": "0" * 40, "tag": "../../etc/passwd"}},
+        ["source.tag", "'../../etc/passwd'", "git tag", "v0.20.1"],
+    ),
+    "a URL of another kind": (
+        {"source": {"kind": "git", "repository": "ftp://h/x", "commit": "0" * 40}},
+        ["source.repository", "https://, ssh:// or file://"],
     ),
     "its own name": ({"name": "other"}, ["unknown key 'name'", "named by its file"]),
 }
@@ -350,3 +364,33 @@ def test_a_file_that_a_recipe_names_lies_beside_it_or_in_recipes(tmp_path: Path)
     (tmp_path / ours.name).write_text("mine")
     assert recipe_file(ours.name, tmp_path) == tmp_path / ours.name
     assert recipe_file("nowhere", tmp_path) == tmp_path / "nowhere"
+
+
+WRONG_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["kind", "version", "x"]), inner, max_size=2)
+    ),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(key=st.sampled_from(sorted(set(Recipe.model_fields) - {"name", "folder"})), value=WRONG_VALUES)
+def test_no_message_speaks_of_the_checker_and_all_speak_of_toml(key: str, value: Any) -> None:
+    data = load_recipe("quickstart").model_dump(mode="json", exclude={"name", "folder"}) | {key: value}
+    try:
+        check_recipe(data, RECIPES / "quickstart.toml")
+    except UsageError as error:
+        shown = f"{error.what} {error.why}".lower()
+        for word in (
+            "tuple",
+            "pydantic",
+            "input should",
+            "dictionary",
+            "valid string",
+            "model",
+            "instance",
+            "none type",
+        ):
+            assert word not in shown.replace(str(value).lower(), ""), shown
