@@ -132,11 +132,8 @@ def test_the_command_adds_and_renews(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder.mkdir()
     readme.write_text(f"a\n{gpu_check_evidence.BEGIN}\nold\n{gpu_check_evidence.END}\nb\n")
     given.write_text(json.dumps(report()))
-<<<<<<< HEAD
     monkeypatch.setattr(gpu_check_evidence, "FOLDER", folder)
     monkeypatch.setattr(gpu_check_evidence, "README", readme)
-=======
->>>>>>> 73f114b18883e257cc2d05899287cd5b50e4cce3
     monkeypatch.setattr(command, "FOLDER", folder)
     monkeypatch.setattr(command, "README", readme)
     monkeypatch.setattr(command, "pages", lambda: pages(folder, readme))
