@@ -178,7 +178,7 @@ def test_a_crowded_machine_is_warned_of_and_tried(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("scripts.commands.wheel.read_machine", lambda: Machine(2, 0.2, 9.0))
+    monkeypatch.setattr("scripts.pipeline.wheel.read_machine", lambda: Machine(2, 0.2, 9.0))
     recipe = costly(miniature, "crowded", 500)
     assert main(["--recipe", str(recipe), "--wheelhouse", str(tmp_path)], Console()) == 0
     said = " ".join(capsys.readouterr().err.split())

@@ -79,7 +79,7 @@ def test_a_small_cache_disk_stops_before_the_download(mount: Callable[[str], Pat
 def test_a_small_disk_stops_before_git_sources_are_cloned(mount: Callable[[str], Path]) -> None:
     row = answer("disk-full-triton-clone", make_subject(mount("size=20m"), PRODUCTION))
     assert row.verdict is Verdict.BLOCKED
-    assert "for 6 git sources" in row.measured
+    assert "for 5 git sources" in row.measured
 
 
 def test_small_temporary_and_wheel_disks_are_seen_each_on_its_own(mount: Callable[[str], Path], tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_two_builds_in_different_directories_give_the_same_wheel_bit_for_bit(
     other = tmp_path_factory.mktemp("a-directory-with-a-longer-name") / "cache"
     monkeypatch.setenv("WHEELSMITH_CACHE", str(other))
     if not fixed:
-        monkeypatch.setattr("scripts.commands.wheel.refusal", lambda: "none here")
+        monkeypatch.setattr("scripts.pipeline.wheel.refusal", lambda: "none here")
     previous = os.umask(0o077)
     try:
         second = next(make("--wheelhouse", str(tmp_path / "second")).parent.glob("second/*.whl"))

@@ -20,7 +20,6 @@ from scripts.downloads.access import Access
 from scripts.downloads.mirrors import parse_mirrors
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
-from scripts.sources import fetch
 from scripts.sources.bundle import Manifest, read_bundle, write_bundle
 from scripts.sources.fetch import fetch_archive
 from scripts.sources.git_source import fetch_git
@@ -214,11 +213,11 @@ def test_a_manifest_of_another_format_is_refused() -> None:
 
 
 def test_the_command_writes_and_reads_a_bundle(recipe: Recipe, bundle: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(fetch, "load_recipe", lambda _: recipe)
+    monkeypatch.setattr(commands_fetch, "load_recipe", lambda _: recipe)
     again = tmp_path / "again.tar"
     online, airgapped = str(tmp_path / "online"), str(tmp_path / "airgapped")
     small = recipe.model_copy(update={"dependencies": {"flash": recipe.dependencies["flash"]}})
-    monkeypatch.setattr(fetch, "load_recipe", lambda _: small)
+    monkeypatch.setattr(commands_fetch, "load_recipe", lambda _: small)
     assert commands_fetch.main(["--cache", online, "--offline", "--bundle", str(again)], QUIET) == 0
     assert commands_fetch.main(["--cache", airgapped, "--from-bundle", str(again)], QUIET) == 0
     with pytest.raises(UsageError, match="not both"):

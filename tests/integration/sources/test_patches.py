@@ -15,7 +15,6 @@ from scripts.core.paths import RECIPES
 from scripts.downloads.access import Access
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe, SdistSource
-from scripts.sources import series as patches
 from scripts.sources.fetch import source_tree
 from scripts.sources.patch import load_patch
 from scripts.sources.series import Verdict, check_series, locked_versions, recipe_patches
@@ -110,7 +109,7 @@ def test_the_lock_files_pin_what_the_recipes_say() -> None:
 def test_the_command_reports_each_patch_and_ends_with_the_patch_exit_code(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(patches, "source_tree", lambda *_: tree)
+    monkeypatch.setattr(commands_patches, "source_tree", lambda *_: tree)
     report = tmp_path / "report.json"
     command = ["--recipe", "vllm-0.15.1-cu128", "--json", str(report), "--cache", str(tmp_path / "cache")]
     assert commands_patches.main(command, Console(quiet=True)) == PatchError.exit_code
