@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from hypothesis import strategies as st
 
 from scripts.cuda.archs import TABLE, Arch
@@ -62,6 +63,14 @@ def _toml(value: Any) -> str:
 def cpu_seconds() -> float:
     """Return the CPU time of this process and its ended children, which work beside the tests does not change."""
     return sum(os.times()[:4])
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process runs; one that ends while it is looked at does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -9,11 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from scripts.core.process import GUARD
-from tests.support import wait_for
+from tests.support import alive, wait_for
 
 # Ignores everything, and so does its child, which is in a session of its own and whose parent has ended.
 STUBBORN = """
@@ -35,10 +34,6 @@ def pids(folder: Path) -> list[int]:
     paths = [folder / "child", folder / "orphan"]
     wait_for(lambda: all(path.exists() and path.read_text().strip() for path in paths))
     return [int(path.read_text()) for path in paths]
-
-
-def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

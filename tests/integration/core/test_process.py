@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from scripts.core.paths import ROOT
 from scripts.core.process import capture, run_logged
+from tests.support import alive
 
 ENVIRONMENT = dict(os.environ)
 # A child and a grandchild that ignore Ctrl-C; each writes its process id.
@@ -30,8 +30,7 @@ def wait_for(paths: list[Path]) -> list[int]:
 def gone(pids: list[int], *, within: float) -> bool:
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
-        alive = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
-        if not alive:
+        if not any(alive(pid) for pid in pids):
             return True
         time.sleep(0.05)
     return False

@@ -28,7 +28,7 @@ from scripts.core.errors import (
 )
 from scripts.core.paths import ROOT
 from tests.miniature import Miniature, full_environment, make_miniature, wheel_command
-from tests.support import cpu_seconds, wait_for
+from tests.support import alive, cpu_seconds, wait_for
 
 MakeWheel = Callable[..., Path]
 
@@ -205,12 +205,8 @@ def start(miniature: Miniature, cache: Path, wheelhouse: Path) -> subprocess.Pop
 
 
 def compilers_alive(miniature: Miniature) -> list[int]:
-    alive = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if str(miniature.compiler) in words and process.status() != psutil.STATUS_ZOMBIE:
-            alive.append(process.pid)
-    return alive
+    processes = psutil.process_iter(["cmdline"])
+    return [p.pid for p in processes if str(miniature.compiler) in (p.info["cmdline"] or []) and alive(p.pid)]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
