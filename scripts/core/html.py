@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from html import escape
+from typing import TYPE_CHECKING
+
+from scripts.core.paths import ROOT
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _STYLE = """\
 :root{color-scheme:light dark;--ok:#1a7f37;--jit:#9a6700;--no:#cf222e;--line:#8884}
@@ -21,6 +28,23 @@ svg{width:100%;height:auto;font:11px system-ui,sans-serif}svg text{fill:currentC
 .host{fill:#bc4c00;background:#bc4c00}.fatbinary{fill:#7d8590;background:#7d8590}
 .other{fill:#57606a;background:#57606a}.hit{fill:#2da44e;background:#2da44e}.failed{fill:#cf222e;background:#cf222e}
 .key i{display:inline-block;width:.8rem;height:.8rem;margin:0 .3rem 0 .9rem}"""
+
+
+def render(template: str, **values: object) -> str:
+    """Return a page made from a template: its path below scripts/, beside the package that uses it.
+
+    Values are text and are escaped, whatever they hold; a name that the template needs and does not get is an error.
+    """
+    return _environment().get_template(template).render(values)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    import jinja2  # noqa: PLC0415  (0.2 s that only who writes a page needs)
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ROOT / "scripts"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
 
 
 def page(title: str, body: str) -> str:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from html import escape
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from scripts.core.html import render
 from scripts.cuda.archs import TABLE
 from scripts.cuda.drivers import RELEASES
 from scripts.index.entry import Entry
 
-TEMPLATE = Path(__file__).with_name("landing.html")
+TEMPLATE = "index/landing.html"
 _OLDEST_CUDA = (11, 8)  # no torch that vLLM runs on has code for older drivers
 
 
 def landing_page(entries: Sequence[Entry]) -> bytes:
     """Return the page; the script in it picks, and without script there is a table of all wheels."""
     data = {"gpus": _gpus(), "archs": _archs(), "drivers": _drivers(), "wheels": [_wheel(entry) for entry in entries]}
-    # "<" must not end the script element that holds the data.
-    text = json.dumps(data, sort_keys=True).replace("<", "\\u003c")
-    rows = "\n".join(_row(number, entry) for number, entry in reversed(list(enumerate(entries))))
-    return TEMPLATE.read_text().replace("@ROWS@", rows).replace("@DATA@", text).encode()
+    rows = [_row(number, entry) for number, entry in reversed(list(enumerate(entries)))]
+    return render(TEMPLATE, data=data, rows=rows).encode()
 
 
 def _gpus() -> list[dict[str, str]]:
@@ -67,34 +63,21 @@ def _serves(item: Any) -> dict[str, Any]:
     return values
 
 
-def _row(number: int, entry: Entry) -> str:
-    lowest = sorted(
-        {item.cuda for item in entry.serves or () if item.cuda}, key=lambda text: [*map(int, text.split("."))]
-    )
-    extras = " ".join(f'<a href="{quote(entry.key + suffix)}">{escape(suffix[1:])}</a>' for suffix in entry.extras)
-    cells = (
-        ("", f'<a href="{quote(entry.key)}">{escape(entry.filename)}</a>{_marks(entry)}<br><small>{extras}</small>'),
-        ("version", escape(entry.version)),
-        ("archs with code", _served_archs(entry)),
-        ("driver from", escape(f"CUDA {lowest[0]}" if lowest else "-")),
-        ("torch", escape(entry.torch.removeprefix("==") or "-")),
-        ("published", escape(entry.uploaded[:16].replace("T", " "))),
-        ("size", f"{entry.size / 1e6:.1f} MB"),
-        ("sha256", f"<code>{entry.sha256[:16]}</code>"),
-    )
-    label = [f' data-label="{name}"' if name else "" for name, _ in cells]
-    text = "".join(f"<td{name}>{cell}</td>" for name, (_, cell) in zip(label, cells, strict=True))
-    kind = ' class="yanked"' if entry.yanked is not None else ""
-    return f'<tr data-wheel="{number}"{kind}>{text}</tr>'
-
-
-def _marks(entry: Entry) -> str:
-    if entry.yanked is None:
-        return ""
-    return f'<br><span class="warn">yanked{escape(": " + entry.yanked if entry.yanked else "")}</span>'
-
-
-def _served_archs(entry: Entry) -> str:
-    if entry.serves is None:
-        return '<span class="warn">not audited</span>'
-    return escape(", ".join(item.arch for item in entry.serves if item.native + item.compatible)) or "no GPU code"
+def _row(number: int, entry: Entry) -> dict[str, Any]:
+    """Return what the table without script shows of a wheel; `number` is its place in the script's data."""
+    served = entry.serves or ()
+    drivers = sorted({item.cuda for item in served if item.cuda}, key=lambda text: [*map(int, text.split("."))])
+    return {
+        "number": number,
+        "url": quote(entry.key),
+        "file": entry.filename,
+        "yanked": entry.yanked,
+        "extras": list(entry.extras),
+        "version": entry.version,
+        "archs": None if entry.serves is None else [item.arch for item in served if item.native + item.compatible],
+        "cuda": drivers[0] if drivers else "",
+        "torch": entry.torch.removeprefix("=="),
+        "uploaded": entry.uploaded[:16].replace("T", " "),
+        "size": f"{entry.size / 1e6:.1f} MB",
+        "sha256": entry.sha256,
+    }

@@ -80,6 +80,34 @@ def test_a_wheel_without_a_label_points_at_an_index_that_no_other_wheel_shares()
     assert "no GPU code" in page
 
 
+HOSTILE = "<script>window.taken=1</script><img src=x onerror=window.taken=1>\"'"
+TEXTS = ("filename", "name", "torch", "requires_python", "notice", "yanked", "uploaded", "sha256")
+
+
+def hostile_entry() -> Entry:
+    """Return an entry whose texts are HTML, as if no check had stopped it (a version would be refused before)."""
+    extras = {f".{HOSTILE}": "a" * 64}
+    served = Served.model_construct(arch=HOSTILE, native=1, compatible=0, jit=0, cuda="13.0", driver=HOSTILE)
+    texts = dict.fromkeys(TEXTS, HOSTILE)
+    return entry("1.0+x", {}).model_copy(update={**texts, "extras": extras, "serves": (served,)})
+
+
+def test_hostile_texts_are_shown_as_text_wherever_they_stand(tab: Browser, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_bytes(landing_page([hostile_entry()]))
+    with serve(tmp_path) as server:
+        tab.open(f"{server.url}/")
+        assert tab.run("document.querySelectorAll('script').length") == 2  # the data and the page's own
+        assert tab.run("document.querySelectorAll('img').length") == 0
+        tab.run(f"gpu.append(element('option', 'x', {{value: {json.dumps(HOSTILE)}}}))")
+        tab.choose("#gpu", HOSTILE)
+        tab.choose("#driver", "13.0")
+        assert HOSTILE in str(tab.run("document.getElementById('result').textContent"))
+        row = str(tab.run("document.querySelector('tbody tr').textContent"))
+        assert row.count(HOSTILE[:16]) == len({*TEXTS} - {"name", "requires_python", "notice"}) + 2  # archs, extras
+        assert tab.run("document.querySelectorAll('img, tbody script, #result script').length") == 0
+        assert tab.run("window.taken") is None
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     (tmp_path / "site").mkdir()
