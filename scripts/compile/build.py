@@ -56,7 +56,7 @@ class BuildTree:
     definitions: tuple[str, ...]
     """`-DNAME=VALUE` for CMake; setup.py gets the same through CMAKE_ARGS."""
     basis: str = ""
-    """A key for what compilers and headers outside the sources contain, the same on every machine."""
+    """A key for the host compiler and the dependencies, the same on every machine."""
     paths: FixedPaths = field(default_factory=FixedPaths)
     """The names under which cmake, ninja and compilers see the tree, the toolchain and the dependencies."""
 
@@ -164,7 +164,7 @@ def plan_tree(
         ADMISSION: str(path / "admission"),
     }
     definitions = _definitions(recipe, toolchain, path, dependencies, paths)
-    basis = digest([toolchain.versions, toolchain.cuda_origin, toolchain.host.version, contents])
+    basis = digest([toolchain.host.version, contents])
     seen = paths.variables(variables)
     return BuildTree(key, path, source, toolchain, tuple(archs), targets, seen, definitions, basis, paths)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from scripts.compile.build import BuildTree, Compiled, compile_units
 from scripts.compile.compiler_cache import CacheSettings, compiler_cache, headers_digest
+from scripts.compile.outside import outside_digest
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.files import digest
@@ -28,7 +29,7 @@ def compile_cached(
         settings,
         cache,
         tree=tree.path,
-        key=digest([tree.basis, headers_digest(tree.sources)]),
+        key=digest([tree.basis, outside_digest(tree), headers_digest(tree.sources)]),
         enter=tree.prefix,
         environment=tree.environment,
         console=console,

@@ -1,0 +1,56 @@
+"""What compilers read outside the sources and dependencies: headers of torch and Python, CUDA's compilers and headers.
+
+The compiler cache's key must change with them and with nothing else: a lock file moves packages that no compiler reads
+(numpy, filelock), and a toolkit may be renewed where it is. So the key is made of contents, not of names and versions.
+"""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from scripts.compile.build import BuildTree
+from scripts.core.files import digest, file_sha256
+from scripts.toolchain.environments import recorded_digests
+
+COMPILERS = ("nvcc", "nvcc.profile", "cudafe++", "ptxas", "fatbinary", "nvlink", "bin2c")
+"""What nvcc runs and reads in a toolkit's bin/; cicc and libdevice are below nvvm/."""
+_INCLUDE = re.compile(r"(?:-I|-isystem)[ =]?(\S+)")
+
+
+def outside_digest(tree: BuildTree) -> str:
+    """Return a digest of what the compilers of a configured tree read outside its sources and dependencies.
+
+    Files that packages installed are not read again: their RECORDs have the sha256.
+    """
+    known = recorded_digests(tree.toolchain.site_packages)
+    home = tree.toolchain.cuda_home
+    read = {
+        "python": Path(sysconfig.get_paths()["include"]),
+        "include": home / "include",
+        "nvvm": home / "nvvm",
+        **{f"bin/{name}": home / "bin" / name for name in COMPILERS},
+        **installed_includes(tree),
+    }
+    return digest({name: list(_contents(place, known)) for name, place in read.items()})
+
+
+def installed_includes(tree: BuildTree) -> dict[str, Path]:
+    """Return the folders of installed packages on the units' include paths, by their names in site-packages."""
+    site = tree.toolchain.site_packages
+    inside = tree.inside(site)
+    text = (tree.binary / "build.ninja").read_text(errors="surrogateescape")
+    named = {Path(word) for word in _INCLUDE.findall(text)}
+    below = [path.relative_to(inside) for path in named if inside in path.parents and named.isdisjoint(path.parents)]
+    return {str(path): site / path for path in below}
+
+
+def _contents(place: Path, known: Mapping[tuple[int, int], str]) -> Iterator[tuple[str, str]]:
+    """Yield (path below `place`, sha256) of a file or of all files in a folder, in order."""
+    files = place.rglob("*") if place.is_dir() else [place]
+    for path in sorted(files):
+        if path.is_file():
+            about = path.stat()
+            yield str(path.relative_to(place)), known.get((about.st_dev, about.st_ino)) or file_sha256(path)
