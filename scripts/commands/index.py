@@ -22,6 +22,7 @@ from scripts.index.reader import SimpleClient
 from scripts.index.static import StaticIndex
 from scripts.index.transfer import mirror, promote
 from scripts.index.upload import check_url_syntax
+from scripts.index.variant_index import VariantIndex
 
 DESCRIPTION = """\
 Look after the wheels of a static index, in a directory or a bucket.
@@ -90,6 +91,7 @@ def _mark(options: Any, reason: str | None, console: Console) -> int:
     with store.lock(console):
         done = [Done(name, word if index.change(name, change) else "unchanged") for name in names]
         index.refresh()
+        VariantIndex(store, console).refresh(index.entries)
     return _finish(done, store.location, options, console)
 
 

@@ -21,7 +21,8 @@ from scripts.index.prune import Rule, doomed
 from scripts.index.statements import built, mirrored, slimmed
 from scripts.index.static import Item, StaticIndex
 from scripts.index.store import Store
-from scripts.index.variants import Variant, VariantIndex, describe
+from scripts.index.variant_index import VariantIndex
+from scripts.index.variants import Variant, describe
 from scripts.report.wheelhouse import Local, report_path
 
 SBOM = ".cdx.json"
@@ -81,7 +82,7 @@ def publish_static(store: Store, wheels: Sequence[Local], wishes: Wishes, consol
             done.append(Done(wheel.path.name, state, wheel.sha256, wheel.size))
         index.refresh()
         done += prune(index, wishes)
-        _publish_variants(VariantIndex(store, console), described, index.entries())
+        _publish_variants(VariantIndex(store, console), described, index, wishes)
     return done
 
 
@@ -146,13 +147,16 @@ def prune(index: StaticIndex, wishes: Wishes) -> list[Done]:
 
 
 def _publish_variants(
-    variants: VariantIndex, described: Sequence[tuple[Path, Entry, Variant]], entries: Mapping[str, Entry]
+    variants: VariantIndex, described: Sequence[tuple[Path, Entry, Variant]], index: StaticIndex, wishes: Wishes
 ) -> None:
     """Add the variants of wheels that the index has; take out those of others."""
+    there = index.entries() if described else {}
     for path, entry, variant in described:
-        if entry.filename in entries:
-            variants.add(path, entry, variant)
-    variants.refresh(entries)
+        if entry.filename in there:
+            variants.add(path, there[entry.filename], variant)
+    variants.refresh(index.entries)
+    if wishes.rules:
+        variants.sweep(wishes.grace)
 
 
 def _variants(known: Sequence[tuple[Local, Entry | None]], items: Sequence[Item]) -> list[tuple[Path, Entry, Variant]]:

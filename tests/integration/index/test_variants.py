@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from obstore.store import MemoryStore
 from variantlib.variants_json import VariantsJson
 
+from scripts.commands import index as looking_after
 from scripts.commands import publish
 from scripts.core.console import Console
 from scripts.core.errors import PublishError, UsageError
@@ -95,15 +100,114 @@ def test_code_that_the_format_has_no_word_for_is_refused_before_anything_is_sent
     assert not (tmp_path / "index/files").exists()
 
 
-def test_repeating_sends_nothing_and_pruned_wheels_take_their_variants_along(tmp_path: Path) -> None:
+def listed(index: Path) -> dict[str, dict[str, Any]]:
+    """Return the variant wheels that the pages list, by label; each must be there, whole, with its metadata."""
+    page = json.loads((index / "variants/simple/vllm/index.json").read_text())
+    rows = [row for row in page["files"] if row["filename"].endswith(".whl")]
+    for row in rows:
+        path = index / "variants/simple/vllm" / unquote(row["url"])
+        assert file_sha256(path) == row["hashes"]["sha256"]
+        assert file_sha256(Path(f"{path}.metadata")) == row["core-metadata"]["sha256"]
+    html = (index / "variants/simple/vllm/index.html").read_text()
+    assert html.count(".whl</a>") == len(rows)
+    return {row["filename"].removesuffix(".whl").rpartition("-")[2]: row for row in rows}
+
+
+def files(index: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (index / "variants/files").glob("*/*.whl")}
+
+
+def test_repeating_sends_nothing(tmp_path: Path) -> None:
     wheels = [wheel_for(tmp_path / "w", f"0.15.1+cu130.sm{arch}", arch) for arch in ("80", "90")]
     run(*wheels, "--to", "index", "--variants")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "index/variants").rglob("*") if path.is_file()}
     run(*wheels, "--to", "index", "--variants")
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_pruned_wheels_variant_leaves_the_pages_at_once_and_the_disk_after_the_grace(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    wheels = [wheel_for(tmp_path / "w", f"0.15.1+cu130.sm{arch}", arch) for arch in ("80", "90")]
+    run(*wheels, "--to", "index", "--variants")
+    before = files(index)
     run("--to", "index", "--prune", wheels[0].name)
-    assert set(variants_json(tmp_path / "index").variants) == {"cu130_sm90"}
-    assert len(list((tmp_path / "index/variants/files").glob("*/*.whl"))) == 1
+    assert set(variants_json(index).variants) == {"cu130_sm90"} == set(listed(index))
+    assert files(index) == before  # readers may just fetch it
+    run("--to", "index", "--prune", wheels[1].name)
+    assert listed(index) == {}
+    assert not (index / "variants/simple/vllm/vllm-0.15.1-variants.json").exists()
+    run(wheels[1], "--to", "index", "--variants")
+    assert set(listed(index)) == {"cu130_sm90"}
+    assert files(index) == before  # taken back: nothing was sent again
+    run("--to", "index", "--prune", "keep=9", "--grace", "0")
+    assert len(files(index)) == 1
+    run("--to", "index", "--prune", "keep=9", "--grace", "0")
+    run(wheels[0], "--to", "index", "--variants")
+    assert set(listed(index)) == {"cu130_sm80", "cu130_sm90"}
+    assert sum(path.parent.name.endswith("-1") for path in files(index)) == 1  # where no slow deleter can hit it
+
+
+def test_other_bytes_under_a_name_that_was_taken_out_get_a_variant_of_their_own(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    run(old := wheel_for(tmp_path / "w", "0.15.1+cu130.sm90", "90"), "--to", "index", "--variants")
+    run("--to", "index", "--prune", old.name)
+    new = wheel_for(tmp_path / "v", "0.15.1+cu130.sm90", "90a")
+    assert new.name == old.name
+    run(new, "--to", "index")
+    assert listed(index) == {}  # the variant was not of these bytes
+    run(new, "--to", "index", "--variants")
+    row = listed(index)["cu130_sm90"]
+    with zipfile.ZipFile(index / "variants/simple/vllm" / unquote(row["url"])) as made, zipfile.ZipFile(new) as wheel:
+        assert made.read("vllm/_C.abi3.so") == wheel.read("vllm/_C.abi3.so")
+
+
+def test_a_yanked_wheels_variant_is_yanked(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    wheel = wheel_for(tmp_path / "w", "0.15.1+cu130.sm90", "90")
+    run(wheel, "--to", "index", "--variants")
+    assert listed(index)["cu130_sm90"]["yanked"] is False
+    mark = ["index", wheel.name]
+    looking_after.main(["yank", *mark, "--reason", 'wrong "on" sm_90'], Console(quiet=True))
+    assert listed(index)["cu130_sm90"]["yanked"] == 'wrong "on" sm_90'
+    assert 'data-yanked="wrong &quot;on&quot; sm_90"' in (index / "variants/simple/vllm/index.html").read_text()
+    looking_after.main(["unyank", *mark], Console(quiet=True))
+    assert listed(index)["cu130_sm90"]["yanked"] is False
+
+
+def bucket(store: MemoryStore, folder: Path) -> Path:
+    """Copy what is in a bucket to a folder."""
+    for batch in store.list():
+        for item in batch:
+            path = folder / item["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(store.get(item["path"]).bytes()))
+    return folder
+
+
+def test_publishers_and_pruners_of_a_bucket_at_once_lose_no_variant_and_list_none_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    monkeypatch.setattr("scripts.index.object_store.from_url", lambda *_, **__: store)
+    wheels = [wheel_for(tmp_path / "w", f"0.15.1+cu130.sm{arch}", arch) for arch in ("80", "86", "90", "100")]
+    to = ["--to", "s3://bucket"]
+    run(wheels[0], *to, "--variants")
+    for number in range(4):
+        works = [[wheel, *to, "--variants"] for wheel in wheels[1:]]
+        works += [[*to, "--prune", wheels[0].name, "--grace", "0"]] if number % 2 == 0 else [[*to, "--prune", "keep=9"]]
+        works += [[wheels[0], *to, "--variants"]] if number % 2 else []
+        with ThreadPoolExecutor(len(works)) as pool:
+            assert list(pool.map(lambda words: run(*words), works)) == [0] * len(works)
+        expected = {"cu130_sm86", "cu130_sm90", "cu130_sm100"} | ({"cu130_sm80"} if number % 2 else set())
+        assert set(listed(bucket(store, tmp_path / f"seen{number}"))) == expected
+
+
+def test_a_variants_record_that_is_none_is_named(tmp_path: Path) -> None:
+    run(wheel_for(tmp_path / "w", "0.15.1+cu130.sm90", "90"), "--to", "index", "--variants")
+    [record] = (tmp_path / "index/variants/entries").iterdir()
+    record.write_text('{"published": 1}')
+    with pytest.raises(PublishError, match="is not a record of this index"):
+        run("--to", "index", "--prune", "keep=9")
 
 
 def test_wheels_that_would_be_one_variant_or_were_not_audited_are_refused(tmp_path: Path) -> None:
