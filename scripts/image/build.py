@@ -14,14 +14,15 @@ from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
-from scripts.audit.collect import audit_path
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import ImageError
+from scripts.core.files import file_sha256
 from scripts.core.paths import ROOT
 from scripts.core.process import call
 from scripts.downloads.indexes import read_indexes
 from scripts.downloads.mirrors import VARIABLE, parse_mirrors
+from scripts.formats.wheel import Hash, open_wheel, read_record, record_digest
 from scripts.image.base import debian_base, parse_debian, reachable
 from scripts.image.checks import Facts, Result, check_image, read_facts, stopped_cleanly
 from scripts.image.context import (
@@ -30,13 +31,11 @@ from scripts.image.context import (
     check_base,
     context_arguments,
     have_encodings,
-    lowest_driver,
     make_context,
-    wheel_targets,
     write_secrets,
 )
 from scripts.image.engine import Engine, Plan, layers_folder
-from scripts.image.gpus import NO_HAZARDS, gpu_table, hazard_label
+from scripts.image.gpus import NO_HAZARDS, hazard_label
 from scripts.image.report import ImageReport, Phase
 from scripts.image.sbom import licence_label
 
@@ -73,20 +72,19 @@ def build_image(
     check_base(wheel.path, Base(base.python, base.glibc, base.machine))
     check_disk(engine, known=any(engine.has(tag) for tag in _known_tags(wheel)))
     clock.ends("base")
-    table = gpu_table(wheel.path, version=wheel.version, torch=wheel.torch, cuda=wheel.cuda, driver=wheel.driver)
-    hazards = hazard_label(table)
+    hazards = hazard_label(wheel.gpus)
     if hazards != NO_HAZARDS:
         console.warn(f"known hazards, by compute capability: {hazards}; the image stops there unless told otherwise")
     indexes = read_indexes()
     encodings = {}
     if options.target == "runpod" and options.with_encodings:
         encodings = have_encodings(options.encodings, cache=cache, indexes=indexes, console=console)
-    clock.ends("audit")
+    clock.ends("encodings")
     tag = options.tag or _known_tags(wheel)[TARGETS.index(options.target)]
     unfinished = f"localhost/wheelsmith-unfinished:{os.getpid()}"
     stamp, digest = _timestamp(), engine.digest(name)
     with ExitStack() as stack:
-        context = stack.enter_context(make_context(cache, wheel.path, lock, encodings, table))
+        context = stack.enter_context(make_context(cache, wheel, lock, encodings))
         private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wheelsmith-")))
         arguments = build_arguments(wheel, lock, base=name, digest=digest)
         marks = labels(wheel, base=name, digest=digest, recipe=options.recipe, stamp=stamp) | {HAZARDS: hazards}
@@ -101,7 +99,7 @@ def build_image(
         console.stage("check", "inside the image")
         jit = options.target == "runtime-jit"
         facts, checks = check_image(engine, unfinished, base=base, console=console, jit=jit)
-        checks.append(audit_installed(engine, unfinished, facts, wheel))
+        checks.append(installed_as_audited(engine, unfinished, facts, wheel))
         stopped_cleanly(checks)
         clock.ends("checks")
         report = ImageReport(
@@ -119,15 +117,22 @@ def _known_tags(wheel: WheelFacts) -> list[str]:
     return [f"localhost/vllm:{wheel.version.replace('+', '-')}-{target}" for target in TARGETS]
 
 
-def audit_installed(engine: Engine, image: str, facts: Facts, wheel: WheelFacts) -> Result:
-    """Audit what is installed, not the wheel: the same GPUs and driver must come out."""
+def installed_as_audited(engine: Engine, image: str, facts: Facts, wheel: WheelFacts) -> Result:
+    """Hold what is installed against the wheel that was audited: the same bytes run on the same GPUs."""
     place = f"/opt/vllm/lib/python{facts.python[0]}.{facts.python[1]}/site-packages/vllm"
+    with open_wheel(wheel.path) as opened:
+        record = {name: item for name, item in read_record(opened).items() if name.startswith("vllm/")}
     with engine.folder(image, place) as folder:
-        report = audit_path(folder, wheel_targets(wheel.path))
-    cuda, driver = lowest_driver(report)
-    files = len(report.components)
-    said = f"{files} shared objects: CUDA {cuda} or later (driver {driver})"
-    return Result("nox -s audit of what is installed", cuda == wheel.cuda and files > 0, said)
+        other = sorted(name for name, item in record.items() if not _is(folder.parent / name, item))
+    said = f"not so: {', '.join(other[:5])}" if other else f"{len(record)} files are the audited wheel's"
+    return Result("what is installed is the wheel that was audited", bool(record) and not other, said)
+
+
+def _is(path: Path, item: Hash) -> bool:
+    try:
+        return path.stat().st_size == item.size and record_digest(bytes.fromhex(file_sha256(path))) == item.sha256
+    except OSError:
+        return False
 
 
 def have_base(wanted: str, *, engine: Engine, cache: Cache, console: Console) -> tuple[str, Facts]:

@@ -19,8 +19,8 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from scripts.audit.collect import audit_path
-from scripts.audit.models import AuditReport
+from scripts.audit.collect import audit_wheel
+from scripts.audit.models import TargetVerdict
 from scripts.audit.subjects import label_archs, matching_recipe
 from scripts.core.cache import Cache
 from scripts.core.console import Console
@@ -32,6 +32,7 @@ from scripts.downloads.download import download, open_client
 from scripts.downloads.indexes import Indexes
 from scripts.formats.wheel import open_wheel, wheel_name
 from scripts.image.gpus import NAME as GPU_TABLE
+from scripts.image.gpus import gpu_table, gpu_targets
 from scripts.image.layers import layer_rules, split_lock
 from scripts.recipe.files import load_recipe
 
@@ -59,8 +60,10 @@ class WheelFacts:
     """Lowest CUDA version whose driver runs all its targets."""
     driver: str
     """First Linux driver of that CUDA version."""
-    torch: str = ""
+    torch: str
     """Version of torch that it names; "" when it names none."""
+    gpus: Mapping[str, Any]
+    """What the audit says per GPU, for the entry point (scripts.image.gpus)."""
 
 
 @dataclass(frozen=True)
@@ -87,27 +90,40 @@ def find_wheel(given: Path | None, *, wheelhouse: Path = ROOT / "wheelhouse") ->
 
 
 def read_wheel(path: Path) -> WheelFacts:
-    """Audit a wheel and return what the image must know. Raises ImageError when it is no wheel of vLLM for a GPU."""
+    """Audit a wheel, once, and return what the image must know.
+
+    Raises ImageError when it is no wheel of vLLM for a GPU, or is not what its RECORD says: what is installed is held
+    against RECORD later.
+    """
     try:
         name = wheel_name(path)
         recipe = matching_recipe(path)
-        report = audit_path(path, wheel_targets(path), recipe=recipe)
+        own = wheel_targets(path)
+        report = audit_wheel(path, lambda subject: [*own, *gpu_targets(subject.libraries)], recipe=recipe)
         with open_wheel(path) as wheel:
             unpacked = sum(member.file_size for member in wheel.members)
     except AuditError as error:
         raise ImageError(error.what, why=error.why, fix=error.fix) from error
     if name.name != "vllm":
         raise ImageError(f"{path.name} is not vLLM", fix="give a wheel of vLLM: --wheel FILE")
-    cuda, driver = lowest_driver(report)
+    damage = next((item.text for item in report.findings if item.code == "record-mismatch"), "")
+    if damage:
+        raise ImageError(f"{path.name} is not what its RECORD says", why=damage, fix=f"nox -s audit -- {path}")
+    verdicts = report.targets[: len(own)]
+    cuda, driver = lowest_driver(verdicts)
     if not cuda:
         raise ImageError(
             f"{path.name} runs on none of its GPUs",
-            why=next((item.summary for item in report.targets), "there is no GPU code in it"),
+            why=next((item.summary for item in verdicts), "there is no GPU code in it"),
             fix=f"nox -s audit -- {path}",
         )
-    named = recipe.name if recipe else ""
     torch = (report.torch or "").removeprefix("==")
-    return WheelFacts(path, name.version, file_sha256(path), unpacked, named, cuda, driver, torch)
+    facts = {"version": name.version, "torch": torch, "cuda": cuda, "driver": driver}
+    gpus = gpu_table(path.name, report.targets[len(own) :], **facts)
+    named = recipe.name if recipe else ""
+    return WheelFacts(
+        path, sha256=report.sha256 or file_sha256(path), unpacked=unpacked, recipe=named, gpus=gpus, **facts
+    )
 
 
 def wheel_targets(path: Path) -> Sequence[Target]:
@@ -117,12 +133,12 @@ def wheel_targets(path: Path) -> Sequence[Target]:
     return [parse_target(arch.number) for arch in archs]
 
 
-def lowest_driver(report: AuditReport) -> tuple[str, str]:
+def lowest_driver(verdicts: Sequence[TargetVerdict]) -> tuple[str, str]:
     """Return CUDA version and driver that run every target that can be run at all; two empty texts when none can.
 
     A target whose code is known to go wrong (a hazard) counts: the entry point tells, and stops.
     """
-    met = [(item.lowest_cuda, item.lowest_driver or "") for item in report.targets if item.lowest_cuda]
+    met = [(item.lowest_cuda, item.lowest_driver or "") for item in verdicts if item.lowest_cuda]
     cuda, driver = max(met, key=lambda item: Version(item[0] or "0"), default=("", ""))
     return cuda or "", driver
 
@@ -194,12 +210,10 @@ def have_encodings(given: Path | None, *, cache: Cache, indexes: Indexes, consol
 
 
 @contextmanager
-def make_context(
-    cache: Cache, wheel: Path, lock: Path, encodings: Mapping[str, Path], table: Mapping[str, Any]
-) -> Iterator[Path]:
+def make_context(cache: Cache, wheel: WheelFacts, lock: Path, encodings: Mapping[str, Path]) -> Iterator[Path]:
     """Give a folder with what Dockerfile.runtime takes from its context, removed afterwards. Raises ImageError.
 
-    `table` is what the audit says per GPU (scripts.image.gpus). Big files are hard links where the filesystem allows
+    Big files are hard links where the filesystem allows
     it; times and modes are set, so that layers are the same from every checkout.
     """
     with tempfile.TemporaryDirectory(dir=cache.place("tmp", "image").parent, prefix="image-") as name:
@@ -214,9 +228,9 @@ def make_context(
             shutil.copytree(RUNTIME / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         for part in ("build", "image"):
             (folder / part / "__init__.py").unlink()  # a folder of programs
-        (folder / "image" / GPU_TABLE).write_text(json.dumps(table, indent=1) + "\n")
+        (folder / "image" / GPU_TABLE).write_text(json.dumps(wheel.gpus, indent=1) + "\n")
         _link(Path(sys.executable).with_name("uv"), folder / "build" / "uv")
-        _link(wheel, folder / "wheel" / wheel.name)
+        _link(wheel.path, folder / "wheel" / wheel.path.name)
         for target, source in encodings.items():
             _link(source, folder / "encodings" / target)
         for path in folder.rglob("*"):

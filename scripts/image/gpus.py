@@ -5,11 +5,9 @@ runtime/image/gpu.py reads it inside the image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from scripts.audit.collect import audit_path
 from scripts.audit.coverage import Library
 from scripts.audit.models import TargetVerdict
 from scripts.audit.targets import judge
@@ -22,18 +20,29 @@ FIRST = (7, 0)  # compute capability: vLLM supports none below
 OLDEST = (12, 0)  # CUDA version whose drivers are still met
 
 
-def gpu_table(wheel: Path, *, version: str, torch: str, cuda: str, driver: str) -> dict[str, Any]:
-    """Return the audit's verdict for every compute capability that is known, and the hazards with their drivers.
+def gpu_targets(libraries: Sequence[Library]) -> Iterator[Target]:
+    """Yield each GPU without a driver, and with each that is too old for some of the code: that may be a hazard."""
+    for number in _archs():
+        target = parse_target(number)
+        yield target
+        lowest = judge(target, libraries).lowest_cuda
+        for release in RELEASES:
+            if lowest and OLDEST <= numbers(release.cuda) < numbers(lowest):
+                yield parse_target(f"{number}@{release.cuda}")
 
-    `cuda` and `driver` are the lowest that run the wheel's own targets. A hazard that only drivers below some CUDA
-    version meet has that version as `below_cuda`.
+
+def gpu_table(
+    wheel: str, verdicts: Sequence[TargetVerdict], *, version: str, torch: str, cuda: str, driver: str
+) -> dict[str, Any]:
+    """Return the verdicts of `gpu_targets` by compute capability, and the hazards with their drivers.
+
+    `wheel` is a file name; `cuda` and `driver` are the lowest that run the wheel's own targets. A hazard that only
+    drivers below some CUDA version meet has that version as `below_cuda`.
     """
-    archs = [row.number for row in TABLE if _pair(row.number) >= FIRST]
-    report = audit_path(wheel, lambda subject: list(_targets(archs, subject.libraries)))
-    by_arch = {number: [item for item in report.targets if item.arch == _sm(number)] for number in archs}
+    by_arch = {number: [item for item in verdicts if item.arch == _sm(number)] for number in _archs()}
     return {
         "schema_version": 1,
-        "wheel": wheel.name,
+        "wheel": wheel,
         "version": version,
         "torch": torch,
         "cuda": cuda,
@@ -42,15 +51,8 @@ def gpu_table(wheel: Path, *, version: str, torch: str, cuda: str, driver: str) 
     }
 
 
-def _targets(archs: Iterable[str], libraries: Sequence[Library]) -> Iterator[Target]:
-    """Yield each GPU without a driver, and with each that is too old for some of the code: that may be a hazard."""
-    for number in archs:
-        target = parse_target(number)
-        yield target
-        lowest = judge(target, libraries).lowest_cuda
-        for release in RELEASES:
-            if lowest and OLDEST <= numbers(release.cuda) < numbers(lowest):
-                yield parse_target(f"{number}@{release.cuda}")
+def _archs() -> list[str]:
+    return [row.number for row in TABLE if _pair(row.number) >= FIRST]
 
 
 def _row(verdicts: Sequence[TargetVerdict]) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def _hazard(hazard: Any, *, below: str) -> dict[str, str]:
     }
 
 
-def hazard_label(table: dict[str, Any]) -> str:
+def hazard_label(table: Mapping[str, Any]) -> str:
     """Return the table's hazards as one label: `marlin-moe-jit: 12.0, 12.1; other: 9.0 below CUDA 12.9`."""
     found: dict[str, list[str]] = {}
     for number, row in table["gpus"].items():

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +21,8 @@ from packaging.licenses import canonicalize_license_expression
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
+from scripts.audit.collect import audit_wheel
+from scripts.audit.models import AuditReport
 from scripts.commands import runtime_image
 from scripts.core.cache import Cache
 from scripts.core.console import Console
@@ -28,6 +31,7 @@ from scripts.core.paths import ROOT
 from scripts.downloads.indexes import Indexes
 from scripts.downloads.mirrors import parse_mirrors
 from scripts.image import build as image_build
+from scripts.image import context as context_module
 from scripts.image.base import debian_base, mmdebstrap_words, parse_debian, reachable
 from scripts.image.checks import Facts, Installed, Result, check_image, inside, read_facts, stopped_cleanly
 from scripts.image.choice import ENGINES, find_engine
@@ -75,7 +79,7 @@ def facts(**changes: Any) -> Facts:
 
 
 def wheel_facts(path: Path = Path("vllm-0.15.1+cu128.sm86-cp38-abi3-manylinux_2_31_x86_64.whl")) -> WheelFacts:
-    return WheelFacts(path, "0.15.1+cu128.sm86", "ab" * 32, 10, "vllm-0.15.1-cu128", "12.0", "525.60.13")
+    return WheelFacts(path, "0.15.1+cu128.sm86", "ab" * 32, 10, "vllm-0.15.1-cu128", "12.0", "525.60.13", "2.9.1", {})
 
 
 @pytest.fixture
@@ -120,6 +124,56 @@ def test_the_lowest_driver_of_a_wheel_is_read_from_its_gpu_code(tmp_path: Path) 
     found = read_wheel(make_wheel(tmp_path, {"vllm/_C.abi3.so": library}, version="0.15.1+cu128.sm86"))
     assert (found.cuda, found.driver) == ("12.0", "525.60.13")  # SASS of CUDA 12 for 8.6: minor version compatibility
     assert found.unpacked > len(library)
+
+
+def test_a_wheel_is_audited_once_for_its_driver_and_for_every_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audited: list[Path] = []
+
+    def counting(path: Path, *words: Any, **more: Any) -> AuditReport:
+        audited.append(path)
+        return audit_wheel(path, *words, **more)
+
+    monkeypatch.setattr(context_module, "audit_wheel", counting)
+    library = shared_object(tmp_path / "_C.so", {"k": container(sass("86", "k"))}).read_bytes()
+    found = read_wheel(make_wheel(tmp_path, {"vllm/_C.abi3.so": library}, version="0.15.1+cu128.sm86"))
+    assert len(audited) == 1
+    assert {number: row["ok"] for number, row in found.gpus["gpus"].items() if number in {"8.0", "8.6", "8.9"}} == {
+        "8.0": False,
+        "8.6": True,
+        "8.9": True,
+    }
+    assert (found.gpus["cuda"], found.gpus["version"]) == ("12.0", "0.15.1+cu128.sm86")
+
+
+def test_what_is_installed_is_held_against_the_audited_wheel(stand_in: Path) -> None:
+    library = shared_object(stand_in / "_C.so", {"k": container(sass("86", "k"))}).read_bytes()
+    members = {"vllm/_C.abi3.so": library, "vllm/__init__.py": b"1\n"}
+    wheel = make_wheel(stand_in, members, version="0.15.1+cu128.sm86")
+    site = stand_in / "image" / "opt" / "vllm" / "lib" / "python3.11" / "site-packages"
+    program = stand_in / "bin" / "docker"
+    program.write_text(f'#!/bin/sh\nif [ "$1" = cp ]; then cp -r "{stand_in}/image/${{2#*:}}" "$3"; else echo c1; fi\n')
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (site / "vllm" / "more.pyc").write_bytes(b"bytecode")
+    words = (engine(stand_in, "docker"), "x:1", facts(), wheel_facts(wheel))
+    assert image_build.installed_as_audited(*words).ok
+    (site / "vllm" / "_C.abi3.so").write_bytes(library[:-1] + b"x")
+    found = image_build.installed_as_audited(*words)
+    assert (found.ok, found.said) == (False, "not so: vllm/_C.abi3.so")
+    (site / "vllm" / "_C.abi3.so").write_bytes(library)
+    (site / "vllm" / "__init__.py").unlink()
+    assert not image_build.installed_as_audited(*words).ok
+
+
+def test_a_wheel_that_is_not_what_its_record_says_is_refused(tmp_path: Path) -> None:
+    library = shared_object(tmp_path / "_C.so", {"k": container(sass("86", "k"))}).read_bytes()
+    wheel = make_wheel(
+        tmp_path, {"vllm/_C.abi3.so": library}, version="0.15.1+cu128.sm86", record={"vllm/_C.abi3.so": "sha256=x,1"}
+    )
+    with pytest.raises(ImageError, match="is not what its RECORD says"):
+        read_wheel(wheel)
 
 
 def test_wheels_that_no_gpu_runs_or_that_are_none_are_image_errors(tmp_path: Path) -> None:
@@ -192,9 +246,8 @@ def test_encodings_from_a_folder_are_checked(tmp_path: Path, cache: Cache, conso
 def test_the_context_holds_what_the_dockerfile_takes_and_is_removed(tmp_path: Path, cache: Cache) -> None:
     wheel, vocabulary = make_wheel(tmp_path, {}), tmp_path / "v"
     vocabulary.write_text("v")
-    with make_context(
-        cache, wheel, find_lock("0.15.1", None), {"o200k_base.tiktoken": vocabulary}, {"gpus": {}}
-    ) as context:
+    facts = dataclasses.replace(wheel_facts(wheel), gpus={"gpus": {}})
+    with make_context(cache, facts, find_lock("0.15.1", None), {"o200k_base.tiktoken": vocabulary}) as context:
         names = {str(path.relative_to(context)) for path in context.rglob("*") if path.is_file()}
         assert {"Dockerfile.runtime", "build/uv", "build/install.sh", "build/trim.py", "worker.txt"} <= names
         assert {f"requirements-{i}.txt" for i in (1, 2, 3, 4)} <= names
@@ -613,7 +666,7 @@ def test_the_tag_is_given_when_all_checks_have_passed_and_never_else(
     (stand_in / "answer-info").write_text(f"{stand_in}\n")
     monkeypatch.setattr(image_build, "read_facts", lambda *_: facts())
     monkeypatch.setattr(image_build, "check_image", lambda *_, **__: (facts(), [Result("a", ok, "said")]))
-    monkeypatch.setattr(image_build, "audit_installed", lambda *_: Result("b", ok=True, said=""))
+    monkeypatch.setattr(image_build, "installed_as_audited", lambda *_: Result("b", ok=True, said=""))
     monkeypatch.setattr(image_build, "DISK_AGAIN", 0)
     words = ["--wheel", str(wheel), "--engine", "docker", "--tag", "localhost/t:1", "--push", "registry.example/t:1"]
     words += ["--out", str(stand_in / "out"), "--cache", str(stand_in / "c"), "--json", str(stand_in / "report.json")]

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from runtime.image import gpu
+from scripts.audit.collect import audit_wheel
 from scripts.core.paths import ROOT
-from scripts.image.gpus import NO_HAZARDS, gpu_table, hazard_label
+from scripts.image.gpus import NO_HAZARDS, gpu_table, gpu_targets, hazard_label
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 
@@ -55,7 +56,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for name, items in units.items()
     }
     wheel = make_wheel(folder, files, version="0.15.1+cu129")
-    return gpu_table(wheel, version="0.15.1+cu129", torch="2.9.1", cuda="12.9", driver="575.51.03")
+    verdicts = audit_wheel(wheel, lambda subject: list(gpu_targets(subject.libraries))).targets
+    return gpu_table(wheel.name, verdicts, version="0.15.1+cu129", torch="2.9.1", cuda="12.9", driver="575.51.03")
 
 
 @pytest.fixture
