@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import sys
@@ -114,7 +115,9 @@ def test_yank_shows_in_html_json_and_on_the_page_for_people(tmp_path: Path) -> N
     page = json.loads((tmp_path / "index/simple/vllm/index.json").read_text())
     assert page["files"][0]["yanked"] == 'a "<b>"'
     assert 'data-yanked="a &quot;&lt;b&gt;&quot;"' in (tmp_path / "index/simple/vllm/index.html").read_text()
-    assert "yanked: a &quot;&lt;b&gt;&quot;" in (tmp_path / "index/index.html").read_text()
+    people = (tmp_path / "index/index.html").read_text()
+    assert 'yanked: a "<b>"' in html.unescape(people)
+    assert "<b>" not in people
     do("yank", "index", wheel.name, "--reason", "")
     assert json.loads((tmp_path / "index/simple/vllm/index.json").read_text())["files"][0]["yanked"] is True
     for words in (
