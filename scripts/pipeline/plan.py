@@ -7,8 +7,9 @@ from pathlib import Path
 
 from scripts.core.console import Console, human_seconds
 from scripts.core.machine import Machine
-from scripts.cuda.archs import Arch, arch_list, loose_intersection, natively, runs_on_cubin
+from scripts.cuda.archs import Arch, arch_list, runs_on_cubin
 from scripts.recipe.costs import cpu_seconds, unit_count
+from scripts.recipe.fitting import kernel_archs
 from scripts.recipe.model import Cost, Recipe, describe
 from scripts.sources.series import recipe_patches
 from scripts.toolchain.choice import needs_packages
@@ -52,13 +53,7 @@ def show_plan(
 def _family_rows(recipe: Recipe, archs: Sequence[Arch]) -> list[tuple[str, str]]:
     """Return what upstream will compile each kernel family for, and the archs that this leaves to PTX or to nothing."""
     rows = []
-    families = [item for component in recipe.components for item in recipe.families.get(component, {}).items()]
-    for name, built in families:
-        if not built:
-            continue
-        gets = loose_intersection(built, archs)
-        if recipe.native and name in recipe.native_families:
-            gets = natively(gets, archs)
+    for name, gets in kernel_archs(recipe, archs).items():
         lacks = [arch for arch in archs if not any(runs_on_cubin(cubin, arch) for cubin in gets)]
         jit = [arch for arch in lacks if any(have.ptx and not have.suffix and have < arch for have in gets)]
         none = [arch for arch in lacks if arch not in jit]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scripts.core.errors import UsageError
-from scripts.cuda.archs import Arch, arch_list, check_cuda_can, loose_intersection
+from scripts.cuda.archs import Arch, arch_list, check_cuda_can, loose_intersection, natively
 from scripts.recipe.model import Component, Recipe
 
 # Upstream compiles all kernels of these for one family's archs. Without any it would pass nvcc no arch at all, and so
@@ -71,3 +71,17 @@ def _compiles(arch: Arch, cuda: str) -> bool:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
+
+
+def kernel_archs(recipe: Recipe, archs: Sequence[Arch]) -> dict[str, tuple[Arch, ...]]:
+    """Return what each kernel family of the recipe's components is compiled for, `native_families` included.
+
+    A family that the recipe gives no archs (it follows the list) is left out; () is a family without code for `archs`.
+    """
+    found = {}
+    for component in recipe.components:
+        for name, built in recipe.families.get(component, {}).items():
+            if built:
+                gets = tuple(loose_intersection(built, archs))
+                found[name] = natively(gets, archs) if recipe.native and name in recipe.native_families else gets
+    return found

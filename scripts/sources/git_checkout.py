@@ -17,11 +17,13 @@ from scripts.downloads.access import Access
 from scripts.downloads.mirrors import VARIABLE, Address, address, other_spelling, repository_key, rewrite
 from scripts.sources.git_process import (
     DOCS,
+    INCOMPLETE,
     NO_REPOSITORY,
     REFUSED,
     GitError,
     Repository,
     git_program,
+    incomplete_error,
     network_error,
     reason,
 )
@@ -249,6 +251,8 @@ class Work:
         if failure.network:
             return network_error(self.remote.url, failure)
         commit, url = self.job.commit, self.remote.url
+        if INCOMPLETE.search(failure.text):
+            return incomplete_error(url, commit, failure)
         if REFUSED.search(failure.text):
             return FetchError(
                 f"{url} does not give out commit {commit}",

@@ -44,6 +44,13 @@ _FINAL = re.compile(
 # git's answers when the commit or object asked for cannot be had from this server
 REFUSED = re.compile(r"not our ref|unadvertised object|couldn't find remote ref|no such remote ref", re.IGNORECASE)
 
+# git's answers when the server has the commit and lacks objects of it: a mirror that was copied in part
+INCOMPLETE = re.compile(
+    r"unable to read (tree )?\(?[0-9a-f]{40}|pack-objects died|repository corruption on the remote side"
+    r"|bad object [0-9a-f]{40}|missing (blob|tree) object",
+    re.IGNORECASE,
+)
+
 _HELPER = '!f() { test "$1" = get && echo "username=$WHEELSMITH_GIT_USER" && echo "password=$WHEELSMITH_GIT_PASS"; }; f'
 
 
@@ -238,6 +245,22 @@ def network_error(url: str, failure: GitError) -> FetchError:
     )
 
 
+def incomplete_error(url: str, commit: str, failure: GitError) -> FetchError:
+    """Return the error for a server that has a commit and lacks some of its objects."""
+    words = [match[1] for line in failure.text.splitlines() if (match := re.match(r"remote: (?:fatal: )?(.+)", line))]
+    return FetchError(
+        f"{url} lacks objects of commit {commit}",
+        why="its server said: " + "; ".join(word.strip() for word in words or [reason(failure.text)]),
+        fix=[
+            f"see what it lacks, on its machine: git -C REPOSITORY fsck --connectivity-only {commit}",
+            "complete it: git clone --mirror URL-OF-THE-ORIGINAL (not a partial clone, not a copy without large files)",
+            "let it serve single files, others may then be absent: git config uploadpack.allowAnySHA1InWant true",
+        ],
+        detail=failure.text,
+        docs=f"{DOCS}#mirrors",
+    )
+
+
 def _remote_settings(remote: Address) -> dict[str, str]:
     settings = {
         "remote.origin.url": remote.url,
@@ -327,4 +350,5 @@ class _Said:
 
 def _failure(said: list[str], arguments: Sequence[str], code: int) -> GitError:
     text = "\n".join(said) or f"git {arguments[0]} ended with exit code {code}"
-    return GitError(text, network=bool(_NETWORK.search(text)) and not _FINAL.search(text))
+    final = _FINAL.search(text) or INCOMPLETE.search(text)
+    return GitError(text, network=bool(_NETWORK.search(text)) and not final)

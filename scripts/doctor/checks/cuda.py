@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 from scripts.core.errors import ToolchainError, UsageError
-from scripts.cuda.archs import Arch, arch_list, architecture, check_cuda_can, loose_intersection, runs_on_cubin
+from scripts.cuda.archs import Arch, arch_list, architecture, check_cuda_can, runs_on_cubin
 from scripts.cuda.drivers import floor, numbers, release
 from scripts.doctor.preflight import toolkit_problem
 from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
+from scripts.recipe.fitting import kernel_archs
 from scripts.recipe.model import Component
 from scripts.toolchain.choice import needs_packages
 from scripts.toolchain.installed import find_system_toolkit, ways_to_get
@@ -187,12 +188,10 @@ def ptx_for_drivers(subject: Subject) -> Result:
 def _jit_families(subject: Subject, archs: list[Arch]) -> str:
     """Return the kernel families that some of the archs get as PTX only."""
     found = []
-    for component in subject.recipe.components:
-        for name, built in subject.recipe.families.get(component, {}).items():
-            gets = loose_intersection(built, subject.archs) if built else ()
-            lacks = [arch for arch in archs if not any(runs_on_cubin(item, arch) for item in gets)]
-            if any(item.ptx and item < arch for arch in lacks for item in gets):
-                found.append(name)
+    for name, gets in kernel_archs(subject.recipe, subject.archs).items():
+        lacks = [arch for arch in archs if not any(runs_on_cubin(item, arch) for item in gets)]
+        if any(item.ptx and item < arch for arch in lacks for item in gets):
+            found.append(name)
     return ", ".join(found)
 
 
@@ -229,11 +228,9 @@ def _own_driver(subject: Subject, major: int) -> Result:
 def families_for_archs(subject: Subject) -> Result:
     """Check which kernel families give an arch nothing at all."""
     lost = []
-    for component in subject.recipe.components:
-        for name, built in subject.recipe.families.get(component, {}).items():
-            gets = loose_intersection(built, subject.archs) if built else ()
-            without = [a for a in subject.archs if not any(runs_on_cubin(c, a) or (c.ptx and c < a) for c in gets)]
-            lost += [f"{name} ({arch_list(without)})"] if without and built else []
+    for name, gets in kernel_archs(subject.recipe, subject.archs).items():
+        without = [a for a in subject.archs if not any(runs_on_cubin(c, a) or (c.ptx and c < a) for c in gets)]
+        lost += [f"{name} ({arch_list(without)})"] if without else []
     if not lost:
         return ok("every kernel family has code for every arch")
     return ok(f"{len(lost)} kernel families have nothing for some archs, as upstream intends: {'; '.join(lost[:3])}")

@@ -292,6 +292,24 @@ def test_a_mirror_s_repository_is_found_with_and_without_git_in_its_name(
     assert caught.value.why.endswith("absent.git' does not appear to be a git repository")
 
 
+@pytest.mark.parametrize("filters", [True, False])
+@pytest.mark.parametrize("over", ["file", "http"])
+def test_a_mirror_that_lacks_files_of_the_commit_is_said_to_lack_them(
+    server: GitServer, triton: Upstream, cache: Cache, capsys: pytest.CaptureFixture[str], *, over: str, filters: bool
+) -> None:
+    """As a snapshot without its large files: the server has the commit, its pack ends in the middle."""
+    git(triton.path, "config", "uploadpack.allowFilter", str(filters).lower())
+    lost = git(triton.path, "rev-parse", f"HEAD:{INNER}/matmul_ogs.py").strip()
+    (triton.path / "objects" / lost[:2] / lost[2:]).unlink()
+    url = server.url("triton") if over == "http" else triton.path.as_uri()
+    with pytest.raises(FetchError, match=f"lacks objects of commit {triton.head}") as caught:
+        fetch(triton_source(url, triton), cache)
+    assert lost in caught.value.why
+    assert caught.value.why.startswith("its server said: ")
+    assert "clone --mirror" in " ".join(caught.value.fix)
+    assert "attempt 2" not in capsys.readouterr().err
+
+
 def test_credentials_reach_the_server_but_no_command_line_config_or_message(
     server: GitServer,
     triton: Upstream,

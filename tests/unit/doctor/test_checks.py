@@ -310,6 +310,16 @@ blocks("ptx-newer-than-driver", "would get PTX of CUDA 13.0 only")(archs("quicks
 fires("ptx-newer-than-driver", "minor-version compatibility covers cubins, not PTX, and ")(
     archs(PRODUCTION, "9.0", "H100@12.4")
 )
+JIT_ONLY = "PTX, and CUTLASS scaled_mm c2x come as PTX"
+fires("ptx-newer-than-driver", JIT_ONLY)(archs(PRODUCTION, "9.0;12.0", "H100@12.4"))  # Marlin and FA2 are native
+
+
+@fires("ptx-newer-than-driver", "Marlin, CUTLASS scaled_mm c2x, Marlin MoE, FlashAttention 2 come as PTX")
+def _(folder: Path, patch: pytest.MonkeyPatch) -> Subject:
+    subject = archs(PRODUCTION, "9.0", "H100@12.4")(folder, patch)
+    return replace(subject, recipe=subject.recipe.model_copy(update={"native": False}))
+
+
 blocks("driver-too-old-for-torch", "needs driver 580.65.06")(archs("quickstart", "9.0", "H100@570.26"))
 fires("flash-attn-needs-ampere", "FlashAttention does not run on 7.5")(archs(PRODUCTION, "7.5;9.0"))
 blocks("torch-not-built-for-gpu", "not 11.0")(archs(PRODUCTION, "11.0"))
