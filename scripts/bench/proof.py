@@ -17,10 +17,11 @@ from scripts.bench.device_code import Comparison, Outcome, compare
 from scripts.bench.operators import operator_differences, registered_operators
 from scripts.bench.ours import COLD, Ours, run_ours
 from scripts.bench.stock import Stock, run_stock
-from scripts.compile.build import BuildTree, configure, list_units, plan_tree
+from scripts.compile.build import configure, list_units
 from scripts.compile.cached import compile_cached
 from scripts.compile.compiler_cache import CacheSettings
 from scripts.compile.fixed_paths import refusal
+from scripts.compile.tree import BuildTree, plan_tree
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import BenchError, UsageError
 from scripts.cuda.archs import Arch, arch_list

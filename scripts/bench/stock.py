@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import shutil
 import sys
-import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.bench.runs import Ledger, Taken, busy, run_part, unit_facts
-from scripts.compile.build import LAUNCHER
 from scripts.compile.compiler_cache import finished_events
-from scripts.compile.stable_names import map_names, source_date
-from scripts.compile.standalone.launcher import EVENTS, FAILURES
+from scripts.compile.fixed_paths import tree_paths
+from scripts.compile.stable_names import map_names
+from scripts.compile.tree import build_variables, compiler_definitions, dependency_definitions, put_launcher
 from scripts.compile.units import read_units
 from scripts.core.cache import Cache
 from scripts.core.console import Console
@@ -94,49 +93,27 @@ def plan_stock(
     targets = [component.value for component in recipe.components]
     key = digest([FORMAT, source.key, toolchain.key, toolchain.host.version, arch_list(archs), targets, recipe.cmake])
     path = cache.place("bench", f"stock-{key}-{jobs}")
-    needed = recipe.needed_dependencies()
     version = f"{recipe.package.version}+stock"
+    # The names of directories that are written into objects are those that our builds write.
+    names = tree_paths(path, toolchain.environment, toolchain.cuda_home, dependencies).binds
     variables = {
-        **toolchain.variables(environment),
-        **recipe.environment,
-        **{item.variable: str(dependencies[name]) for name, item in needed.items()},
-        "TORCH_CUDA_ARCH_LIST": arch_list(archs),
-        "VLLM_COMPONENTS": ";".join(targets),
-        "VLLM_TARGET_DEVICE": "cuda",
+        **build_variables(recipe, toolchain, archs, dependencies=dependencies, environment=environment, path=path),
         "VLLM_VERSION_OVERRIDE": version,
         "SETUPTOOLS_SCM_PRETEND_VERSION": version,
         "MAX_JOBS": str(jobs),
         "CMAKE_ARGS": " ".join(_definitions(recipe, toolchain, path, dependencies)),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "SOURCE_DATE_EPOCH": str(source_date(environment)),
-        EVENTS: str(path / "events.jsonl"),
-        FAILURES: str(path / "failures"),
-        **map_names(_names(path, toolchain, dependencies)),
+        **map_names(names),
     }
     return Stock(path, source, toolchain, tuple(archs), jobs, variables)
 
 
-def _names(path: Path, toolchain: Toolchain, dependencies: Mapping[str, Path]) -> dict[str, Path]:
-    """Return directories by the names that are written into objects: the same that our builds write."""
-    names = {"build": path, "environment": toolchain.environment, "cuda": toolchain.cuda_home}
-    return {**names, "python": Path(sysconfig.get_paths()["include"]), **dict(sorted(dependencies.items()))}
-
-
 def _definitions(recipe: Recipe, toolchain: Toolchain, path: Path, dependencies: Mapping[str, Path]) -> list[str]:
-    launcher = ";".join(map(str, (toolchain.python, "-S", "-E", path / "launcher.py")))
-    values: dict[str, str | Path] = {
-        "FETCHCONTENT_FULLY_DISCONNECTED": "ON",
-        "CMAKE_CUDA_COMPILER": toolchain.cuda_home / "bin" / "nvcc",
-        "CMAKE_CUDA_HOST_COMPILER": toolchain.host.path,
-        "CMAKE_CXX_COMPILER": toolchain.host.path,
-        "CUDA_TOOLKIT_ROOT_DIR": toolchain.cuda_home,
-        "CUDAToolkit_ROOT": toolchain.cuda_home,
-        "CMAKE_CUDA_COMPILER_LAUNCHER": launcher,
-        "CMAKE_CXX_COMPILER_LAUNCHER": launcher,
-        **{name: value for name, value in recipe.cmake.items() if name != "VLLM_COMPRESS_MODE"},
+    cmake = {name: value for name, value in recipe.cmake.items() if name != "VLLM_COMPRESS_MODE"}
+    values = {
+        **compiler_definitions(toolchain, toolchain.python, path / "launcher.py", cmake),
+        **dependency_definitions(recipe, dependencies),
     }
-    for name, dependency in recipe.needed_dependencies().items():
-        values.update({key: dependencies[name] / folder for key, folder in dependency.cmake.items()})
     return [f"-D{name}={value}" for name, value in values.items()]
 
 
@@ -148,7 +125,7 @@ def run_stock(stock: Stock, console: Console) -> Taken:
         return ledger.done["stock"]
     if not stock.sources.is_dir():
         _copy(stock)
-    shutil.copyfile(LAUNCHER, stock.path / "launcher.py")
+    put_launcher(stock.path)
     (stock.path / "failures").mkdir(exist_ok=True)
     console.stage("stock", f"pip wheel --no-build-isolation, {stock.jobs} jobs; log: {stock.path / 'stock.log'}")
     taken = run_part(

@@ -6,93 +6,27 @@ The tree is keyed by everything that decides its objects; a killed run loses the
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.compile.admission import Admission, lookahead
 from scripts.compile.compiler_cache import CacheSummary, CompilerCache
-from scripts.compile.fixed_paths import LAYOUT, FixedPaths, tree_paths
-from scripts.compile.fixed_paths import ROOT as FIXED_ROOT
 from scripts.compile.forecast import Forecast
 from scripts.compile.sampling import SAMPLES, Sampler
 from scripts.compile.schedule import Task
 from scripts.compile.sources import copy_sources, mend_sources
-from scripts.compile.stable_names import LINKER, map_names, source_date
-from scripts.compile.standalone.launcher import ADMISSION, EVENTS, FAILURES, arch_count, unit_of
+from scripts.compile.standalone.launcher import arch_count, unit_of
+from scripts.compile.tree import BuildTree, put_launcher
 from scripts.compile.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
-from scripts.core.cache import Cache
 from scripts.core.console import Console, human_seconds
-from scripts.core.errors import CompileError, UsageError
-from scripts.core.files import digest, remove_tree, write_json
+from scripts.core.errors import CompileError
+from scripts.core.files import remove_tree, write_json
 from scripts.core.machine import memory_now
 from scripts.core.process import Command, Finished, Look, capture, run_logged
-from scripts.cuda.archs import Arch, arch_list
 from scripts.recipe.costs import CostBook, Unit, short_name
-from scripts.recipe.model import Recipe
-from scripts.sources.patch import SourceTree
-from scripts.toolchain.provide import Toolchain
 
-# Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
-FORMAT = 4
 _LINKING = re.compile(r"\bld(\.\w+)?: |undefined reference|ld returned \d")
-LAUNCHER = Path(__file__).parent / "standalone" / "launcher.py"
-
-
-@dataclass(frozen=True)
-class BuildTree:
-    """A build tree: where it is, and with what it is configured, compiled and packaged."""
-
-    key: str
-    path: Path
-    source: SourceTree
-    toolchain: Toolchain
-    archs: tuple[Arch, ...]
-    targets: tuple[str, ...]
-    """CMake targets: the recipe's components."""
-    environment: dict[str, str]
-    """Environment for cmake, ninja and setup.py."""
-    definitions: tuple[str, ...]
-    """`-DNAME=VALUE` for CMake; setup.py gets the same through CMAKE_ARGS."""
-    basis: str = ""
-    """A key for the host compiler and the dependencies, the same on every machine."""
-    paths: FixedPaths = field(default_factory=FixedPaths)
-    """The names under which cmake, ninja and compilers see the tree, the toolchain and the dependencies."""
-
-    def inside(self, path: Path) -> Path:
-        """Return the path under which compilers see a file of the tree or its tools."""
-        return self.paths.inside(path)
-
-    @property
-    def prefix(self) -> tuple[str | Path, ...]:
-        """What comes before a command to run it under the tree's fixed paths."""
-        return self.paths.enter
-
-    @property
-    def sources(self) -> Path:
-        """The tree's own copy of the sources: upstream generates arch-dependent files into them."""
-        return self.path / "source"
-
-    @property
-    def binary(self) -> Path:
-        """CMake's binary directory."""
-        return self.path / "build"
-
-    @property
-    def events(self) -> Path:
-        """The launchers' event file."""
-        return self.path / "events.jsonl"
-
-    @property
-    def enter(self) -> Path:
-        """A script that runs a command under the tree's fixed paths."""
-        return self.path / "enter"
-
-    @property
-    def log(self) -> Path:
-        """Everything that cmake, ninja and the compilers said."""
-        return self.path / "compile.log"
 
 
 @dataclass(frozen=True)
@@ -114,100 +48,6 @@ class Compiled:
     """What the compiler cache did in this run."""
 
 
-def plan_tree(
-    recipe: Recipe,
-    source: SourceTree,
-    toolchain: Toolchain,
-    archs: Sequence[Arch],
-    *,
-    dependencies: Mapping[str, Path],
-    cache: Cache,
-    environment: Mapping[str, str],
-    fixed: bool = False,
-) -> BuildTree:
-    """Return the build tree for these inputs (not yet on disk); `fixed`: compiled under the same paths everywhere."""
-    targets = tuple(component.value for component in recipe.components)
-    given = {item.variable: dependencies[name] for name, item in recipe.needed_dependencies().items()}
-    contents = {name: f"{path.parent.name}/{path.name}" for name, path in given.items()}  # keyed by what is in them
-    key = digest(
-        [
-            FORMAT,
-            source.key,
-            toolchain.key,
-            toolchain.host.version,
-            arch_list(archs),
-            targets,
-            recipe.cmake,
-            recipe.environment,
-            recipe.native,
-            {name: item.cmake for name, item in recipe.needed_dependencies().items()},
-            contents,
-            [str(FIXED_ROOT), LAYOUT] if fixed else [],
-        ]
-    )
-    path = cache.place("builds", key)
-    names = tree_paths(path, toolchain.environment, toolchain.cuda_home, dependencies)
-    paths = names if fixed else FixedPaths()
-    variables = {
-        **toolchain.variables(environment),
-        **recipe.environment,
-        **{name: str(path) for name, path in given.items()},
-        "TORCH_CUDA_ARCH_LIST": arch_list(archs),
-        "VLLM_COMPONENTS": ";".join(targets),
-        "VLLM_TARGET_DEVICE": "cuda",
-        "CMAKE_BUILD_TYPE": "Release",
-        "NVCC_THREADS": "1",
-        EVENTS: str(path / "events.jsonl"),
-        FAILURES: str(path / "failures"),
-        "SOURCE_DATE_EPOCH": str(source_date(environment)),
-        **map_names({} if fixed else names.binds),
-        ADMISSION: str(path / "admission"),
-    }
-    definitions = _definitions(recipe, toolchain, path, dependencies, paths)
-    basis = digest([toolchain.host.version, contents])
-    seen = paths.variables(variables)
-    return BuildTree(key, path, source, toolchain, tuple(archs), targets, seen, definitions, basis, paths)
-
-
-def _definitions(
-    recipe: Recipe, toolchain: Toolchain, path: Path, dependencies: Mapping[str, Path], paths: FixedPaths
-) -> tuple[str, ...]:
-    launcher = ";".join(str(paths.inside(word)) for word in (toolchain.python, path / "launcher.py"))
-    launcher = launcher.replace(";", ";-S;-E;")
-    values: dict[str, str | Path] = {
-        "CMAKE_BUILD_TYPE": "Release",
-        "VLLM_TARGET_DEVICE": "cuda",
-        "VLLM_PYTHON_EXECUTABLE": toolchain.python,
-        "FETCHCONTENT_BASE_DIR": path / "fetched",
-        "FETCHCONTENT_FULLY_DISCONNECTED": "ON",  # everything is given as a directory; a clone would be a bug
-        "NVCC_THREADS": "1",
-        "CMAKE_CUDA_COMPILER": toolchain.cuda_home / "bin" / "nvcc",
-        "CMAKE_CUDA_HOST_COMPILER": toolchain.host.path,
-        "CMAKE_CXX_COMPILER": toolchain.host.path,
-        "CUDA_TOOLKIT_ROOT_DIR": toolchain.cuda_home,
-        "CUDAToolkit_ROOT": toolchain.cuda_home,
-        "CMAKE_CUDA_COMPILER_LAUNCHER": launcher,
-        "CMAKE_CXX_COMPILER_LAUNCHER": launcher,
-        "CMAKE_SKIP_BUILD_RPATH": "ON",  # installing would leave room for the path, as long as it is here
-        "CMAKE_MODULE_LINKER_FLAGS": LINKER,
-        "VLLM_NATIVE_ARCHS": "ON" if recipe.native and recipe.native_families else "OFF",
-        **recipe.cmake,
-    }
-    for name, dependency in recipe.needed_dependencies().items():
-        values.update({key: dependencies[name] / folder for key, folder in dependency.cmake.items()})
-    if paths.binds:
-        values["Python_INCLUDE_DIR"] = paths.binds["python"]
-    shown = {name: paths.inside(value) if isinstance(value, Path) else value for name, value in values.items()}
-    definitions = tuple(f"-D{name}={value}" for name, value in shown.items())
-    if any(re.search(r"\s", word) for word in definitions):
-        raise UsageError(
-            "a path that the build uses contains a blank",
-            why="upstream's setup.py splits CMAKE_ARGS at blanks: " + next(d for d in definitions if " " in d),
-            fix="point WHEELSMITH_CACHE at a directory without blanks",
-        )
-    return definitions
-
-
 def configure(tree: BuildTree, *, console: Console) -> None:
     """Run CMake unless the tree is configured already. Raises CompileError."""
     marker = tree.path / "configured.json"
@@ -219,7 +59,7 @@ def configure(tree: BuildTree, *, console: Console) -> None:
     tree.binary.mkdir()
     (tree.path / "failures").mkdir(exist_ok=True)
     (tree.path / "fetched").mkdir(exist_ok=True)
-    _put_launcher(tree)
+    put_launcher(tree.path)
     tree.paths.write(tree.enter)
     cmake = tree.inside(tree.toolchain.environment / "bin" / "cmake")
     begin = tree.log.stat().st_size if tree.log.exists() else 0
@@ -258,13 +98,6 @@ def run_in(
     )
 
 
-def _put_launcher(tree: BuildTree) -> None:
-    """Give the tree today's launcher: how units are run and recorded may change, what they compile does not."""
-    partial = tree.path / ".launcher.partial"
-    shutil.copyfile(LAUNCHER, partial)
-    partial.replace(tree.path / "launcher.py")
-
-
 def _configure_error(tree: BuildTree, begin: int) -> CompileError:
     text = tree.log.read_bytes()[begin:].decode("utf-8", "replace")
     errors = re.findall(r"CMake Error.*?(?=\n\n\n|\n-- |\Z)", text, re.DOTALL)
@@ -295,7 +128,7 @@ def compile_units(
     failures = tree.path / "failures"
     for old in failures.glob("*.json"):
         old.unlink()
-    _put_launcher(tree)
+    put_launcher(tree.path)
     targets = tree.targets if only is None else tuple(unit.object for unit in only)
     total, todo = list_units(tree, targets)
     memory = memory_now()

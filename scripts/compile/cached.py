@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scripts.compile.build import BuildTree, Compiled, compile_units
+from scripts.compile.build import Compiled, compile_units
 from scripts.compile.compiler_cache import CacheSettings, compiler_cache, headers_digest
 from scripts.compile.outside import outside_digest
+from scripts.compile.tree import BuildTree
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.files import digest

@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from scripts.compile.build import BuildTree
+from scripts.compile.tree import BuildTree
 from scripts.core.files import digest, file_sha256
 from scripts.toolchain.environments import recorded_digests
 

@@ -21,8 +21,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
-from scripts.compile.build import BuildTree, run_in, unit_count_in_log
+from scripts.compile.build import run_in, unit_count_in_log
 from scripts.compile.stable_names import source_date
+from scripts.compile.tree import BuildTree
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import PackageError
 from scripts.core.files import remove_tree

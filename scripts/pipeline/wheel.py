@@ -11,11 +11,12 @@ from typing import Any
 from scripts.audit.collect import audit_wheel
 from scripts.audit.models import AuditReport, Level
 from scripts.audit.show import failures, show
-from scripts.compile.build import BuildTree, Compiled, configure, list_units, plan_tree
+from scripts.compile.build import Compiled, configure, list_units
 from scripts.compile.cached import compile_cached
 from scripts.compile.compiler_cache import CacheSettings
 from scripts.compile.fixed_paths import refusal
 from scripts.compile.shards import Shard, units_of
+from scripts.compile.tree import BuildTree, plan_tree
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_seconds
 from scripts.core.errors import AuditError, PackageError, from_os_error

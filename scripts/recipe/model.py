@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from packaging.version import InvalidVersion, Version
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from scripts.core.errors import UsageError, nearest
+from scripts.core.errors import nearest
 from scripts.core.files import digest
 from scripts.core.models import CommitSha, Model, Sha256
 from scripts.core.paths import RECIPES, ROOT
-from scripts.cuda.archs import Arch, parse_arch, parse_arch_list
+from scripts.cuda.archs import Arch
 from scripts.cuda.labels import version_label
 from scripts.recipe.families import FAMILIES
+from scripts.recipe.fields import ArchListText, ArchText, CudaVersion, EnvName, RelativePath, TagText, VersionText
 
 SCHEMA_FILE = ROOT / "docs" / "recipe.schema.json"
 
@@ -61,27 +61,6 @@ class Component(str, Enum):
         return f"vllm/vllm_flash_attn/{self.value}" if self in flash else f"vllm/{self.value}"
 
 
-def _version(text: str) -> str:
-    try:
-        Version(text)
-    except InvalidVersion as error:
-        raise ValueError("not a version (PEP 440), such as 0.20.1") from error
-    return text
-
-
-def _relative(text: str) -> str:
-    if text.startswith("/") or ".." in text.split("/"):
-        raise ValueError("not a relative path without '..'")
-    return text
-
-
-def _tag(text: str) -> str:
-    parts = text.split("/")
-    if text and (".." in text or not all(parts) or any(part.startswith((".", "-")) for part in parts)):
-        raise ValueError("not the name of a git tag, such as v0.20.1")
-    return text
-
-
 def _once(values: tuple[Component, ...]) -> tuple[Component, ...]:
     twice = sorted({value.value for value in values if values.count(value) > 1})
     if twice:
@@ -96,40 +75,6 @@ def _has_device_code(values: tuple[Component, ...]) -> tuple[Component, ...]:
             "such as _C or _moe_C"
         )
     return values
-
-
-def _arch(value: Any) -> Any:
-    if isinstance(value, Arch):
-        return value
-    if not isinstance(value, str):
-        raise ValueError('an arch is a string such as "9.0"')  # noqa: TRY004  (pydantic collects ValueErrors)
-    try:
-        return parse_arch(value)
-    except UsageError as error:
-        raise ValueError(f"{error.what} {' '.join(error.fix)}") from error
-
-
-def _arch_list(value: Any) -> Any:
-    if not isinstance(value, str) or not value:
-        return value or ()
-    try:
-        return parse_arch_list(value)
-    except UsageError as error:
-        raise ValueError(f"{error.what} {' '.join(error.fix)}") from error
-
-
-VersionText = Annotated[str, AfterValidator(_version)]
-CudaVersion = Annotated[str, Field(pattern=r"^\d{2}\.\d$", description="CUDA toolkit as MAJOR.MINOR, such as 12.8")]
-EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
-RelativePath = Annotated[str, Field(pattern=r"^[\w.+/-]+$"), AfterValidator(_relative)]
-ArchText = Annotated[
-    Arch, BeforeValidator(_arch, json_schema_input_type=str), Field(json_schema_extra={"examples": ["9.0"]})
-]
-ArchListText = Annotated[
-    tuple[Arch, ...],
-    BeforeValidator(_arch_list, json_schema_input_type=str),
-    Field(json_schema_extra={"examples": ["8.0+PTX;9.0a"]}),
-]
 
 
 class SdistSource(Model):
@@ -161,7 +106,7 @@ class GitSource(Model):
     repository: str = Field(pattern=r"^(https|ssh|file)://\S+$")
     """URL of the repository; mirrors are set outside recipes (WHEELSMITH_MIRROR)."""
     commit: CommitSha
-    tag: Annotated[str, Field(pattern=r"^[\w.+/@-]*$"), AfterValidator(_tag)] = ""
+    tag: TagText = ""
     """Label for people; checked to name the commit when the server is asked."""
     subdirectories: tuple[RelativePath, ...] = ()
     """Fetch only these folders or files (all when empty); one inside a submodule restricts that submodule only."""

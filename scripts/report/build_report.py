@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.compile.build import BuildTree, Compiled
+from scripts.compile.build import Compiled
+from scripts.compile.tree import BuildTree
 from scripts.core import interrupt
 from scripts.core.errors import (
     AuditError,

@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from scripts.compile import shared_cache
-from scripts.compile.build import LAUNCHER
 from scripts.compile.compiler_cache import CompilerCache, compiler_cache, headers_digest, read_settings
 from scripts.compile.standalone.launcher import EVENTS
+from scripts.compile.tree import LAUNCHER
 from scripts.core.cache import Cache, default_cache_dir
 from scripts.core.console import Console
 from tests.cache_servers import PASSWORD, Server, free_port, missing, serve

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compile.build import BuildTree, _compile_error, _configure_error
+from scripts.compile.build import _compile_error, _configure_error
+from scripts.compile.tree import BuildTree
 from scripts.compile.units import Failure
 from scripts.core.process import Finished
 from scripts.sources.patch import SourceTree

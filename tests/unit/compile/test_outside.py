@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compile.build import BuildTree
 from scripts.compile.fixed_paths import tree_paths
 from scripts.compile.outside import installed_includes, outside_digest
+from scripts.compile.tree import BuildTree
 from scripts.sources.patch import SourceTree
 from scripts.toolchain.provide import HostCompiler, Toolchain
 
