@@ -183,3 +183,30 @@ def test_a_crowded_machine_is_warned_of_and_tried(
     assert main(["--recipe", str(recipe), "--wheelhouse", str(tmp_path)], Console()) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "the largest unit takes 0.5 GB of memory; 0.2 GB are free: it is compiled alone" in said
+
+
+CONFIGURED_ONCE = """
+# As CMake's and torch's own modules do: what was looked for once stays in CMakeCache.txt, NOTFOUND too.
+if(NOT DEFINED CACHE{EXTRA})
+  find_library(EXTRA extra PATHS "@FOLDER@" NO_DEFAULT_PATH)
+endif()
+if(NOT EXTRA)
+  message(FATAL_ERROR "no libextra: ${EXTRA}")
+endif()
+"""
+
+
+def test_a_library_that_configuring_missed_is_found_by_the_next_run(
+    environment: None, miniature: Miniature, cache: Path, tmp_path: Path
+) -> None:
+    needs = tmp_path / "needs.cmake"
+    needs.write_text(CONFIGURED_ONCE.replace("@FOLDER@", str(tmp_path)))
+    include = f'[cmake]\nCMAKE_PROJECT_miniature_INCLUDE = "{needs}"\n[package]'
+    arguments = ["--recipe", str(miniature.variant("needy", "[package]", include)), "--wheelhouse", str(tmp_path)]
+    with pytest.raises(CompileError, match="CMake could not configure") as caught:
+        main(arguments, Console())
+    assert "no libextra: EXTRA-NOTFOUND" in caught.value.detail
+    assert len(list(cache.glob("builds/*/build/CMakeCache.txt"))) == 1  # it is there to be read, with its NOTFOUND
+    (tmp_path / "libextra.so").touch()
+    assert main(arguments, Console()) == 0
+    assert len(list(tmp_path.glob("*.whl"))) == 1
