@@ -10,6 +10,8 @@ from hypothesis import settings
 
 from scripts.core.cache import Cache
 from scripts.core.console import Console
+from scripts.downloads.access import Access
+from tests.accesses import make_access
 
 # A shell starts background jobs with SIGINT ignored, and whatever tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,3 +31,9 @@ def cache(tmp_path: Path) -> Cache:
 def console() -> Console:
     """Return a console that writes where capsys reads."""
     return Console()
+
+
+@pytest.fixture
+def access(cache: Cache, console: Console) -> Access:
+    """Return an Access with them, and the tests' environment."""
+    return make_access(cache, console)

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from scripts.core.cache import Cache
-from scripts.core.console import Console, human_bytes
+from scripts.core.console import human_bytes
 from scripts.downloads.mirrors import parse_mirrors
 from scripts.recipe.model import GitSource
 from scripts.sources.git_source import fetch_git
+from tests.accesses import make_access
 from tests.integration.git_servers import GitServer, Upstream, git, serving
 
 
@@ -169,7 +170,7 @@ def measure(scale: float) -> list[tuple[str, int, int]]:
                 source = GitSource.model_validate(
                     {"kind": "git", "repository": f"https://github.com/{name}.git", **pin}
                 )
-                fetch_git(source, cache=cache, console=Console(quiet=True), mirrors=mirrors)
+                fetch_git(source, make_access(cache, mirrors=mirrors))
                 rows.append((name, theirs, server.sent))
         return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from scripts.core.console import Console
 from scripts.core.machine import Machine
 from scripts.doctor import examine as doctor_examine
 from scripts.doctor.registry import CHECKS, Row, Subject, Verdict, run_one
-from scripts.downloads.access import Access
 from scripts.downloads.indexes import Indexes
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe
+from tests.accesses import make_access
 
 assert doctor_examine.read_skips(CHECKS) == frozenset(CHECKS)
 
@@ -22,20 +23,20 @@ assert doctor_examine.read_skips(CHECKS) == frozenset(CHECKS)
 def make_subject(folder: Path, recipe: Recipe | str = "quickstart", **changes: Any) -> Subject:
     """Return a healthy machine with 64 GB, a cache below `folder` and no variables; keyword arguments change it."""
     known = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    access = Access(Cache.open(folder / "cache"), Console(), (), offline=False)
     (folder / "tmp").mkdir(exist_ok=True)
     healthy: dict[str, Any] = {
         "recipe": known,
         "archs": known.archs,
         "jobs": 2,
         "machine": Machine(8, 64.0),
-        "access": access,
         "wheelhouse": folder / "wheelhouse",
-        "indexes": Indexes(no_index=True),
-        "environment": {"PATH": "/usr/bin:/bin", "TMPDIR": str(folder / "tmp"), "LANG": "C.UTF-8"},
     }
-    environment = healthy["environment"] | changes.pop("environment", {})
-    return Subject(**{**healthy, **changes, "environment": environment})
+    access = changes.pop("access", None) or make_access(Cache.open(folder / "cache"), Console())
+    environment = {"PATH": "/usr/bin:/bin", "TMPDIR": str(folder / "tmp"), "LANG": "C.UTF-8"}
+    environment |= changes.pop("environment", {})
+    indexes = changes.pop("indexes", Indexes(no_index=True))
+    access = replace(access, environment=environment, given_indexes=indexes)
+    return Subject(**{**healthy, **changes, "access": access})
 
 
 def answer(name: str, subject: Subject) -> Row:

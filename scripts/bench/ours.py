@@ -7,7 +7,6 @@ toolchain with the user's own.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +17,13 @@ from typing import Any
 from scripts.bench.runs import Ledger, Taken, busy, run_part, unit_facts
 from scripts.compile.compiler_cache import finished_events
 from scripts.compile.units import read_units
-from scripts.core.cache import CACHEDIR_TAG, Cache
+from scripts.core.cache import CACHEDIR_TAG
 from scripts.core.console import Console
 from scripts.core.errors import BenchError
 from scripts.core.files import digest, remove_tree
 from scripts.core.paths import ROOT
 from scripts.cuda.archs import Arch, arch_list
+from scripts.downloads.access import Access
 from scripts.recipe.model import Recipe
 from scripts.sources.patch import Patch
 from scripts.toolchain.provide import Toolchain
@@ -44,8 +44,8 @@ class Ours:
     recipe: Recipe
     archs: tuple[Arch, ...]
     jobs: int
-    cache: Cache
-    """The user's cache."""
+    access: Access
+    """The user's cache and environment."""
 
     @property
     def ledger(self) -> Ledger:
@@ -77,11 +77,11 @@ class Ours:
 
 
 def plan_ours(
-    recipe: Recipe, patches: Sequence[Patch], toolchain: Toolchain, archs: Sequence[Arch], *, jobs: int, cache: Cache
+    recipe: Recipe, patches: Sequence[Patch], toolchain: Toolchain, archs: Sequence[Arch], *, jobs: int, access: Access
 ) -> Ours:
     """Return our builds for these inputs, not yet run."""
     key = digest([recipe.digest, [item.sha256 for item in patches], toolchain.key, arch_list(archs)])
-    return Ours(cache.place("bench", f"ours-{key}-{jobs}"), recipe, tuple(archs), jobs, cache)
+    return Ours(access.cache.place("bench", f"ours-{key}-{jobs}"), recipe, tuple(archs), jobs, access)
 
 
 def run_ours(ours: Ours, part: str, console: Console) -> Taken | None:
@@ -125,7 +125,7 @@ def _command(ours: Ours, part: str) -> list[str | Path]:
 
 def _environment(ours: Ours, part: str) -> Mapping[str, str]:
     """Return the user's environment with the part's cache, and without a shared compiler cache: it might be full."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SCCACHE_", "CCACHE_"))}
+    kept = {k: v for k, v in ours.access.environment.items() if not k.startswith(("SCCACHE_", "CCACHE_"))}
     return {**kept, "WHEELSMITH_CACHE": str(ours.home(part) / "cache"), "PYTHONPATH": str(ROOT)}
 
 
@@ -137,10 +137,10 @@ def _fresh(part: str) -> Callable[[Ours], None]:
         remove_tree(home)
         cache = home / "cache"
         cache.mkdir(parents=True)
-        shutil.copyfile(ours.cache.root / CACHEDIR_TAG, cache / CACHEDIR_TAG)
+        shutil.copyfile(ours.access.cache.root / CACHEDIR_TAG, cache / CACHEDIR_TAG)
         for name in SHARED:
-            (ours.cache.root / name).mkdir(exist_ok=True)
-            (cache / name).symlink_to(ours.cache.root / name)
+            (ours.access.cache.root / name).mkdir(exist_ok=True)
+            (cache / name).symlink_to(ours.access.cache.root / name)
 
     return prepare
 

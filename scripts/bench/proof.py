@@ -7,7 +7,6 @@ VLLM_LEAN_HEADERS off and on, in two build trees that otherwise have the same op
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -26,7 +25,6 @@ from scripts.core.console import Console, human_bytes
 from scripts.core.errors import BenchError, UsageError
 from scripts.cuda.archs import Arch, arch_list
 from scripts.downloads.access import Access
-from scripts.downloads.indexes import read_indexes
 from scripts.recipe.costs import Unit, cost_book
 from scripts.recipe.model import Recipe
 from scripts.sources.fetch import fetch_recipe
@@ -86,7 +84,7 @@ def compare_folders(stock: Path, lean: Path) -> list[Comparison]:
 
 def prove_units(subject: Subject, patterns: Sequence[str], console: Console) -> list[Comparison]:
     """Compile the units that match both ways and compare them. Raises UsageError where none does, CompileError."""
-    trees = {state: _tree(subject, state, console) for state in ("OFF", "ON")}
+    trees = {state: _tree(subject, state) for state in ("OFF", "ON")}
     found = {}
     for state, tree in trees.items():
         with subject.access.cache.lock(f"build-{tree.key}", console):
@@ -97,11 +95,10 @@ def prove_units(subject: Subject, patterns: Sequence[str], console: Console) -> 
                 console.stage("headers", f"{SWITCH}={state}: {len(found[state])} units for {arch_list(subject.archs)}")
                 compile_cached(
                     tree,
-                    console,
+                    subject.access,
                     jobs=subject.jobs,
                     book=cost_book(subject.recipe),
                     settings=CacheSettings(),
-                    cache=subject.access.cache,
                     only=found[state],
                 )
     if not found["OFF"]:
@@ -117,7 +114,7 @@ def choose_units(units: Sequence[Unit], patterns: Sequence[str]) -> list[Unit]:
     ]
 
 
-def _tree(subject: Subject, state: str, console: Console) -> BuildTree:
+def _tree(subject: Subject, state: str) -> BuildTree:
     """Return the planned build tree of a recipe with the lean headers switched `ON` or `OFF`."""
     recipe, access = subject.recipe, subject.access
     patches, _ = recipe_patches(recipe)
@@ -127,20 +124,11 @@ def _tree(subject: Subject, state: str, console: Console) -> BuildTree:
     switched = recipe.model_copy(update={"cmake": {**recipe.cmake, SWITCH: state}})
     return plan_tree(
         switched,
-        prepare_tree(fetched.source, patches, cache=access.cache, console=console),
-        provide_toolchain(
-            recipe,
-            subject.archs,
-            cache=access.cache,
-            console=console,
-            indexes=read_indexes(),
-            offline=access.offline,
-            environment=os.environ,
-        ),
+        prepare_tree(fetched.source, patches, access),
+        provide_toolchain(recipe, subject.archs, access),
         subject.archs,
         dependencies=fetched.dependencies,
-        cache=access.cache,
-        environment=os.environ,
+        access=access,
         fixed=not refusal(),
     )
 

@@ -20,12 +20,12 @@ from scripts.compile.fixed_paths import tree_paths
 from scripts.compile.stable_names import map_names
 from scripts.compile.tree import build_variables, compiler_definitions, dependency_definitions, put_launcher
 from scripts.compile.units import read_units
-from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import BenchError
 from scripts.core.files import digest, remove_tree
 from scripts.core.process import capture
 from scripts.cuda.archs import Arch, arch_list
+from scripts.downloads.access import Access
 from scripts.recipe.model import Recipe
 from scripts.sources.patch import Patch, SourceTree
 from scripts.toolchain.provide import Toolchain
@@ -86,18 +86,19 @@ def plan_stock(
     *,
     jobs: int,
     dependencies: Mapping[str, Path],
-    cache: Cache,
-    environment: Mapping[str, str],
+    access: Access,
 ) -> Stock:
     """Return the stock build for these inputs, not yet run."""
     targets = [component.value for component in recipe.components]
     key = digest([FORMAT, source.key, toolchain.key, toolchain.host.version, arch_list(archs), targets, recipe.cmake])
-    path = cache.place("bench", f"stock-{key}-{jobs}")
+    path = access.cache.place("bench", f"stock-{key}-{jobs}")
     version = f"{recipe.package.version}+stock"
     # The names of directories that are written into objects are those that our builds write.
     names = tree_paths(path, toolchain.environment, toolchain.cuda_home, dependencies).binds
     variables = {
-        **build_variables(recipe, toolchain, archs, dependencies=dependencies, environment=environment, path=path),
+        **build_variables(
+            recipe, toolchain, archs, dependencies=dependencies, environment=access.environment, path=path
+        ),
         "VLLM_VERSION_OVERRIDE": version,
         "SETUPTOOLS_SCM_PRETEND_VERSION": version,
         "MAX_JOBS": str(jobs),

@@ -18,7 +18,6 @@ from scripts.core.files import write_json
 from scripts.core.machine import read_machine
 from scripts.core.paths import RECIPES
 from scripts.cuda.archs import parse_arch_list
-from scripts.downloads.indexes import read_indexes
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.sources.fetch import fetch_recipe
 from scripts.sources.patch import prepare_tree
@@ -68,16 +67,8 @@ def plan(options: argparse.Namespace, console: Console) -> tuple[Stock, Ours]:
     access = open_access(options, console, recipe)
     patches, _ = recipe_patches(recipe)
     fetched = fetch_recipe(recipe, access)
-    source = prepare_tree(fetched.source, stock_patches(patches), cache=access.cache, console=console)
-    toolchain = provide_toolchain(
-        recipe,
-        archs,
-        cache=access.cache,
-        console=console,
-        indexes=read_indexes(),
-        offline=access.offline,
-        environment=os.environ,
-    )
+    source = prepare_tree(fetched.source, stock_patches(patches), access)
+    toolchain = provide_toolchain(recipe, archs, access)
     stock = plan_stock(
         recipe,
         source,
@@ -85,10 +76,9 @@ def plan(options: argparse.Namespace, console: Console) -> tuple[Stock, Ours]:
         archs,
         jobs=jobs,
         dependencies=fetched.dependencies,
-        cache=access.cache,
-        environment=os.environ,
+        access=access,
     )
-    return stock, plan_ours(recipe, patches, toolchain, archs, jobs=jobs, cache=access.cache)
+    return stock, plan_ours(recipe, patches, toolchain, archs, jobs=jobs, access=access)
 
 
 def prove(options: argparse.Namespace, console: Console) -> int:
@@ -99,7 +89,7 @@ def prove(options: argparse.Namespace, console: Console) -> int:
         subject = Subject(recipe, choose_archs(recipe, options.arch), jobs, open_access(options, console, recipe))
         return report(prove_units(subject, options.units, console), console)
     stock, ours = plan(options, console)
-    with ours.cache.lock("bench", console):
+    with ours.access.cache.lock("bench", console):
         code = report(prove_build(stock, ours, console), console)
     if ours.recipe.folder != RECIPES:
         return code
@@ -118,7 +108,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     for name in options.again:
         (stock.forget() if name == "stock" else ours.forget(name))
     wanted = options.only or ALL
-    with ours.cache.lock("bench", console):
+    with ours.access.cache.lock("bench", console):
         if "stock" in wanted:
             run_stock(stock, console)
         for name in PARTS:

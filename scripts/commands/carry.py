@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.commands.cli import Parser, run, user_path
-from scripts.commands.options import add_cache_options, open_cache
+from scripts.commands.options import add_cache_options, open_access
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import UsageError
 from scripts.core.paths import ROOT
-from scripts.downloads.indexes import read_indexes
 from scripts.gpu_check.loads import PYTHON, have, own_scripts, packed_site, resolve, spread, wanted, write_load
 
 
@@ -35,13 +34,13 @@ def main(arguments: Sequence[str], console: Console) -> int:
     options = parser.parse_args(arguments)
     if options.out.exists() and any(options.out.iterdir()):
         raise UsageError(f"{options.out} is not empty", fix="name a new folder: nothing is overwritten here")
-    cache, indexes = open_cache(options), read_indexes()
+    access = open_access(options, console)
     names = have(options.have)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         console.stage("resolve", f"what {len(options.wheels)} wheels need on Python {options.python}")
-        pins = resolve(wanted(options.wheels, options.python), names, scratch, cache, console, indexes, options)
-        site = packed_site(pins, cache, console, indexes, options)
+        pins = resolve(wanted(options.wheels, options.python), names, scratch, access, options.python)
+        site = packed_site(pins, access, options.python)
         pieces = [site, own_scripts(scratch / "tool.tar.xz"), *options.wheels]
         loads = spread(pieces, options.limit << 20)
         for number, load in enumerate(loads, 1):

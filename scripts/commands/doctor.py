@@ -6,7 +6,6 @@ Each check (scripts/doctor/checks) is a small function under an id of the failur
 from __future__ import annotations
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,7 +22,6 @@ from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
 from scripts.doctor.examine import SMALLEST, blocking, read_skips, smaller_subject
 from scripts.doctor.registry import CHECKS, Row, Subject, Verdict, run_checks
-from scripts.downloads.indexes import read_indexes
 from scripts.recipe.files import load_recipe
 
 __all__ = ["CHECKS"]  # once their modules are imported: all of them
@@ -69,8 +67,6 @@ def read_subject(options: argparse.Namespace, console: Console) -> Subject:
         machine=machine,
         access=open_access(options, console, recipe),
         wheelhouse=options.wheelhouse,
-        indexes=read_indexes(),
-        environment=os.environ,
         targets=tuple(parse_target(text) for text in options.target),
         python=options.python,
     )

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     recipe = load_recipe(recipe_argument(options.recipe))
     access = open_access(options, console, recipe)
     if options.from_bundle:
-        read_bundle(options.from_bundle, cache=access.cache, console=console)
+        read_bundle(options.from_bundle, access)
         access = replace(access, offline=True)
     fetched = fetch_recipe(recipe, access)
     if options.bundle:

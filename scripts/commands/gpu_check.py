@@ -54,7 +54,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
         raise UsageError(f"{options.wheel} is not a wheel", fix="give the path of a .whl file")
     if options.at_once < 1 or options.limit < 1:
         raise UsageError("--at-once and --limit are at least 1", fix="leave them out for the defaults")
-    python = find_python(options.python)
+    python = find_python(options.python, os.environ.get("PATH", ""))
     driver = gpu_driver(python)
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         question = Question(
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
             at_once=options.at_once,
         )
         report = Report(question, driver, console)
-        place = Place(python, Path(folder) / "site", Path(folder))
+        place = Place(python, Path(folder) / "site", Path(folder), os.environ)
         unpack_wheel(options.wheel, place.site)
         for part in _parts(options):
             report.part(part, lambda part=part: RUN[part](place, question, report))  # type: ignore[misc]

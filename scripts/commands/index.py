@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from scripts.commands.cli import Parser, run, user_path
-from scripts.commands.options import add_cache_options, open_cache
+from scripts.commands.options import add_cache_options, open_access
 from scripts.commands.publish import add_store_options, open_store, show, who
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_json
-from scripts.downloads.indexes import read_indexes
 from scripts.index.entry import Entry
 from scripts.index.provenance import load_key, load_signer
 from scripts.index.publish import Done, Wishes
@@ -104,7 +103,7 @@ def _promote(arguments: Sequence[str], console: Console) -> int:
     wishes = Wishes(who(options), dry_run=options.dry_run)
     key = load_key(options.key) if options.key else None
     names = [_name(text) for text in options.wheels]
-    done = promote(source, target, names, wishes, open_cache(options), console, key=key)
+    done = promote(source, target, names, wishes, open_access(options, console), key=key)
     return _finish(done, target.location, options, console)
 
 
@@ -119,8 +118,9 @@ def _mirror(arguments: Sequence[str], console: Console) -> int:
     if options.sign_key:
         signer = load_signer(options.sign_key, os.environ.get("WHEELSMITH_KEY_PASSWORD", ""))
         wishes = replace(wishes, signer=signer)
-    with SimpleClient(url, read_indexes(), os.environ) as client:
-        done = mirror(client, url, options.wheels, target, wishes, open_cache(options), console)
+    access = open_access(options, console)
+    with SimpleClient(url, access) as client:
+        done = mirror(client, url, options.wheels, target, wishes, access)
     return _finish(done, target.location, options, console)
 
 

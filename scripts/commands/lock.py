@@ -14,12 +14,12 @@ from pathlib import Path
 
 from scripts.commands.cli import Parser, run
 from scripts.commands.options import add_cache_options, open_access
-from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import UsageError
 from scripts.core.files import write_atomic
 from scripts.core.paths import RECIPES
 from scripts.cuda.labels import cuda_label
+from scripts.downloads.access import Access
 from scripts.recipe.files import load_recipe, recipe_names, toml
 from scripts.sources.fetch import source_tree
 from scripts.toolchain.locks import compile_lock
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     upstream = read_upstream(source_tree(_source(table), access))
     with tempfile.TemporaryDirectory() as folder:
         wanted, locked = Path(folder) / "build.in", Path(folder) / "build.txt"
-        cuda = options.cuda or _resolve_cuda(upstream, wanted, locked)
+        cuda = options.cuda or _resolve_cuda(upstream, wanted, locked, access)
         data = recipe_data(options.version, table, upstream, resolver, cuda=cuda)
         text = "#:schema ../docs/recipe.schema.json\n" + toml(data)
         if not options.write:
@@ -60,8 +60,8 @@ def main(arguments: Sequence[str], console: Console) -> int:
                 console.warn(f"no server answered for: {'; '.join(resolver.unresolved)}")
             return 0
         if options.cuda or cuda in TOOLKIT_WHEELS:
-            _resolve_cuda(upstream, wanted, locked, more=_cuda_packages(cuda))
-        _write(options.version, cuda, text, locked.read_bytes(), access.cache, console)
+            _resolve_cuda(upstream, wanted, locked, access, more=_cuda_packages(cuda))
+        _write(options.version, cuda, text, locked.read_bytes(), access)
     return 0
 
 
@@ -76,15 +76,15 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _resolve_cuda(upstream: Upstream, wanted: Path, locked: Path, *, more: Sequence[str] = ()) -> str:
+def _resolve_cuda(upstream: Upstream, wanted: Path, locked: Path, access: Access, *, more: Sequence[str] = ()) -> str:
     """Resolve the build environment with uv; the CUDA of torch follows from what torch depends on."""
     requirements = [f"torch=={upstream.torch}", *more, *upstream.build_requirements, "build"]
     wanted.write_text("".join(f"{line}\n" for line in requirements))
-    compile_lock([wanted], locked)
+    compile_lock([wanted], locked, access.environment)
     return torch_cuda(locked.read_text())
 
 
-def _write(version: str, cuda: str, text: str, locked: bytes, cache: Cache, console: Console) -> None:
+def _write(version: str, cuda: str, text: str, locked: bytes, access: Access) -> None:
     name = f"vllm-{version}-{cuda_label(cuda)}"
     path = RECIPES / f"{name}.toml"
     if path.exists():
@@ -96,8 +96,8 @@ def _write(version: str, cuda: str, text: str, locked: bytes, cache: Cache, cons
     write_atomic(RECIPES / "locks" / f"{name}.txt", locked)
     write_atomic(path, text.encode())
     load_recipe(name)
-    console.result(f"{path} (choose its patches, archs and components)")
-    console.note(f"cache: {cache.root}")
+    access.console.result(f"{path} (choose its patches, archs and components)")
+    access.console.note(f"cache: {access.cache.root}")
 
 
 if __name__ == "__main__":

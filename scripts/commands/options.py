@@ -19,18 +19,14 @@ from scripts.downloads.mirrors import VARIABLE, parse_mirrors
 from scripts.recipe.model import Recipe
 
 
-def _ca_bundle() -> str:
-    return os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE", "")
-
-
 def open_access(options: argparse.Namespace, console: Console, recipe: Recipe | None = None) -> Access:
-    """Return what --cache, --offline and --mirror (or WHEELSMITH_MIRROR, or the recipe) say.
+    """Return what --cache, --offline, --mirror (or WHEELSMITH_MIRROR, or the recipe) and the environment say.
 
     Raises UsageError or FetchError.
     """
     own = " ".join(f"{prefix}={target}" for prefix, target in (recipe.mirrors if recipe else {}).items())
     mirrors = parse_mirrors(options.mirror or os.environ.get(VARIABLE) or own)
-    return Access(open_cache(options), console, mirrors, options.offline, _ca_bundle())
+    return Access(open_cache(options), console, mirrors, options.offline, os.environ)
 
 
 def choose_archs(recipe: Recipe, text: str | None) -> tuple[Arch, ...]:

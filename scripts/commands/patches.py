@@ -12,7 +12,7 @@ from scripts.core.console import Console
 from scripts.core.errors import PatchError, UsageError
 from scripts.core.files import write_json
 from scripts.core.paths import DEFAULT_RECIPE
-from scripts.downloads.indexes import read_indexes
+from scripts.downloads.access import Access
 from scripts.downloads.listing import find_sdist
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import SdistSource, WheelSource
@@ -20,11 +20,11 @@ from scripts.sources.fetch import source_tree
 from scripts.sources.series import Verdict, check_series, recipe_patches
 
 
-def _against(text: str) -> SdistSource:
+def _against(text: str, access: Access) -> SdistSource:
     match = re.fullmatch(r"vllm==(\S+)", text)
     if match is None:
         raise UsageError(f"--against {text!r} is not a release", fix="--against vllm==0.16.0")
-    sha256 = find_sdist("vllm", match[1], read_indexes())
+    sha256 = find_sdist("vllm", match[1], access)
     if sha256 is None:
         raise UsageError(f"the index has no sdist of vllm {match[1]}", fix="choose a release that has one")
     return SdistSource(kind="sdist", name="vllm", version=match[1], sha256=sha256)
@@ -39,11 +39,12 @@ def main(arguments: Sequence[str], console: Console) -> int:
     add_cache_options(parser)
     options = parser.parse_args(arguments)
     recipe = load_recipe(recipe_argument(options.recipe))
-    source = _against(options.against) if options.against else recipe.source
+    access = open_access(options, console, recipe)
+    source = _against(options.against, access) if options.against else recipe.source
     if isinstance(source, WheelSource):
         raise UsageError(f"recipe {recipe.name} is built from a wheel, which is not patched")
     patches, unneeded = recipe_patches(recipe)
-    tree = source_tree(source, open_access(options, console, recipe))
+    tree = source_tree(source, access)
     findings = (*check_series(tree, patches), *unneeded)
     console.stage("patches", f"{recipe.name} against {options.against or recipe.package.version}")
     console.grid(("patch", "verdict", "detail"), [(item.patch, item.verdict.value, item.detail) for item in findings])

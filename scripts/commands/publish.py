@@ -12,12 +12,13 @@ from dataclasses import replace
 from datetime import timedelta
 
 from scripts.commands.cli import Parser, run, user_path
-from scripts.commands.options import add_cache_options, open_cache
+from scripts.commands.options import add_cache_options, open_access
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.errors import UsageError
 from scripts.core.files import write_json
 from scripts.core.paths import ROOT
-from scripts.downloads.indexes import Indexes, read_indexes, redacted
+from scripts.downloads.access import Access
+from scripts.downloads.indexes import redacted
 from scripts.index.object_store import SCHEMES, ObjectStore
 from scripts.index.provenance import load_signer
 from scripts.index.prune import parse_rule
@@ -112,9 +113,10 @@ def main(arguments: Sequence[str], console: Console) -> int:
     options = parser().parse_args(arguments)
     started = time.monotonic()
     wishes = _wishes(options)
-    wheels = _wheels(options, console)
+    access = open_access(options, console)
+    wheels = _wheels(options, access)
     if options.to.startswith(("http://", "https://")):
-        location, done = publish_upload(wheels, options, wishes, console)
+        location, done = publish_upload(wheels, options, wishes, access)
     else:
         store = open_store(options.to, options)
         location = store.location
@@ -142,7 +144,7 @@ def _wishes(options: argparse.Namespace) -> Wishes:
 
 
 def publish_upload(
-    wheels: Sequence[Local], options: argparse.Namespace, wishes: Wishes, console: Console
+    wheels: Sequence[Local], options: argparse.Namespace, wishes: Wishes, access: Access
 ) -> tuple[str, list[Done]]:
     """Put wheels into an index through its upload API; return where, and what became of each."""
     url = check_url_syntax(options.to, "--to")
@@ -150,22 +152,22 @@ def publish_upload(
         raise UsageError("--variants is for static indexes", why="upload APIs refuse variants.json")
     if options.prune:
         raise UsageError("--prune is for static indexes", fix="delete files with the index's own tools")
-    indexes = read_indexes()
-    check_url = _check_url(url, options.check_url, indexes)
-    certificates = indexes.certificates(os.environ)
+    console = access.console
+    check_url = _check_url(url, options.check_url, access)
+    certificates = access.indexes.certificates(access.environment)
     api = Api(url, check_url, bool(options.keyring), options.keyring or "", certificates)
     signed = sign_wheels(wheels, wishes, console)
     console.stage("publish", f"{len(wheels)} wheel(s) to {redacted(url)}, read back from {redacted(check_url)}")
-    with SimpleClient(check_url, indexes, os.environ) as client:
-        states = upload(wheels, api, client, console, environment=os.environ, dry_run=options.dry_run)
+    with SimpleClient(check_url, access) as client:
+        states = upload(wheels, api, client, access, dry_run=options.dry_run)
     done = [Done(wheel.path.name, state, wheel.sha256, wheel.size) for wheel, state in zip(wheels, states, strict=True)]
     return redacted(url), [*signed, *done]
 
 
-def _check_url(url: str, named: str | None, indexes: Indexes) -> str:
+def _check_url(url: str, named: str | None, access: Access) -> str:
     if named:
         return check_url_syntax(named, "--check-url")
-    return find_check_url(url, lambda guess: SimpleClient(guess, indexes, os.environ))
+    return find_check_url(url, lambda guess: SimpleClient(guess, access))
 
 
 def open_store(text: str, options: argparse.Namespace) -> Store:
@@ -180,12 +182,10 @@ def open_store(text: str, options: argparse.Namespace) -> Store:
     return Directory(user_path(text), wait=options.wait)
 
 
-def _wheels(options: argparse.Namespace, console: Console) -> list[Local]:
+def _wheels(options: argparse.Namespace, access: Access) -> list[Local]:
     if options.prune and not options.wheels:
         return []
-    wheels = find_wheels(
-        options.wheels, options.wheelhouse, open_cache(options), audit=not options.no_audit, console=console
-    )
+    wheels = find_wheels(options.wheels, options.wheelhouse, access, audit=not options.no_audit)
     if not wheels:
         raise UsageError(f"there is no wheel to publish in {options.wheelhouse}", fix="name one, or: nox -s wheel")
     return wheels

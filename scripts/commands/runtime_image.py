@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.commands.cli import Parser, run, user_path
-from scripts.commands.options import add_cache_options, open_cache
+from scripts.commands.options import add_cache_options, open_access
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_atomic, write_json
@@ -68,15 +68,15 @@ def main(arguments: Sequence[str], console: Console) -> int:
     options = parser().parse_args(arguments)
     _check_options(options)
     wheel = find_wheel(options.wheel)
-    cache = open_cache(options)
-    log = cache.place("logs", "image.log")
-    engine = find_engine(options.engine, log=log, console=console)
+    access = open_access(options, console)
+    log = access.cache.place("logs", "image.log")
+    engine = find_engine(options.engine, log, access)
     console.stage("wheel", wheel.name)
     facts = read_wheel(wheel)
     lock = find_lock(facts.version, options.lock)
     signer = load_signer(options.sign_key, os.environ.get("WHEELSMITH_KEY_PASSWORD", "")) if options.sign_key else None
-    with cache.lock("runtime-image", console):
-        report = build_image(_order(options), facts, lock, engine=engine, cache=cache, console=console)
+    with access.cache.lock("runtime-image", console):
+        report = build_image(_order(options), facts, lock, engine, access)
     show(report, console)
     if options.json:
         write_json(options.json, as_json(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,13 +42,13 @@ def main(arguments: Sequence[str], console: Console) -> int:
     for group in groups:
         if not names or group in names:
             console.stage("lock", group)
-            compile_group(group)
+            compile_group(group, os.environ)
     for source in images:
         if not names or source.stem in names:
             console.stage("lock", f"runtime {source.stem}")
-            compile_lock(
-                [source], source.with_suffix(".txt"), python=OLDEST_RUNTIME_PYTHON, options=runtime_options(source)
-            )
+            settings = runtime_options(source)
+            target = source.with_suffix(".txt")
+            compile_lock([source], target, os.environ, python=OLDEST_RUNTIME_PYTHON, options=settings)
     done: set[str] = set()
     for name in recipe_names():
         recipe = load_recipe(name)
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "build.in"
             source.write_text(lock_inputs(recipe))
-            compile_lock([source], recipe.lock_file)
+            compile_lock([source], recipe.lock_file, os.environ)
     return 0
 
 

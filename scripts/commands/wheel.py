@@ -19,7 +19,6 @@ from scripts.core.machine import read_machine
 from scripts.core.paths import DEFAULT_RECIPE, WHEELHOUSE
 from scripts.cuda.archs import arch_list
 from scripts.doctor.examine import read_skips
-from scripts.downloads.indexes import read_indexes
 from scripts.pipeline.plan import show_plan
 from scripts.pipeline.split import split_wheel
 from scripts.pipeline.wheel import Job, build_shard, build_wheel
@@ -133,7 +132,6 @@ def main(arguments: Sequence[str], console: Console) -> int:
             )
         return 0
     access = open_access(options, console, recipe)
-    indexes = read_indexes()
     skip = read_skips(options.skip)
     for archs in lists:
         console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
@@ -141,13 +139,11 @@ def main(arguments: Sequence[str], console: Console) -> int:
         mine = for_archs(recipe, archs)
         for sentence in mine.lost:
             console.note(sentence)
-        job = Job(
-            mine, archs, jobs, access, options.wheelhouse, indexes, os.environ, options.keep_going, settings, skip
-        )
+        job = Job(mine, archs, jobs, access, options.wheelhouse, options.keep_going, settings, skip)
         if shard:
-            build_shard(job, shard, console)
+            build_shard(job, shard)
             continue
-        path, report = build_wheel(job, console)
+        path, report = build_wheel(job)
         show_result(path, report, console)
         if options.split and len(archs) > 1:
             split_wheel(path, report, archs, options.wheelhouse, console=console)

@@ -8,38 +8,35 @@ from scripts.compile.build import Compiled, compile_units
 from scripts.compile.compiler_cache import CacheSettings, compiler_cache, headers_digest
 from scripts.compile.outside import outside_digest
 from scripts.compile.tree import BuildTree
-from scripts.core.cache import Cache
-from scripts.core.console import Console
 from scripts.core.files import digest
+from scripts.downloads.access import Access
 from scripts.recipe.costs import CostBook, Unit
 
 
 def compile_cached(
     tree: BuildTree,
-    console: Console,
+    access: Access,
     *,
     jobs: int,
     book: CostBook,
     settings: CacheSettings,
-    cache: Cache,
     keep_going: bool = False,
     only: Sequence[Unit] | None = None,
 ) -> Compiled:
     """Compile at most `jobs` units at once, all or `only` some. Raises CompileError."""
     with compiler_cache(
         settings,
-        cache,
+        access,
         tree=tree.path,
         key=digest([tree.basis, outside_digest(tree), headers_digest(tree.sources)]),
         enter=tree.prefix,
         environment=tree.environment,
-        console=console,
     ) as opened:
         return compile_units(
             tree,
             jobs=jobs,
             book=book,
-            console=console,
+            console=access.console,
             keep_going=keep_going,
             only=only,
             compiler_cache=opened,

@@ -22,11 +22,11 @@ from pathlib import Path
 
 from scripts.compile.shared_cache import Shared, SharedCache, start_shared
 from scripts.compile.standalone.launcher import COMPILER_CACHE
-from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.errors import UsageError, WheelsmithError
 from scripts.core.files import digest, file_sha256, remove_tree, write_json
 from scripts.core.process import capture
+from scripts.downloads.access import Access
 
 DEFAULT_SIZE = "10G"
 PROGRAMS = Path(sys.executable).parent  # requirements/tools.txt brings ccache and sccache
@@ -207,30 +207,29 @@ class CompilerCache:
 @contextmanager
 def compiler_cache(
     settings: CacheSettings,
-    cache: Cache,
+    access: Access,
     *,
     tree: Path,
     key: str,
     enter: Sequence[str | Path],
     environment: Mapping[str, str],
-    console: Console,
 ) -> Iterator[CompilerCache]:
     """Yield the compiler cache for compiling in the build tree `tree`; its programs end with the block.
 
     `key` says what all headers and compilers contain; `enter` is the command prefix with which the compilers are run
-    (namespace.py), for the daemon of the shared level.
+    (namespace.py), and `environment` the compilers' variables, for the daemon of the shared level.
     """
-    place, switch = cache.place("compiler-cache", "objects"), tree / "compiler-cache.json"
-    opened = CompilerCache(place, settings, switch, console, key=key)
+    place, switch = access.cache.place("compiler-cache", "objects"), tree / "compiler-cache.json"
+    opened = CompilerCache(place, settings, switch, access.console, key=key)
     try:
         opened.open()
         if settings.shared and opened.local:
             shared, why = start_shared(
-                settings.shared, PROGRAMS / "sccache", enter=enter, environment=environment, cache=cache
+                settings.shared, PROGRAMS / "sccache", enter=enter, environment=environment, cache=access.cache
             )
             if shared:
                 opened.use(shared)
-                console.note(f"shared compiler cache: {settings.shared.name}")
+                access.console.note(f"shared compiler cache: {settings.shared.name}")
             else:
                 opened.give_up(f"the shared cache ({settings.shared.name}) does not work: {why}")
         yield opened

@@ -12,10 +12,10 @@ from scripts.compile.fixed_paths import LAYOUT, FixedPaths, tree_paths
 from scripts.compile.fixed_paths import ROOT as FIXED_ROOT
 from scripts.compile.stable_names import LINKER, map_names, source_date
 from scripts.compile.standalone.launcher import ADMISSION, EVENTS, FAILURES
-from scripts.core.cache import Cache
 from scripts.core.errors import UsageError
 from scripts.core.files import digest
 from scripts.cuda.archs import Arch, arch_list
+from scripts.downloads.access import Access
 from scripts.recipe.model import Recipe
 from scripts.sources.patch import SourceTree
 from scripts.toolchain.provide import Toolchain
@@ -87,8 +87,7 @@ def plan_tree(
     archs: Sequence[Arch],
     *,
     dependencies: Mapping[str, Path],
-    cache: Cache,
-    environment: Mapping[str, str],
+    access: Access,
     fixed: bool = False,
 ) -> BuildTree:
     """Return the build tree for these inputs (not yet on disk); `fixed`: compiled under the same paths everywhere."""
@@ -111,11 +110,13 @@ def plan_tree(
             [str(FIXED_ROOT), LAYOUT] if fixed else [],
         ]
     )
-    path = cache.place("builds", key)
+    path = access.cache.place("builds", key)
     names = tree_paths(path, toolchain.environment, toolchain.cuda_home, dependencies)
     paths = names if fixed else FixedPaths()
     variables = {
-        **build_variables(recipe, toolchain, archs, dependencies=dependencies, environment=environment, path=path),
+        **build_variables(
+            recipe, toolchain, archs, dependencies=dependencies, environment=access.environment, path=path
+        ),
         "CMAKE_BUILD_TYPE": "Release",
         "NVCC_THREADS": "1",
         **map_names({} if fixed else names.binds),

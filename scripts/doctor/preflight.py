@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -43,12 +43,12 @@ def git_problems(urls: Sequence[str], *, offline: bool) -> list[str]:
     ]
 
 
-def toolkit_problem(recipe: Recipe, access: Access, environment: Mapping[str, str]) -> str:
+def toolkit_problem(recipe: Recipe, access: Access) -> str:
     """Return why no CUDA toolkit can be had, "" when one can."""
     if needs_packages(recipe):
         return ""
     kind, cuda, redist = recipe.toolchain.kind, recipe.toolchain.cuda, recipe.toolchain.redist
-    found = find_system_toolkit(cuda, environment) if kind in {"auto", "system"} else None
+    found = find_system_toolkit(cuda, access.environment) if kind in {"auto", "system"} else None
     if found and found.home:
         return ""
     seen = "; ".join(f"{item.place}: {item.why}" for item in found.rejected) if found else ""

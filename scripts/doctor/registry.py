@@ -20,7 +20,6 @@ from scripts.core.machine import Machine
 from scripts.cuda.archs import Arch
 from scripts.cuda.drivers import Target
 from scripts.downloads.access import Access
-from scripts.downloads.indexes import Indexes
 from scripts.failures.catalogue import catalogue
 from scripts.recipe.model import Recipe
 
@@ -65,8 +64,6 @@ class Subject:
     machine: Machine
     access: Access
     wheelhouse: Path
-    indexes: Indexes
-    environment: Mapping[str, str]
     targets: tuple[Target, ...] = ()
     python: Path | None = None
     """Interpreter of an environment that is to be built in or served from without wheelsmith's own."""
@@ -77,6 +74,11 @@ class Subject:
     def cache(self) -> Path:
         """Root of the cache."""
         return self.access.cache.root
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The user's environment variables."""
+        return self.access.environment
 
     @property
     def tmp(self) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http
 import netrc
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from rich.table import Table
 from unearth.fetchers import PyPIClient
 
 from scripts.core import interrupt
-from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.errors import FetchError, from_os_error
 from scripts.core.files import file_sha256
-from scripts.downloads.indexes import Indexes, redacted
+from scripts.downloads.access import Access
+from scripts.downloads.indexes import redacted
 
 ATTEMPTS = 5
 BLOCK = 1 << 18  # bytes
@@ -31,10 +30,10 @@ _RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 Client = PyPIClient
 
 
-def open_client(indexes: Indexes) -> Client:
+def open_client(access: Access) -> Client:
     """Return an HTTP client that uses proxies, netrc, certificates and trusted hosts as pip would."""
     try:
-        auth = httpx2.NetRCAuth(os.environ.get("NETRC"))
+        auth = httpx2.NetRCAuth(access.environment.get("NETRC"))
     except OSError:  # no netrc file
         auth = None
     except netrc.NetrcParseError as error:
@@ -42,8 +41,8 @@ def open_client(indexes: Indexes) -> Client:
             "~/.netrc cannot be used", why=str(error), fix="correct it, and: chmod 600 ~/.netrc"
         ) from error
     return PyPIClient(
-        trusted_hosts=indexes.trusted_hosts,
-        verify=indexes.ssl_context(),
+        trusted_hosts=access.indexes.trusted_hosts,
+        verify=access.indexes.ssl_context(access.environment),
         timeout=TIMEOUT,
         follow_redirects=True,
         auth=auth,
@@ -79,33 +78,24 @@ class Transfer:
         return grid
 
 
-def download(
-    client: Client,
-    url: str,
-    *,
-    sha256: str,
-    filename: str,
-    cache: Cache,
-    console: Console,
-    size: int = 0,
-    pause: Callable[[float], None] = interrupt.pause,
-) -> Path:
+def download(client: Client, url: str, access: Access, *, sha256: str, filename: str, size: int = 0) -> Path:
     """Return the file with digest `sha256`, from the cache or from `url`.
 
     A break is resumed where it was, in this run (with back-off) or a later one. Raises FetchError when the network
     fails five times, the server refuses, or the bytes are not the pinned ones (which are then deleted).
     """
-    final = cache.place(f"downloads/{sha256}", filename)
+    console = access.console
+    final = access.cache.place(f"downloads/{sha256}", filename)
     if final.is_file():
         return final
     partial = final.with_name(f".{filename}.part")
     transfer = Transfer(filename, total=size)
-    with cache.lock(f"download-{sha256[:20]}", console):
+    with access.cache.lock(f"download-{sha256[:20]}", console):
         if final.is_file():
             return final
         try:
             with console.progress(transfer.render, transfer.text) as progress:
-                _retried(lambda: _stream(client, url, partial, transfer, progress.tick), url, console, pause)
+                _retried(lambda: _stream(client, url, partial, transfer, progress.tick), url, console, access.pause)
             _check(partial, sha256, url)
             partial.replace(final)
         except OSError as error:

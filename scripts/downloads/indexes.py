@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shutil
 import ssl
@@ -38,14 +37,18 @@ class Indexes:
         """All indexes, the main one first; none with `no_index`."""
         return () if self.no_index else (self.index_url, *self.extra_index_urls)
 
-    def ssl_context(self) -> ssl.SSLContext:
+    def __repr__(self) -> str:
+        """Show where packages come from, without credentials."""
+        return f"Indexes({', '.join(redacted(url) for url in (*self.all_index_urls, *self.find_links))})"
+
+    def ssl_context(self, environment: Mapping[str, str]) -> ssl.SSLContext:
         """Return a context that trusts the system's store, certifi's, SSL_CERT_FILE and the configured bundle.
 
         Raises FetchError when the bundle cannot be read.
         """
         context = ssl.create_default_context()
         context.load_verify_locations(certifi.where())
-        bundle = self.cert or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+        bundle = self.cert or environment.get("REQUESTS_CA_BUNDLE") or environment.get("CURL_CA_BUNDLE")
         if bundle:
             path = Path(bundle)
             try:
@@ -98,20 +101,20 @@ def redacted(url: str) -> str:
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
-def read_indexes() -> Indexes:
+def read_indexes(environment: Mapping[str, str]) -> Indexes:
     """Return the indexes that pip would use here: `pip config list` merges environment and every pip.conf."""
     pip = [sys.executable, "-m", "pip"]
-    if call([*pip, "--version"]).code:
-        found = shutil.which("pip") or shutil.which("pip3")
+    if call([*pip, "--version"], environment=environment).code:
+        found = next(filter(None, (shutil.which(name, path=environment.get("PATH")) for name in ("pip", "pip3"))), "")
         pip = [found] if found else []
-    listed = call([*pip, "config", "list"]) if pip else None
+    listed = call([*pip, "config", "list"], environment=environment) if pip else None
     if listed and listed.code:  # never fall back to the public index in silence
         raise FetchError(
             "pip's configuration cannot be read",
             why=(listed.error_text.strip().splitlines() or ["pip config list failed"])[-1],
             fix="correct the pip.conf it names; `pip config debug` lists the files",
         )
-    return parse_pip_config(listed.text if listed else "", os.environ)
+    return parse_pip_config(listed.text if listed else "", environment)
 
 
 def _check_url(url: str) -> None:

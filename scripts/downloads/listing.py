@@ -9,6 +9,7 @@ import httpx2
 from unearth import Link, PackageFinder
 
 from scripts.core.errors import FetchError
+from scripts.downloads.access import Access
 from scripts.downloads.download import Client, open_client, unreachable
 from scripts.downloads.indexes import Indexes, redacted
 from scripts.recipe.model import SdistSource, WheelSource
@@ -16,10 +17,10 @@ from scripts.recipe.model import SdistSource, WheelSource
 IndexSource = SdistSource | WheelSource
 
 
-def find_sdist(name: str, version: str, indexes: Indexes) -> str | None:
+def find_sdist(name: str, version: str, access: Access) -> str | None:
     """Return the sha256 that the first index with an sdist of `name` `version` lists for it, None without one."""
-    with open_client(indexes) as client:
-        for place in indexes.all_index_urls:
+    with open_client(access) as client:
+        for place in access.indexes.all_index_urls:
             finder = PackageFinder(
                 client,
                 index_urls=[place] if place else [],

@@ -38,12 +38,14 @@ class Place:
     """The unpacked wheel."""
     scratch: Path
     """For compile caches and models."""
+    variables: Mapping[str, str] = field(repr=False)
+    """The user's environment."""
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return the environment of a process: the wheel first on the path, caches in the scratch folder."""
-        path = [str(ROOT), str(self.site), os.environ.get("PYTHONPATH", "")]
+        path = [str(ROOT), str(self.site), self.variables.get("PYTHONPATH", "")]
         return {
-            **os.environ,
+            **self.variables,
             "PYTHONPATH": os.pathsep.join(part for part in path if part),
             "PYTHONDONTWRITEBYTECODE": "1",
             "CUDA_CACHE_PATH": str(self.scratch / "cuda-cache"),  # an empty one: JIT is seen, not remembered

@@ -15,12 +15,11 @@ from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.core.cache import Cache
-from scripts.core.console import Console, human_bytes
+from scripts.core.console import human_bytes
 from scripts.core.errors import FetchError, UsageError
 from scripts.core.files import digest, remove_tree
 from scripts.core.paths import ROOT
-from scripts.downloads.indexes import Indexes
+from scripts.downloads.access import Access
 from scripts.formats.wheel import open_wheel
 from scripts.toolchain.environments import run_uv
 
@@ -107,19 +106,16 @@ def resolve(
     requirements: Sequence[str],
     names: set[str],
     scratch: Path,
-    cache: Cache,
-    console: Console,
-    indexes: Indexes,
-    options: object,
+    access: Access,
+    python: str = PYTHON,
 ) -> list[str]:
     """Return exact versions of all that is needed and not there. Raises ToolchainError."""
     source, target = scratch / "wanted.in", scratch / "wanted.txt"
     source.write_text("".join(f"{line}\n" for line in requirements))
-    python, offline = getattr(options, "python", PYTHON), bool(getattr(options, "offline", False))
     command: list[str | Path] = ["pip", "compile", "--quiet", "--python-version", python]
     command += ["--python-platform", PLATFORM, "--only-binary", ":all:", "--no-annotate", "--no-header"]
     command += ["--no-emit-index-url", "--no-emit-find-links", source, "-o", target]
-    run_uv(command, cache, console, indexes, offline=offline)
+    run_uv(command, access)
     return chosen(target.read_text().splitlines(), names)
 
 
@@ -138,31 +134,27 @@ def chosen(lines: Iterable[str], names: set[str]) -> list[str]:
     return kept
 
 
-def packed_site(pins: Sequence[str], cache: Cache, console: Console, indexes: Indexes, options: object) -> Path:
+def packed_site(pins: Sequence[str], access: Access, python: str = PYTHON) -> Path:
     """Return the packed dependencies, from the cache when the same ones were packed before."""
 
     def make(folder: Path) -> None:
-        console.stage("install", f"{len(pins)} packages")
-        site = install(pins, folder, cache, console, indexes, options)
-        console.stage("pack", "xz, a minute or more")
+        access.console.stage("install", f"{len(pins)} packages")
+        site = install(pins, folder, access, python)
+        access.console.stage("pack", "xz, a minute or more")
         pack(site, folder / "site.tar.xz")
         remove_tree(site)
 
-    key = digest([*pins, getattr(options, "python", PYTHON), LEFT_OUT, 1])
-    return cache.once("carry", key, make, console=console) / "site.tar.xz"
+    key = digest([*pins, python, LEFT_OUT, 1])
+    return access.cache.once("carry", key, make, console=access.console) / "site.tar.xz"
 
 
-def install(
-    pins: Sequence[str], scratch: Path, cache: Cache, console: Console, indexes: Indexes, options: object
-) -> Path:
+def install(pins: Sequence[str], scratch: Path, access: Access, python: str = PYTHON) -> Path:
     """Install the pins for the machine's Python into a folder; take out what is not needed to run."""
     source, site = scratch / "pins.txt", scratch / "site"
     source.write_text("".join(f"{line}\n" for line in pins))
     command: list[str | Path] = ["pip", "install", "--quiet", "--no-deps", "--target", site, "-r", source]
-    command += ["--python-version", getattr(options, "python", PYTHON), "--python-platform", PLATFORM]
-    run_uv(
-        [*command, "--only-binary", ":all:"], cache, console, indexes, offline=bool(getattr(options, "offline", False))
-    )
+    command += ["--python-version", python, "--python-platform", PLATFORM]
+    run_uv([*command, "--only-binary", ":all:"], access)
     for path in [*(site / name for name in LEFT_OUT), *site.rglob("__pycache__"), *site.glob("*/tests")]:
         remove_tree(path)
     return site

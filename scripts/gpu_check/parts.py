@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ _REFUSAL = "if not (FA2_AVAILABLE or FA3_AVAILABLE):\n    raise ImportError("
 _NO_REFUSAL = "if False:  # changed by gpu-check\n    raise ImportError("
 
 
-def find_python(given: Path | None) -> Path:
-    """Return a Python that imports torch. Raises NoGpuError."""
-    names = [str(given)] if given else [sys.executable, *_pythons_on_path()]
+def find_python(given: Path | None, path: str) -> Path:
+    """Return a Python that imports torch: the one given, ours, or the first on `path` (PATH). Raises NoGpuError."""
+    names = [str(given)] if given else [sys.executable, *_pythons_on_path(path)]
     for name in dict.fromkeys(names):
         if capture([name, "-c", "import torch"], timeout=300)[0] == 0:
             return Path(name)
@@ -44,9 +45,9 @@ def find_python(given: Path | None) -> Path:
     )
 
 
-def _pythons_on_path() -> list[str]:
+def _pythons_on_path(path: str) -> list[str]:
     own = Path(sys.prefix).resolve()
-    folders = [part for part in os.environ.get("PATH", "").split(os.pathsep) if part]
+    folders = [part for part in path.split(os.pathsep) if part]
     outside = [part for part in folders if not Path(part).resolve().is_relative_to(own)]
     found = shutil.which("python3", path=os.pathsep.join(outside))
     return [found] if found else []
@@ -224,7 +225,7 @@ def _slim(place: Place, options: Question, report: Report) -> None:
     wheels = list(out.glob("*.whl"))
     if code or not wheels:
         raise ValueError(f"slim ended with {code}: {text.strip()[-300:]}")
-    slim_place = Place(place.python, place.scratch / "slim-site", place.scratch)
+    slim_place = replace(place, site=place.scratch / "slim-site")
     unpack_wheel(wheels[0], slim_place.site)
     families = options.family or FAMILIES
     seen = check_families(

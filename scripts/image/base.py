@@ -5,7 +5,6 @@ It is pinned by a date of snapshot.debian.org (runtime/base.toml); `debootstrap@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
@@ -16,14 +15,14 @@ from pathlib import Path
 import httpx2
 from rich.text import Text
 
-from scripts.core.cache import Cache
-from scripts.core.console import Console, human_seconds
+from scripts.core.console import human_seconds
 from scripts.core.errors import ImageError, UsageError
 from scripts.core.files import digest
 from scripts.core.paths import ROOT
 from scripts.core.process import run_logged
+from scripts.downloads.access import Access
 from scripts.downloads.download import open_client
-from scripts.downloads.indexes import Indexes, redacted
+from scripts.downloads.indexes import redacted
 from scripts.downloads.mirrors import VARIABLE, Mirror, address, rewrite
 from scripts.image.engine import Engine, explained
 
@@ -85,17 +84,17 @@ def parse_debian(wanted: str, file: Path = FILE) -> Debian:
     return Debian(pinned.suite, date or pinned.snapshot, pinned.archive)
 
 
-def reachable(debian: Debian, mirrors: Sequence[Mirror], *, indexes: Indexes, wanted: str, console: Console) -> Debian:
+def reachable(debian: Debian, access: Access, *, wanted: str) -> Debian:
     """Return what to install: Debian's mirrors, with a warning, where the archive cannot be reached.
 
     Raises ImageError when the date was asked for by name.
     """
     if debian.snapshot == NOW:
         return debian
-    place = rewrite(debian.archive, mirrors).rstrip("/")
+    place = rewrite(debian.archive, access.mirrors).rstrip("/")
     url = f"{place}/archive/debian/{debian.snapshot}/dists/{debian.suite}/InRelease"
     try:
-        with open_client(indexes) as client:
+        with open_client(access) as client:
             client.get(url).raise_for_status()
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         why = f"{redacted(url)}: {error}"
@@ -107,7 +106,7 @@ def reachable(debian: Debian, mirrors: Sequence[Mirror], *, indexes: Indexes, wa
             why=why,
             fix=[f"{VARIABLE}='{debian.archive}=https://a.mirror/of/it/'", f"--base debootstrap@{NOW}: not pinned"],
         )
-    console.warn(f"the base is not pinned, and takes what Debian's mirrors have now: {why}")
+    access.console.warn(f"the base is not pinned, and takes what Debian's mirrors have now: {why}")
     return Debian(debian.suite, NOW, debian.archive)
 
 
@@ -122,9 +121,7 @@ def mmdebstrap_words(debian: Debian, tar: str, mirrors: Sequence[Mirror]) -> lis
     return [*words, debian.suite, tar, *debian.sources(mirrors)]
 
 
-def debian_base(
-    engine: Engine, debian: Debian, *, mirrors: Sequence[Mirror], cache: Cache, console: Console, log: Path
-) -> str:
+def debian_base(engine: Engine, debian: Debian, access: Access) -> str:
     """Return the name of a base of Debian's packages, made with mmdebstrap unless it is there. Raises ImageError."""
     key = digest(mmdebstrap_words(debian, "", ()))
     name = f"localhost/wheelsmith-base:{debian.suite}-{debian.snapshot.lower()}-{key[:12]}"
@@ -135,14 +132,14 @@ def debian_base(
 
     def make(folder: Path) -> None:
         line = f"installing {debian.title} with mmdebstrap"
-        with console.progress(lambda: Text(f"{'':<10}{line}"), lambda: line) as progress:
-            environment = {**os.environ, "SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH", "0")}
-            words = mmdebstrap_words(debian, str(folder / "base.tar"), mirrors)
-            done = run_logged(words, log=log, cwd=folder, environment=environment, tick=progress.tick)
+        with access.console.progress(lambda: Text(f"{'':<10}{line}"), lambda: line) as progress:
+            environment = {"SOURCE_DATE_EPOCH": "0", **access.environment}
+            words = mmdebstrap_words(debian, str(folder / "base.tar"), access.mirrors)
+            done = run_logged(words, log=engine.log, cwd=folder, environment=environment, tick=progress.tick)
         if done.code:
-            raise explained("making the base with mmdebstrap", done.tail(40), log)
-        console.note(f"mmdebstrap took {human_seconds(done.seconds)}")
+            raise explained("making the base with mmdebstrap", done.tail(40), engine.log)
+        access.console.note(f"mmdebstrap took {human_seconds(done.seconds)}")
 
-    tar = cache.once("bases", key, make, console=console) / "base.tar"
+    tar = access.cache.once("bases", key, make, console=access.console) / "base.tar"
     engine.import_tar(tar, name)
     return name

@@ -14,14 +14,12 @@ from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
-from scripts.core.cache import Cache
-from scripts.core.console import Console, human_bytes
+from scripts.core.console import human_bytes
 from scripts.core.errors import ImageError
 from scripts.core.files import file_sha256
 from scripts.core.paths import ROOT
 from scripts.core.process import call
-from scripts.downloads.indexes import read_indexes
-from scripts.downloads.mirrors import VARIABLE, parse_mirrors
+from scripts.downloads.access import Access
 from scripts.formats.wheel import Hash, open_wheel, read_record, record_digest
 from scripts.image.base import debian_base, parse_debian, reachable
 from scripts.image.checks import Facts, Result, check_image, read_facts, stopped_cleanly
@@ -63,28 +61,25 @@ class Order:
     cuda_image: str = ""
 
 
-def build_image(
-    options: Order, wheel: WheelFacts, lock: Path, *, engine: Engine, cache: Cache, console: Console
-) -> ImageReport:
+def build_image(options: Order, wheel: WheelFacts, lock: Path, engine: Engine, access: Access) -> ImageReport:
     """Build under a name of its own, check, and only then give the tag."""
-    clock = PhaseClock()
-    name, base = have_base(options.base, engine=engine, cache=cache, console=console)
+    clock, console = PhaseClock(), access.console
+    name, base = have_base(options.base, engine, access)
     check_base(wheel.path, Base(base.python, base.glibc, base.machine))
-    check_disk(engine, known=any(engine.has(tag) for tag in _known_tags(wheel)))
+    check_disk(engine, layers_folder(access.environment), known=any(engine.has(tag) for tag in _known_tags(wheel)))
     clock.ends("base")
     hazards = hazard_label(wheel.gpus)
     if hazards != NO_HAZARDS:
         console.warn(f"known hazards, by compute capability: {hazards}; the image stops there unless told otherwise")
-    indexes = read_indexes()
     encodings = {}
     if options.target == "runpod" and options.with_encodings:
-        encodings = have_encodings(options.encodings, cache=cache, indexes=indexes, console=console)
+        encodings = have_encodings(options.encodings, access)
     clock.ends("encodings")
     tag = options.tag or _known_tags(wheel)[TARGETS.index(options.target)]
     unfinished = f"localhost/wheelsmith-unfinished:{os.getpid()}"
-    stamp, digest = _timestamp(), engine.digest(name)
+    stamp, digest = _timestamp(access.environment), engine.digest(name)
     with ExitStack() as stack:
-        context = stack.enter_context(make_context(cache, wheel, lock, encodings))
+        context = stack.enter_context(make_context(access.cache, wheel, lock, encodings))
         private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wheelsmith-")))
         arguments = build_arguments(wheel, lock, base=name, digest=digest)
         marks = labels(wheel, base=name, digest=digest, recipe=options.recipe, stamp=stamp) | {HAZARDS: hazards}
@@ -92,9 +87,7 @@ def build_image(
             arguments |= {"CUDA_IMAGE": options.cuda_image, "TRIM": "0"}
         console.stage("build", f"{options.target} with {engine.name} on {name}")
         stack.callback(engine.untag, unfinished, name)
-        engine.build(
-            Plan(context, options.target, unfinished, arguments, write_secrets(private, indexes), marks, stamp)
-        )
+        engine.build(Plan(context, options.target, unfinished, arguments, write_secrets(private, access), marks, stamp))
         clock.ends("build")
         console.stage("check", "inside the image")
         jit = options.target == "runtime-jit"
@@ -135,25 +128,23 @@ def _is(path: Path, item: Hash) -> bool:
         return False
 
 
-def have_base(wanted: str, *, engine: Engine, cache: Cache, console: Console) -> tuple[str, Facts]:
+def have_base(wanted: str, engine: Engine, access: Access) -> tuple[str, Facts]:
     """Return the base's name and facts, pulled or made when it is not here. Raises ImageError, UsageError."""
-    console.stage("base", wanted)
+    access.console.stage("base", wanted)
     if wanted.partition("@")[0] == "debootstrap":
-        mirrors = parse_mirrors(os.environ.get(VARIABLE, ""))
-        debian = reachable(parse_debian(wanted), mirrors, indexes=read_indexes(), wanted=wanted, console=console)
-        wanted = debian_base(engine, debian, mirrors=mirrors, cache=cache, console=console, log=engine.log)
+        wanted = debian_base(engine, reachable(parse_debian(wanted), access, wanted=wanted), access)
     else:
         engine.pull(wanted)
         if "@sha256:" not in wanted:
-            console.warn(f"{wanted} is a tag, which moves: {engine.digest(wanted) or 'its digest'} goes into the label")
+            named = engine.digest(wanted) or "its digest"
+            access.console.warn(f"{wanted} is a tag, which moves: {named} goes into the label")
     return wanted, read_facts(engine, wanted)
 
 
-def check_disk(engine: Engine, *, known: bool) -> None:
-    """Raise ImageError unless the layers fit where the engine keeps them."""
+def check_disk(engine: Engine, spare: Path, *, known: bool) -> None:
+    """Raise ImageError unless the layers fit where the engine keeps them and, for buildah, writes them before."""
     needed = {engine.storage(): DISK_AGAIN if known else DISK}
     if engine.name == "buildah" and not known:
-        spare = layers_folder()
         needed[spare] = needed.get(spare, 0) + SPARE
     places = {path: next(folder for folder in (path, *path.parents) if folder.exists()) for path in needed}
     for path, place in places.items():
@@ -202,9 +193,9 @@ def labels(wheel: WheelFacts, *, base: str, digest: str, recipe: str | None, sta
     return {name: value for name, value in found.items() if value}
 
 
-def _timestamp() -> int:
+def _timestamp(environment: Mapping[str, str]) -> int:
     """Return SOURCE_DATE_EPOCH, else the time of the last commit, so that the same inputs give the same layers."""
-    text = os.environ.get("SOURCE_DATE_EPOCH") or _git("log", "-1", "--format=%ct")
+    text = environment.get("SOURCE_DATE_EPOCH") or _git("log", "-1", "--format=%ct")
     return int(text) if text.isdigit() else 0
 
 

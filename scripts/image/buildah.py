@@ -37,7 +37,8 @@ class Buildah(Engine):
         words += ["--format", "docker", "--timestamp", str(plan.timestamp)]
         before = self._containers()
         # Layers are written as files before they are stored, and stay there (twice the largest) after an interruption.
-        with tempfile.TemporaryDirectory(dir=layers_folder(), prefix="wheelsmith-layers-") as spare:
+        place = layers_folder(self.access.environment)
+        with tempfile.TemporaryDirectory(dir=place, prefix="wheelsmith-layers-") as spare:
             try:
                 self._run([*words, *plan_words(plan)], f"building target {plan.target}", TMPDIR=spare)
             except BaseException:

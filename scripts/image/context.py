@@ -23,13 +23,12 @@ from scripts.audit.collect import audit_wheel
 from scripts.audit.models import TargetVerdict
 from scripts.audit.subjects import label_archs, matching_recipe
 from scripts.core.cache import Cache
-from scripts.core.console import Console
 from scripts.core.errors import AuditError, FetchError, ImageError
 from scripts.core.files import digest, file_sha256
 from scripts.core.paths import DEFAULT_RECIPE, ROOT
 from scripts.cuda.drivers import Target, parse_target
+from scripts.downloads.access import Access
 from scripts.downloads.download import download, open_client
-from scripts.downloads.indexes import Indexes
 from scripts.formats.wheel import open_wheel, wheel_name
 from scripts.image.gpus import NAME as GPU_TABLE
 from scripts.image.gpus import gpu_table, gpu_targets
@@ -185,16 +184,14 @@ def find_lock(version: str, given: Path | None) -> Path:
     return lock
 
 
-def have_encodings(given: Path | None, *, cache: Cache, indexes: Indexes, console: Console) -> dict[str, Path]:
+def have_encodings(given: Path | None, access: Access) -> dict[str, Path]:
     """Return gpt-oss's vocabularies, from the folder given or downloaded, each checked. Raises ImageError."""
     found = {}
     try:
-        with open_client(indexes) as client:
+        with open_client(access) as client:
             for name, sha256 in ENCODINGS.items():
                 local = given / name if given else None
-                found[name] = local or download(
-                    client, ENCODINGS_URL + name, sha256=sha256, filename=name, cache=cache, console=console
-                )
+                found[name] = local or download(client, ENCODINGS_URL + name, access, sha256=sha256, filename=name)
                 if local and (not local.is_file() or file_sha256(local) != sha256):
                     raise ImageError(f"{local} is not the {name} that gpt-oss needs", fix=f"its sha256 is {sha256}")
     except FetchError as error:
@@ -261,17 +258,17 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def write_secrets(folder: Path, indexes: Indexes) -> dict[str, Path]:
+def write_secrets(folder: Path, access: Access) -> dict[str, Path]:
     """Write what the build needs and no layer may hold: index URLs (with credentials) and certificates."""
-    plain = dataclasses.replace(indexes, extra_index_urls=(), find_links=(), cert="")
+    plain = dataclasses.replace(access.indexes, extra_index_urls=(), find_links=(), cert="")
     variables = {k: v for k, v in plain.uv_environment({}).items() if v and k.startswith("UV_")}
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy"):
-        if os.environ.get(name):
-            variables[name] = os.environ[name]
+        if value := access.environment.get(name):
+            variables[name] = value
     index = folder / "index"
     index.touch(mode=0o600)
     index.write_text("".join(f"{name}='{value}'\n" for name, value in variables.items() if "'" not in value))
-    bundle = indexes.cert or os.environ.get("SSL_CERT_FILE", "")
+    bundle = access.indexes.cert or access.environment.get("SSL_CERT_FILE", "")
     certificates = folder / "ca"
     certificates.write_bytes(Path(bundle).read_bytes() if bundle and Path(bundle).is_file() else b"")
     return {"index": index, "ca": certificates}

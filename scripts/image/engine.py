@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import time
@@ -17,10 +16,12 @@ from typing import Any, ClassVar
 
 from rich.text import Text
 
-from scripts.core.console import Console, human_seconds
+from scripts.core.console import human_seconds
 from scripts.core.errors import ImageError
 from scripts.core.process import TOO_LATE, call, capture, run_logged
+from scripts.downloads.access import Access
 
+_BUILDKIT = {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"}
 USER_DIRS = ("/tmp", "/cache")  # noqa: S108 - the image's only writable places
 
 
@@ -46,9 +47,9 @@ class Plan:
     """SOURCE_DATE_EPOCH of layers, in seconds."""
 
 
-def layers_folder() -> Path:
+def layers_folder(environment: Mapping[str, str]) -> Path:
     """Return where engines write layers before they store them: TMPDIR, else their own default."""
-    return Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - a folder of its own is made there
+    return Path(environment.get("TMPDIR") or "/var/tmp")  # noqa: S108 - a folder of its own is made there
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Engine(ABC):
     """A usable engine. All methods raise ImageError."""
 
     log: Path
-    console: Console
+    access: Access
     name: ClassVar[str]
     steps: list[tuple[str, float]] = field(default_factory=list)
     """Steps of the builds so far, with their seconds."""
@@ -72,18 +73,23 @@ class Engine(ABC):
             clock.look()
             progress.tick()
 
-        with self.console.progress(lambda: Text(line()), lambda: line().strip()) as progress:
+        with self.access.console.progress(lambda: Text(line()), lambda: line().strip()) as progress:
             done = run_logged(
                 [self.name, *arguments],
                 log=self.log,
                 cwd=Path.cwd(),
-                environment={**os.environ, "DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain", **variables},
+                environment={
+                    **self.access.environment,
+                    "DOCKER_BUILDKIT": "1",
+                    "BUILDKIT_PROGRESS": "plain",
+                    **variables,
+                },
                 tick=tick,
             )
         self.steps.extend(clock.finish())
         if done.code:
             raise explained(doing, done.tail(60), self.log)
-        self.console.note(f"{doing} took {human_seconds(done.seconds)}")
+        self.access.console.note(f"{doing} took {human_seconds(done.seconds)}")
 
     def _ask(self, *arguments: str, doing: str) -> str:
         code, text = capture([self.name, *arguments], timeout=120)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,8 +15,9 @@ from urllib.parse import unquote, urljoin, urlsplit
 import httpx2
 
 from scripts.core.errors import PublishError, from_os_error
+from scripts.downloads.access import Access
 from scripts.downloads.download import Client, open_client
-from scripts.downloads.indexes import Indexes, redacted
+from scripts.downloads.indexes import redacted
 
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.5, text/html;q=0.2"
 MAX_SMALL = 16 << 20  # bytes of what is read into memory
@@ -40,9 +41,10 @@ class Listed:
 class SimpleClient:
     """An index as its readers see it, with the credentials that uploads use. Methods raise PublishError."""
 
-    def __init__(self, url: str, indexes: Indexes, environment: Mapping[str, str]) -> None:
+    def __init__(self, url: str, access: Access) -> None:
         self._url = url.rstrip("/") + "/"
-        self._client: Client = open_client(indexes)
+        self._client: Client = open_client(access)
+        environment = access.environment
         user, password = environment.get("UV_PUBLISH_USERNAME"), environment.get("UV_PUBLISH_PASSWORD")
         if token := environment.get("UV_PUBLISH_TOKEN"):
             user, password = "__token__", token

@@ -14,9 +14,9 @@ from pathlib import Path
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from scripts.core.cache import Cache
-from scripts.core.console import Console, human_bytes
+from scripts.core.console import human_bytes
 from scripts.core.errors import AuditError, PublishError, UsageError
+from scripts.downloads.access import Access
 from scripts.downloads.indexes import redacted
 from scripts.index.attestations import SUFFIX as PROVENANCE
 from scripts.index.attestations import check_provenance
@@ -34,8 +34,7 @@ def promote(
     target: Store,
     names: Sequence[str],
     wishes: Wishes,
-    cache: Cache,
-    console: Console,
+    access: Access,
     *,
     key: PublicKey | None = None,
 ) -> list[Done]:
@@ -44,13 +43,13 @@ def promote(
     With `key` the signature of each is checked first. Raises PublishError, AuditError, UsageError; nothing is sent
     unless all are right.
     """
-    entries = [StaticIndex(source, console).find(name) for name in names]
+    entries = [StaticIndex(source, access.console).find(name) for name in names]
     yanked = next((entry for entry in entries if entry.yanked is not None), None)
     if yanked:
         raise PublishError(f"{yanked.filename} is yanked", why=yanked.yanked or "no reason is given", fix="unyank it")
-    console.stage("promote", f"{len(entries)} wheel(s) from {source.location} to {target.location}")
+    access.console.stage("promote", f"{len(entries)} wheel(s) from {source.location} to {target.location}")
     with tempfile.TemporaryDirectory(prefix="wheelsmith-promote-") as folder:
-        wheels = [_taken(source, entry, Path(folder), cache, console) for entry in entries]
+        wheels = [_taken(source, entry, Path(folder), access) for entry in entries]
         for wheel, entry in zip(wheels, entries, strict=True):
             problem = audit_problem(wheel) if wishes.audit and wheel.report is not None else ""
             if problem:
@@ -59,21 +58,21 @@ def promote(
                 _check_signature(wheel, key)
         origins = {entry.filename: Origin(index=source.location, url=entry.key) for entry in entries}
         wishes = replace(wishes, action="promote", note=f"from {source.location}", origins=origins, signer=None)
-        return publish_static(target, wheels, wishes, console)
+        return publish_static(target, wheels, wishes, access.console)
 
 
-def _taken(source: Store, entry: Entry, folder: Path, cache: Cache, console: Console) -> Local:
+def _taken(source: Store, entry: Entry, folder: Path, access: Access) -> Local:
     """Copy a wheel and what lies beside it; what is not as its record says is refused."""
     place = folder / entry.sha256
     place.mkdir()
     path = place / entry.filename
-    console.note(f"{entry.filename} ({human_bytes(entry.size)})")
+    access.console.note(f"{entry.filename} ({human_bytes(entry.size)})")
     _check_copy(entry, "", source.fetch(entry.key, path), entry.sha256, source)
     for suffix, sha256 in entry.extras.items():
         if suffix != SBOM:  # it is inside
             beside = path.with_name(path.name + suffix)
             _check_copy(entry, suffix, source.fetch(entry.key + suffix, beside), sha256, source)
-    return read_local(path, cache)
+    return read_local(path, access.cache)
 
 
 def _check_copy(entry: Entry, suffix: str, found: str, wanted: str, source: Store) -> None:
@@ -98,20 +97,19 @@ def mirror(
     wanted: Sequence[str],
     target: Store,
     wishes: Wishes,
-    cache: Cache,
-    console: Console,
+    access: Access,
 ) -> list[Done]:
     """Take named wheels (`NAME.whl` or `vllm==0.15.1`) of another index in, with where they came from written down.
 
     Raises PublishError, AuditError, UsageError; nothing is sent unless all could be fetched and are right.
     """
     found = [item for text in wanted for item in _matching(client, text, index)]
-    console.stage("mirror", f"{len(found)} wheel(s) from {redacted(index)} to {target.location}")
+    access.console.stage("mirror", f"{len(found)} wheel(s) from {redacted(index)} to {target.location}")
     with tempfile.TemporaryDirectory(prefix="wheelsmith-mirror-") as folder:
-        wheels = [_fetched(client, item, Path(folder), cache, console) for item in found]
+        wheels = [_fetched(client, item, Path(folder), access) for item in found]
         origins = {item.name: Origin(index=redacted(index), url=redacted(item.url)) for item in found}
         wishes = replace(wishes, action="mirror", note=f"from {redacted(index)}", origins=origins)
-        return publish_static(target, wheels, wishes, console)
+        return publish_static(target, wheels, wishes, access.console)
 
 
 def _matching(client: SimpleClient, text: str, index: str) -> list[Listed]:
@@ -138,18 +136,18 @@ def _version(filename: str) -> Version | None:
         return None
 
 
-def _fetched(client: SimpleClient, item: Listed, folder: Path, cache: Cache, console: Console) -> Local:
+def _fetched(client: SimpleClient, item: Listed, folder: Path, access: Access) -> Local:
     place = folder / hashlib.sha256(item.url.encode()).hexdigest()[:20]
     place.mkdir()
     path = place / item.name
-    console.note(f"{item.name} from {redacted(item.url)}")
+    access.console.note(f"{item.name} from {redacted(item.url)}")
     sha256 = client.save(item, path)
     if item.sha256:
         refuse_other_bytes(item.name, published=item.sha256, ours=sha256, place="the index's own page")
     else:
-        console.warn(f"the index gives no sha256 for {item.name}: so whether it came whole stays unknown")
+        access.console.warn(f"the index gives no sha256 for {item.name}: so whether it came whole stays unknown")
     if item.provenance:
         data = client.small(item.provenance)
         check_provenance(data, item.name, sha256)
         path.with_name(item.name + PROVENANCE).write_bytes(data)
-    return read_local(path, cache)
+    return read_local(path, access.cache)

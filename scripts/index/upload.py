@@ -19,6 +19,7 @@ from scripts.core import interrupt
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import PublishError, UsageError
 from scripts.core.process import call
+from scripts.downloads.access import Access
 from scripts.downloads.indexes import redacted
 from scripts.formats.wheel import wheel_name
 from scripts.index.entry import same_wheel
@@ -102,9 +103,8 @@ def upload(
     wheels: Sequence[Local],
     api: Api,
     client: SimpleClient,
-    console: Console,
+    access: Access,
     *,
-    environment: Mapping[str, str],
     dry_run: bool = False,
 ) -> list[str]:
     """Upload what the index does not have, and read it back; return `published` or `unchanged` per wheel.
@@ -112,14 +112,14 @@ def upload(
     Raises PublishError; nothing is sent when a wheel is there with other bytes.
     """
     states = [_state(wheel, client, api) for wheel in wheels]
-    _warn_of_hazards(wheels, api, client, console)
+    _warn_of_hazards(wheels, api, client, access.console)
     for wheel, state in zip(wheels, states, strict=True):
         if state == "unchanged" or dry_run:
             continue
         if _state(wheel, client, api) == "unchanged":
             continue  # another publisher was first
-        console.note(f"{wheel.path.name} ({human_bytes(wheel.size)})")
-        _upload_one(wheel, api, console, environment)
+        access.console.note(f"{wheel.path.name} ({human_bytes(wheel.size)})")
+        _upload_one(wheel, api, access)
         _read_back(wheel, client, api)
     return [f"would be {state}" if dry_run and state != "unchanged" else state for state in states]
 
@@ -166,9 +166,9 @@ def pause(seconds: float) -> None:
     interrupt.pause(seconds)
 
 
-def _upload_one(wheel: Local, api: Api, console: Console, environment: Mapping[str, str]) -> None:
+def _upload_one(wheel: Local, api: Api, access: Access) -> None:
     for attempt in range(1, ATTEMPTS + 1):
-        code, said = run_uv_publish(wheel.path, api, environment)
+        code, said = run_uv_publish(wheel.path, api, access.environment)
         if code == 0:
             return
         cause = explain(said, api)
@@ -180,7 +180,7 @@ def _upload_one(wheel: Local, api: Api, console: Console, environment: Mapping[s
                 detail=said[-2000:],
             )
         delay = 2.0 * 2**attempt
-        console.warn(f"{cause.why}; attempt {attempt + 1} of {ATTEMPTS} in {delay:.0f} s")
+        access.console.warn(f"{cause.why}; attempt {attempt + 1} of {ATTEMPTS} in {delay:.0f} s")
         pause(delay)
 
 

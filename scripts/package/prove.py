@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.core.cache import Cache
-from scripts.core.console import Console
 from scripts.core.errors import AuditError
 from scripts.core.process import Command, capture
 from scripts.cuda.archs import Arch
-from scripts.downloads.indexes import Indexes
+from scripts.downloads.access import Access
 from scripts.formats.fatbin import DeviceCode, Kind
 from scripts.formats.unit_names import device_codes
 from scripts.recipe.model import Component, Recipe
@@ -62,26 +60,22 @@ def prove_wheel(
     recipe: Recipe,
     archs: Sequence[Arch],
     toolchain: Toolchain,
-    *,
-    cache: Cache,
-    console: Console,
-    indexes: Indexes,
-    offline: bool,
+    access: Access,
 ) -> Proof:
     """Install, import and load the wheel in a new environment, and list its cubins. Raises AuditError."""
-    console.stage("prove", "a new environment with only torch and the wheel, no GPU")
-    with cache.scratch("proof-") as folder:
+    access.console.stage("prove", "a new environment with only torch and the wheel, no GPU")
+    with access.cache.scratch("proof-") as folder:
         device = device_codes(wheel)
         cubins, ptx = list_device_code(device, recipe)
         check_archs(cubins, archs)
         lock = folder / "torch.txt"
         lock.write_text(torch_lock(toolchain, recipe.lock_file.read_text(), recipe))
-        make_environment(folder / "venv", lock, cache=cache, console=console, indexes=indexes, offline=offline)
+        make_environment(folder / "venv", lock, access)
         python = folder / "venv" / "bin" / "python"
-        run_uv(["pip", "install", "--python", python, "--no-deps", wheel], cache, console, indexes, offline=True)
+        run_uv(["pip", "install", "--python", python, "--no-deps", wheel], replace(access, offline=True))
         seen = _import(python, recipe, toolchain, folder)
     for component, names in seen.operators.items():
-        console.note(f"{component}: loads, registers {len(names)} operators")
+        access.console.note(f"{component}: loads, registers {len(names)} operators")
     return Proof(seen.vllm, seen.torch, seen.operators, cubins, ptx, device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from scripts.compile.compiler_cache import CacheSettings
 from scripts.compile.fixed_paths import refusal
 from scripts.compile.shards import Shard, units_of
 from scripts.compile.tree import BuildTree, plan_tree
-from scripts.core.cache import Cache
 from scripts.core.console import Console, human_seconds
 from scripts.core.errors import AuditError, PackageError, from_os_error
 from scripts.core.machine import read_machine
@@ -26,7 +26,6 @@ from scripts.cuda.drivers import default_targets
 from scripts.doctor.examine import examine, skipped
 from scripts.doctor.registry import Subject
 from scripts.downloads.access import Access
-from scripts.downloads.indexes import Indexes
 from scripts.package.build import package_wheel
 from scripts.package.prove import Proof, prove_wheel
 from scripts.recipe.costs import Unit, cost_book
@@ -50,8 +49,6 @@ class Job:
     jobs: int
     access: Access
     wheelhouse: Path
-    indexes: Indexes
-    environment: Mapping[str, str]
     keep_going: bool = False
     """Whether units are compiled on after one has failed."""
     compiler_cache: CacheSettings = field(default_factory=CacheSettings)
@@ -59,80 +56,72 @@ class Job:
     """Checks of doctor that are passed over."""
 
     @property
-    def cache(self) -> Cache:
-        """The cache directory."""
-        return self.access.cache
+    def console(self) -> Console:
+        """Where progress is shown."""
+        return self.access.console
 
-    @property
-    def offline(self) -> bool:
-        """Whether the network must not be used."""
-        return self.access.offline
+    def lock(self, tree: BuildTree) -> AbstractContextManager[None]:
+        """Hold a build tree: only one run works in it at a time."""
+        return self.access.cache.lock(f"build-{tree.key}", self.console)
 
 
-def build_wheel(job: Job, console: Console) -> tuple[Path, Mapping[str, Any]]:
+def build_wheel(job: Job) -> tuple[Path, Mapping[str, Any]]:
     """Run all stages; return the wheel in the wheelhouse and its report. Raises the failing stage's error."""
     stages = Stages()
     check_wheelhouse(job.wheelhouse)
-    tree, fetched = _prepare(job, stages, console)
-    with job.cache.lock(f"build-{tree.key}", console):
+    tree, fetched = _prepare(job, stages)
+    with job.lock(tree):
         built = find_built(job.wheelhouse, tree.key, job.recipe.digest)
         if built:
-            console.stage("ready", "this wheel is built already; nothing has changed")
+            job.console.stage("ready", "this wheel is built already; nothing has changed")
             return built
-        return _build_in(tree, job, fetched, stages, console)
+        return _build_in(tree, job, fetched, stages)
 
 
-def build_shard(job: Job, shard: Shard, console: Console) -> None:
+def build_shard(job: Job, shard: Shard) -> None:
     """Compile one machine's part of the units into the compiler cache, and link nothing. Raises as `build_wheel`."""
     stages = Stages()
-    tree, _ = _prepare(job, stages, console)
+    tree, _ = _prepare(job, stages)
     book = cost_book(job.recipe)
-    with job.cache.lock(f"build-{tree.key}", console):
+    with job.lock(tree):
         tree.path.mkdir(exist_ok=True)
         with stages.kept_in(tree.path / "stages.json"):
             with stages.timed("configure"):
-                configure(tree, console=console)
+                configure(tree, console=job.console)
             every, _ = list_units(tree, tree.targets)
             mine = units_of(shard, every, book)
-            console.stage("shard", f"{shard}: {len(mine)} of {len(every)} units")
+            job.console.stage("shard", f"{shard}: {len(mine)} of {len(every)} units")
             if not mine:  # more machines than units; ninja without targets would build everything
                 return
             with stages.timed("compile"):
-                done = _compile(tree, job, console, only=mine)
+                done = _compile(tree, job, only=mine)
     compiled = f"{done.units_now} of {len(mine)} units compiled in {human_seconds(done.seconds)}"
-    console.table("", [("shard", f"{shard} is done: {compiled}"), ("next", "nox -s wheel without --shard links them")])
+    job.console.table(
+        "", [("shard", f"{shard} is done: {compiled}"), ("next", "nox -s wheel without --shard links them")]
+    )
 
 
-def _prepare(job: Job, stages: Stages, console: Console) -> tuple[BuildTree, Fetched]:
+def _prepare(job: Job, stages: Stages) -> tuple[BuildTree, Fetched]:
     """Fetch, patch and install; return the planned build tree."""
     patches, _ = recipe_patches(job.recipe)
-    stages.doctor = skipped(examine(_subject(job), job.skip, console))
+    stages.doctor = skipped(examine(_subject(job), job.skip, job.console))
     with stages.timed("fetch"):
         fetched = fetch_recipe(job.recipe, job.access)
     if isinstance(fetched.source, GitTree):  # archives are held to their recipes by the tests
-        check_agreement(job.recipe, fetched.source.path, console)
+        check_agreement(job.recipe, fetched.source.path, job.console)
     with stages.timed("patch"):
-        console.stage("patch", f"{len(patches)} patches")
-        source = prepare_tree(fetched.source, patches, cache=job.cache, console=console)
+        job.console.stage("patch", f"{len(patches)} patches")
+        source = prepare_tree(fetched.source, patches, job.access)
     with stages.timed("toolchain"):
-        toolchain = provide_toolchain(
-            job.recipe,
-            job.archs,
-            cache=job.cache,
-            console=console,
-            indexes=job.indexes,
-            offline=job.offline,
-            environment=job.environment,
-        )
+        toolchain = provide_toolchain(job.recipe, job.archs, job.access)
     tree = plan_tree(
         job.recipe,
         source,
         toolchain,
         job.archs,
         dependencies=fetched.dependencies,
-        cache=job.cache,
-        environment=job.environment,
-        fixed=_fixed(console),
+        access=job.access,
+        fixed=_fixed(job.console),
     )
     return tree, fetched
 
@@ -145,36 +134,23 @@ def _subject(job: Job) -> Subject:
         machine=read_machine(),
         access=job.access,
         wheelhouse=job.wheelhouse,
-        indexes=job.indexes,
-        environment=job.environment,
     )
 
 
-def _build_in(
-    tree: BuildTree, job: Job, fetched: Fetched, stages: Stages, console: Console
-) -> tuple[Path, Mapping[str, Any]]:
+def _build_in(tree: BuildTree, job: Job, fetched: Fetched, stages: Stages) -> tuple[Path, Mapping[str, Any]]:
     tree.path.mkdir(exist_ok=True)
     with stages.kept_in(tree.path / "stages.json"):
         with stages.timed("configure"):
-            configure(tree, console=console)
+            configure(tree, console=job.console)
         with stages.timed("compile"):
-            compiled = _compile(tree, job, console)
+            compiled = _compile(tree, job)
         stages.peak_bytes["compile"] = max(compiled.peak_bytes, stages.peak_bytes.get("compile", 0))
     with stages.timed("package"):
-        wheel = package_wheel(tree, job.recipe, jobs=job.jobs, console=console)
+        wheel = package_wheel(tree, job.recipe, jobs=job.jobs, console=job.console)
     with stages.timed("prove"):
-        proof = prove_wheel(
-            wheel.path,
-            job.recipe,
-            job.archs,
-            tree.toolchain,
-            cache=job.cache,
-            console=console,
-            indexes=job.indexes,
-            offline=job.offline,
-        )
+        proof = prove_wheel(wheel.path, job.recipe, job.archs, tree.toolchain, job.access)
     with stages.timed("audit"):
-        audit = _audit(wheel.path, job, tree, proof, console)
+        audit = _audit(wheel.path, job, tree, proof)
     report = {
         **make_report(job.recipe, fetched, tree, compiled, wheel, proof, stages),
         "audit": audit.model_dump(mode="json"),
@@ -182,14 +158,13 @@ def _build_in(
     return enter(wheel.path, report, job.wheelhouse), report
 
 
-def _compile(tree: BuildTree, job: Job, console: Console, *, only: Sequence[Unit] | None = None) -> Compiled:
+def _compile(tree: BuildTree, job: Job, *, only: Sequence[Unit] | None = None) -> Compiled:
     return compile_cached(
         tree,
-        console,
+        job.access,
         jobs=job.jobs,
         book=cost_book(job.recipe),
         settings=job.compiler_cache,
-        cache=job.cache,
         keep_going=job.keep_going,
         only=only,
     )
@@ -203,21 +178,21 @@ def _fixed(console: Console) -> bool:
     return not why
 
 
-def _audit(wheel: Path, job: Job, tree: BuildTree, proof: Proof, console: Console) -> AuditReport:
+def _audit(wheel: Path, job: Job, tree: BuildTree, proof: Proof) -> AuditReport:
     """Judge the wheel for the recipe's archs with the driver of its CUDA. Raises AuditError when one is not met."""
-    console.stage("audit", f"for {arch_list(job.archs)} with a CUDA {job.recipe.toolchain.cuda} driver")
+    job.console.stage("audit", f"for {arch_list(job.archs)} with a CUDA {job.recipe.toolchain.cuda} driver")
     targets = default_targets(job.archs, job.recipe.toolchain.cuda)  # whose compiler wrote the PTX
     torch = tree.toolchain.environment
     report = audit_wheel(wheel, targets, recipe=job.recipe, archs=job.archs, torch=torch, known=proof.device)
     for verdict in report.targets:
-        console.note(verdict.summary)
+        job.console.note(verdict.summary)
         for warning in verdict.warnings:
-            console.warn(f"{verdict.gpu}: {warning}")
+            job.console.warn(f"{verdict.gpu}: {warning}")
     for finding in report.findings:
         if finding.level is Level.WARNING:
-            console.warn(f"{finding.where} {finding.text}")
+            job.console.warn(f"{finding.where} {finding.text}")
     if not report.ok:
-        show(report, console)
+        show(report, job.console)
         raise AuditError(
             f"{wheel.name} is not what it should be",
             why="; ".join(failures(report)[:5]),

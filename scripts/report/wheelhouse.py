@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.core.cache import Cache
-from scripts.core.console import Console
 from scripts.core.errors import PackageError, PublishError, UsageError, from_os_error
 from scripts.core.files import digest, file_sha256, install_file, write_atomic, write_json
+from scripts.downloads.access import Access
 from scripts.formats.wheel import open_wheel, wheel_name
 from scripts.report.page import report_page
 from scripts.report.timeline import Timeline
@@ -50,7 +50,7 @@ class Local:
         return str(recipe.get("notice") or "") if isinstance(recipe, dict) else ""
 
 
-def find_wheels(named: Sequence[Path], wheelhouse: Path, cache: Cache, *, audit: bool, console: Console) -> list[Local]:
+def find_wheels(named: Sequence[Path], wheelhouse: Path, access: Access, *, audit: bool) -> list[Local]:
     """Return the wheels named, or those of the wheelhouse whose audit passed (with `audit` False: all).
 
     Raises UsageError for a file that is not there, AuditError for one that is no wheel, PublishError for a named
@@ -61,7 +61,7 @@ def find_wheels(named: Sequence[Path], wheelhouse: Path, cache: Cache, *, audit:
             raise UsageError(f"{path} is not there", fix="name wheels, or none for all of the wheelhouse")
     found = []
     for path in named or sorted(wheelhouse.glob("*.whl")):
-        wheel = read_local(path, cache)
+        wheel = read_local(path, access.cache)
         problem = audit_problem(wheel) if audit else ""
         if problem and named:
             raise PublishError(
@@ -69,7 +69,7 @@ def find_wheels(named: Sequence[Path], wheelhouse: Path, cache: Cache, *, audit:
                 fix=[f"nox -s audit -- {path} --json {report_path(path)}", "publish it anyway: --no-audit"],
             )
         if problem:
-            console.warn(f"{path.name} is left out: {problem} (--no-audit takes it anyway)")
+            access.console.warn(f"{path.name} is left out: {problem} (--no-audit takes it anyway)")
         else:
             found.append(wheel)
     return found

@@ -15,14 +15,13 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from scripts.core.cache import Cache
-from scripts.core.console import Console, human_bytes
+from scripts.core.console import human_bytes
 from scripts.core.errors import FetchError, from_os_error
 from scripts.core.files import file_sha256
 from scripts.core.models import CommitSha, Sha256
@@ -139,21 +138,22 @@ def _entry(name: str, size: int) -> tarfile.TarInfo:
     return entry
 
 
-def read_bundle(path: Path, *, cache: Cache, console: Console) -> Manifest:
+def read_bundle(path: Path, access: Access) -> Manifest:
     """Put all sources of a bundle into the cache, each checked; fetching then needs no network. Raises FetchError."""
     try:
-        with tarfile.open(path, "r:") as tar, tempfile.TemporaryDirectory(dir=cache.root, prefix=".bundle-") as folder:
+        root = access.cache.root
+        with tarfile.open(path, "r:") as tar, tempfile.TemporaryDirectory(dir=root, prefix=".bundle-") as folder:
             manifest = _manifest(tar, path)
             for member in manifest.members:
                 content = _extract(tar, member, Path(folder), path)
-                _adopt(member, content, cache=cache, console=console)
+                _adopt(member, content, access)
     except FileNotFoundError as error:
         raise FetchError(f"there is no bundle {path}", fix="write one: nox -s fetch -- --bundle FILE") from error
     except (tarfile.TarError, EOFError) as error:
         raise _broken(path, f"{type(error).__name__}: {error}") from error
     except OSError as error:
         raise from_os_error(FetchError, error, doing="reading the bundle", path=path) from error
-    console.stage("bundle", f"{path}: {len(manifest.members)} sources of {manifest.recipe} are in the cache")
+    access.console.stage("bundle", f"{path}: {len(manifest.members)} sources of {manifest.recipe} are in the cache")
     return manifest
 
 
@@ -185,13 +185,12 @@ def _extract(tar: tarfile.TarFile, member: Member, folder: Path, path: Path) -> 
     return target
 
 
-def _adopt(member: Member, content: Path, *, cache: Cache, console: Console) -> None:
+def _adopt(member: Member, content: Path, access: Access) -> None:
     if member.kind == "archive":
-        final = cache.place(f"downloads/{member.sha256}", re.sub(r"^\.+", "", member.name))
+        final = access.cache.place(f"downloads/{member.sha256}", re.sub(r"^\.+", "", member.name))
         content.replace(final)
         return
-    access = Access(cache, console, (), offline=True)
-    with Work(access, Job(member.repository, member.commit)) as work:
+    with Work(replace(access, mirrors=(), offline=True), Job(member.repository, member.commit)) as work:
         work.adopt(content)
     content.unlink()
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.core.cache import Cache
-from scripts.core.console import Console, human_bytes
+from scripts.core.console import human_bytes
 from scripts.core.errors import FetchError
 from scripts.core.files import digest, file_sha256
 from scripts.core.paths import RECIPES
 from scripts.downloads.access import Access
 from scripts.downloads.download import download, open_client
-from scripts.downloads.indexes import read_indexes
 from scripts.downloads.listing import IndexSource, find_link
 from scripts.downloads.unpack import unpack_sdist, unpack_wheel
 from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
@@ -47,15 +45,7 @@ def fetch_recipe(recipe: Recipe, access: Access) -> Fetched:
 
 
 def _fetch_git(source: GitSource, folder: Path, access: Access) -> GitTree:
-    return fetch_git(
-        source,
-        cache=access.cache,
-        console=access.console,
-        mirrors=access.mirrors,
-        offline=access.offline,
-        ca_bundle=access.ca_bundle,
-        recipes=folder,
-    )
+    return fetch_git(source, access, recipes=folder)
 
 
 def _arrived(tree: GitTree) -> str:
@@ -65,20 +55,18 @@ def _arrived(tree: GitTree) -> str:
 
 def fetch_dependency(source: IndexSource, access: Access) -> Path:
     """Return the folder of a dependency from the package index, unpacked once into the cache."""
-    cache, console = access.cache, access.console
     folder = source.path if isinstance(source, WheelSource) else ""
     key = digest([source.sha256, folder])
 
     def make(target: Path) -> None:
         unpack_wheel(fetch_archive(source, access).path, target, folder=folder)
 
-    return cache.once("dependencies", key, make, console=console)
+    return access.cache.once("dependencies", key, make, console=access.console)
 
 
 def fetch_archive(source: IndexSource, access: Access) -> Archive:
     """Return the pinned file: from the cache, where its digest is checked again, or from the package index."""
-    cache, console = access.cache, access.console
-    cached = _cached(source, cache, console)
+    cached = _cached(source, access)
     if cached:
         return cached
     if access.offline:
@@ -87,21 +75,18 @@ def fetch_archive(source: IndexSource, access: Access) -> Archive:
             why="--offline forbids downloads",
             fix="run once without --offline, or copy a filled cache and point WHEELSMITH_CACHE at it",
         )
-    indexes = read_indexes()
-    with open_client(indexes) as client:
-        link = find_link(source, indexes, client)
-        path = download(
-            client, link.normalized, sha256=source.sha256, filename=link.filename, cache=cache, console=console
-        )
+    with open_client(access) as client:
+        link = find_link(source, access.indexes, client)
+        path = download(client, link.normalized, access, sha256=source.sha256, filename=link.filename)
     return Archive(path, source.sha256, path.stat().st_size)
 
 
-def _cached(source: IndexSource, cache: Cache, console: Console) -> Archive | None:
-    folder = cache.place("downloads", source.sha256)
+def _cached(source: IndexSource, access: Access) -> Archive | None:
+    folder = access.cache.place("downloads", source.sha256)
     for path in sorted(folder.glob("[!.]*")) if folder.is_dir() else []:
         if file_sha256(path) == source.sha256:
             return Archive(path, source.sha256, path.stat().st_size)
-        console.warn(f"{path.name} in the cache is damaged and is fetched again")
+        access.console.warn(f"{path.name} in the cache is damaged and is fetched again")
         path.unlink()
     return None
 

@@ -59,7 +59,7 @@ class Work:
         self.access, self.job = access, job
         self.key = repository_key(job.url)
         path = access.cache.place("git", f"{self.key}.git")
-        self.repository = Repository(path, access.console, access.pause, access.ca_bundle)
+        self.repository = Repository(path, access)
         place = rewrite(job.url, access.mirrors)
         self.remote: Address = address(place)
         self._mirrored = place != job.url

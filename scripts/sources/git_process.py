@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import shutil
 import socket
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from scripts.core import interrupt
-from scripts.core.console import Console, lines
+from scripts.core.console import lines
 from scripts.core.errors import FetchError
 from scripts.core.files import remove_tree
 from scripts.core.process import call, capture
+from scripts.downloads.access import Access
 from scripts.downloads.mirrors import VARIABLE, Address
 
 MINIMUM = (2, 31)  # configuration through GIT_CONFIG_COUNT
@@ -51,6 +50,8 @@ INCOMPLETE = re.compile(
     re.IGNORECASE,
 )
 
+# variables that point git at another repository than the one in the cache
+_LOCAL = re.compile(r"GIT_(DIR|WORK_TREE|INDEX_FILE|OBJECT_DIRECTORY|ALTERNATE.*|NAMESPACE|CONFIG_(COUNT|KEY|VALUE).*)")
 _HELPER = '!f() { test "$1" = get && echo "username=$WHEELSMITH_GIT_USER" && echo "password=$WHEELSMITH_GIT_PASS"; }; f'
 
 
@@ -114,9 +115,7 @@ class Repository:
     """A bare repository in the cache. Local commands never touch the network; `fetch` does and retries."""
 
     path: Path
-    console: Console
-    pause: Callable[[float], None] = interrupt.pause
-    ca_bundle: str = ""
+    access: Access
 
     def create(self) -> None:
         """Make the repository unless it is there; put its configuration (which git changes) back to ours."""
@@ -128,27 +127,27 @@ class Repository:
         """Make the repository beside its place and rename it: a killed `git init` leaves a half-made one."""
         partial = self.path.with_name(f".{self.path.name}.partial")
         remove_tree(partial)
-        _run(["init", "--quiet", "--bare", str(partial)], self.path.parent, _environment({}))
+        _run(["init", "--quiet", "--bare", str(partial)], self.path.parent, self._environment({}))
         partial.rename(self.path)
 
     def local(self, *arguments: str, stdin: bytes = b"") -> bytes:
         """Run a command that needs no network. Raises GitError."""
-        return _run(arguments, self.path, _environment({}), stdin=stdin)
+        return _run(arguments, self.path, self._environment({}), stdin=stdin)
 
     def local_file(self, *arguments: str, stdin: bytes, output: IO[bytes]) -> None:
         """Run a command that needs no network with its output in a file. Raises GitError."""
-        _run(arguments, self.path, _environment({}), stdin=stdin, output=output)
+        _run(arguments, self.path, self._environment({}), stdin=stdin, output=output)
 
     def fsck(self, commit: str) -> None:
         """Check all that is there, and that `commit` is whole but for blobs not asked for. Raises GitError."""
         promised = {"remote.origin.promisor": "true", "remote.origin.url": "none"}
-        _run(["fsck", "--no-dangling", "--no-progress", commit], self.path, _environment(promised))
+        _run(["fsck", "--no-dangling", "--no-progress", commit], self.path, self._environment(promised))
 
     def adopt(self, pack: Path, commit: str) -> None:
         """Take over the objects of a pack that holds `commit` without its history. Raises GitError."""
         with pack.open("rb") as file:
             arguments = ["index-pack", "--stdin", "--fix-thin", "--promisor=bundle"]
-            _run(arguments, self.path, _environment({}), given=file)
+            _run(arguments, self.path, self._environment({}), given=file)
         shallow = self.path / "shallow"
         known = set(shallow.read_text().split()) if shallow.exists() else set()
         shallow.write_text("".join(f"{sha}\n" for sha in sorted({*known, commit})))
@@ -183,7 +182,7 @@ class Repository:
         return sum(pack.stat().st_size for pack in (self.path / "objects" / "pack").glob("*.pack"))
 
     def _networked(self, remote: Address, arguments: Sequence[str], stdin: bytes) -> bytes:
-        environment = _environment(_remote_settings(remote), remote, self.ca_bundle)
+        environment = self._environment(_remote_settings(remote), remote)
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 _probe(remote.url)
@@ -193,19 +192,34 @@ class Repository:
                     raise
                 delay = 1.0 * 2 ** (attempt - 1)
                 said = reason(failure.text)
-                self.console.warn(f"{remote.url}: {said}; attempt {attempt + 1} of {ATTEMPTS} in {delay:.0f} s")
-                self.pause(delay)
+                self.access.console.warn(f"{remote.url}: {said}; attempt {attempt + 1} of {ATTEMPTS} in {delay:.0f} s")
+                self.access.pause(delay)
         raise AssertionError("unreachable")  # pragma: no cover
 
     def _shown(self, arguments: Sequence[str], environment: Mapping[str, str], stdin: bytes, remote: Address) -> bytes:
         last = [f"{remote.url}: connecting"]
-        with self.console.progress(lambda: lines(" " * 10 + last[0]), lambda: last[0]) as progress:
+        with self.access.console.progress(lambda: lines(" " * 10 + last[0]), lambda: last[0]) as progress:
 
             def show(line: str) -> None:
                 last[0] = f"{remote.url}: {line}"
                 progress.tick()
 
             return _run(arguments, self.path, environment, stdin=stdin, on_line=show)
+
+    def _environment(self, settings: Mapping[str, str], remote: Address | None = None) -> dict[str, str]:
+        """Return git's environment: the user's, without what points at other repositories, with settings on top."""
+        environment = {name: value for name, value in self.access.environment.items() if not _LOCAL.fullmatch(name)}
+        environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "", "GIT_NO_LAZY_FETCH": "1"}
+        environment.setdefault("GIT_SSH_COMMAND", "ssh -oBatchMode=yes -oConnectTimeout=10")
+        if remote and self.access.ca_bundle:
+            environment.setdefault("GIT_SSL_CAINFO", self.access.ca_bundle)
+        if remote and (remote.username or remote.password):
+            environment |= {"WHEELSMITH_GIT_USER": remote.username, "WHEELSMITH_GIT_PASS": remote.password}
+        environment["GIT_CONFIG_COUNT"] = str(len(settings))
+        for index, (key, value) in enumerate(settings.items()):
+            environment[f"GIT_CONFIG_KEY_{index}"] = key
+            environment[f"GIT_CONFIG_VALUE_{index}"] = value
+        return environment
 
 
 def unreachable(url: str) -> str:
@@ -276,25 +290,6 @@ def _remote_settings(remote: Address) -> dict[str, str]:
         host = "{0.scheme}://{0.netloc}".format(urlsplit(remote.url))
         settings[f"credential.{host}.helper"] = _HELPER
     return settings
-
-
-def _environment(settings: Mapping[str, str], remote: Address | None = None, ca_bundle: str = "") -> dict[str, str]:
-    """Return git's environment: the user's, without what points at other repositories, with settings on top."""
-    local = re.compile(
-        r"GIT_(DIR|WORK_TREE|INDEX_FILE|OBJECT_DIRECTORY|ALTERNATE.*|NAMESPACE|CONFIG_(COUNT|KEY|VALUE).*)"
-    )
-    environment = {name: value for name, value in os.environ.items() if not local.fullmatch(name)}
-    environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "", "GIT_NO_LAZY_FETCH": "1"}
-    environment.setdefault("GIT_SSH_COMMAND", "ssh -oBatchMode=yes -oConnectTimeout=10")
-    if ca_bundle:
-        environment.setdefault("GIT_SSL_CAINFO", ca_bundle)
-    if remote and (remote.username or remote.password):
-        environment |= {"WHEELSMITH_GIT_USER": remote.username, "WHEELSMITH_GIT_PASS": remote.password}
-    environment["GIT_CONFIG_COUNT"] = str(len(settings))
-    for index, (key, value) in enumerate(settings.items()):
-        environment[f"GIT_CONFIG_KEY_{index}"] = key
-        environment[f"GIT_CONFIG_VALUE_{index}"] = value
-    return environment
 
 
 def _run(

@@ -10,18 +10,15 @@ refuses to hand out commits by id.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 
-from scripts.core import interrupt
-from scripts.core.cache import Cache
-from scripts.core.console import Console
 from scripts.core.errors import FetchError
 from scripts.core.files import digest, write_json
 from scripts.core.paths import RECIPES
 from scripts.downloads.access import Access
-from scripts.downloads.mirrors import Mirror, repository_key, resolve
+from scripts.downloads.mirrors import repository_key, resolve
 from scripts.recipe.model import GitSource
 from scripts.sources.digests import check_files, read_list, tree_digest, tree_files
 from scripts.sources.git_checkout import Entry, Job, Work, is_below
@@ -30,23 +27,12 @@ from scripts.sources.types import GitTree
 RECORD = "fetched.json"
 
 
-def fetch_git(
-    source: GitSource,
-    *,
-    cache: Cache,
-    console: Console,
-    mirrors: Sequence[Mirror] = (),
-    offline: bool = False,
-    ca_bundle: str = "",
-    recipes: Path = RECIPES,
-    pause: Callable[[float], None] = interrupt.pause,
-) -> GitTree:
+def fetch_git(source: GitSource, access: Access, *, recipes: Path = RECIPES) -> GitTree:
     """Return the pinned tree of `source`, from the cache or the server. Raises FetchError."""
     listed = read_list(source, recipes)
     key = tree_key(source, recipes=recipes)
-    final = cache.place("git-trees", key)
+    final = access.cache.place("git-trees", key)
     known = final.is_dir()
-    access = Access(cache, console, mirrors, offline, ca_bundle, pause)
 
     def make(folder: Path) -> None:
         tree = folder / "tree"
@@ -57,7 +43,7 @@ def fetch_git(
         record = {"repository": source.repository, "commit": source.commit, "tag": source.tag, "received": received}
         write_json(folder / RECORD, record | {"digest": tree_digest(tree), "files": count, "submodules": submodules})
 
-    cache.once("git-trees", key, make, console=console)
+    access.cache.once("git-trees", key, make, console=access.console)
     record = json.loads((final / RECORD).read_text(encoding="utf-8"))
     return GitTree(
         path=final / "tree" / source.path,

@@ -17,11 +17,10 @@ from unidiff.constants import LINE_TYPE_NO_NEWLINE
 from unidiff.errors import UnidiffParseError
 from unidiff.patch import Hunk, PatchedFile, PatchSet
 
-from scripts.core.cache import Cache
-from scripts.core.console import Console
 from scripts.core.errors import PatchError
 from scripts.core.files import digest, file_sha256, write_json
 from scripts.core.paths import ROOT
+from scripts.downloads.access import Access
 from scripts.downloads.unpack import unpack_sdist
 from scripts.recipe.model import Recipe
 from scripts.sources.types import Archive, GitTree
@@ -124,7 +123,7 @@ def _header(text: str) -> dict[str, str]:
     return fields
 
 
-def prepare_tree(source: Archive | GitTree, patches: Sequence[Patch], *, cache: Cache, console: Console) -> SourceTree:
+def prepare_tree(source: Archive | GitTree, patches: Sequence[Patch], access: Access) -> SourceTree:
     """Return the source unpacked and patched, made once per (source, patches). Raises FetchError or PatchError."""
     identity = source.digest if isinstance(source, GitTree) else source.sha256
     key = digest([FORMAT, identity, [[patch.name, patch.sha256] for patch in patches]])
@@ -136,9 +135,9 @@ def prepare_tree(source: Archive | GitTree, patches: Sequence[Patch], *, cache: 
             unpack_sdist(source.path, target)
         apply_patches(target, patches)
 
-    path = cache.once("sources", key, make, console=console, kind=PatchError)
+    path = access.cache.once("sources", key, make, console=access.console, kind=PatchError)
     for patch in patches:
-        console.note(f"{patch.name}: {patch.subject}")
+        access.console.note(f"{patch.name}: {patch.subject}")
     return SourceTree(path, key, tuple(patches))
 
 

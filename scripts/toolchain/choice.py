@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.core.cache import Cache
-from scripts.core.console import Console, human_bytes
+from scripts.core.console import human_bytes
 from scripts.core.errors import ToolchainError, WheelsmithError
+from scripts.downloads.access import Access
 from scripts.downloads.download import Client
 from scripts.recipe.model import Recipe
 from scripts.toolchain.installed import USR_LOCAL, Rejected, find_system_toolkit, need_system_toolkit, ways_to_get
@@ -40,27 +39,18 @@ def needs_packages(recipe: Recipe) -> bool:
     return kind == "pypi" or (kind == "auto" and bool(recipe.toolchain.cuda_packages))
 
 
-def provide_cuda(
-    recipe: Recipe,
-    *,
-    cache: Cache,
-    console: Console,
-    client: Client,
-    environment: Mapping[str, str],
-    offline: bool,
-    prefix: Path = USR_LOCAL,
-) -> CudaToolkit:
+def provide_cuda(recipe: Recipe, client: Client, access: Access, *, prefix: Path = USR_LOCAL) -> CudaToolkit:
     """Return the toolkit of a recipe of kind `system`, `redist` or `auto`.
 
     Raises ToolchainError or FetchError that says what was rejected and what else can be done.
     """
     kind, cuda = recipe.toolchain.kind, recipe.toolchain.cuda
     if kind == "system":
-        system = need_system_toolkit(cuda, environment, prefix=prefix)
+        system = need_system_toolkit(cuda, access.environment, prefix=prefix)
     else:
-        system = find_system_toolkit(cuda, environment, prefix=prefix)
+        system = find_system_toolkit(cuda, access.environment, prefix=prefix)
     if kind != "redist" and system.home is not None:
-        console.note(f"CUDA {cuda}: {system.home} ({system.place})")
+        access.console.note(f"CUDA {cuda}: {system.home} ({system.place})")
         return CudaToolkit(system.home, system.place, system.rejected)
     redist = recipe.toolchain.redist
     if redist is None:
@@ -68,12 +58,14 @@ def provide_cuda(
             f"recipe {recipe.name} does not say which archives to take", fix="add [toolchain.redist]", docs=DOCS
         )
     for item in system.rejected if kind == "auto" else ():
-        console.note(f"not CUDA {cuda}: {item.place}: {item.why}")
+        access.console.note(f"not CUDA {cuda}: {item.place}: {item.why}")
     try:
-        toolkit = provide_redist(redist, cache=cache, console=console, client=client, offline=offline)
+        toolkit = provide_redist(redist, client, access)
     except WheelsmithError as error:
         raise _neither(error, cuda, system.rejected) from error
-    console.note(f"CUDA {redist.release}: NVIDIA's archives ({human_bytes(toolkit.size)}) in {toolkit.cuda_home}")
+    access.console.note(
+        f"CUDA {redist.release}: NVIDIA's archives ({human_bytes(toolkit.size)}) in {toolkit.cuda_home}"
+    )
     return CudaToolkit(toolkit.cuda_home, f"redist {redist.release}", system.rejected)
 
 

@@ -16,36 +16,30 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from scripts.core.cache import Cache
-from scripts.core.console import Console
 from scripts.core.errors import ToolchainError
 from scripts.core.process import call
+from scripts.downloads.access import Access
 from scripts.downloads.download import Transfer
-from scripts.downloads.indexes import Indexes
 
 
-def uv_variables(cache: Cache, indexes: Indexes, *, offline: bool) -> dict[str, str]:
+def uv_variables(access: Access) -> dict[str, str]:
     """Return the environment for uv: our cache (unless UV_CACHE_DIR is set), pip's indexes, no Python downloads."""
-    base = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_CONFIG": "1", "NO_COLOR": "1"}
-    base.setdefault("UV_CACHE_DIR", str(cache.root / "uv"))
+    base = {**access.environment, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_CONFIG": "1", "NO_COLOR": "1"}
+    base.setdefault("UV_CACHE_DIR", str(access.cache.root / "uv"))
     base.setdefault("UV_HTTP_TIMEOUT", "120")
     base.pop("VIRTUAL_ENV", None)
-    if offline:
+    if access.offline:
         base["UV_OFFLINE"] = "1"
-    return indexes.uv_environment(base)
+    return access.indexes.uv_environment(base)
 
 
-def make_environment(
-    venv: Path, lock: Path, *, cache: Cache, console: Console, indexes: Indexes, offline: bool
-) -> float:
+def make_environment(venv: Path, lock: Path, access: Access) -> float:
     """Create a relocatable environment with exactly what `lock` pins. Returns seconds; raises ToolchainError."""
     started = time.monotonic()
     python = venv / "bin" / "python"
-    run_uv(
-        ["venv", "--quiet", "--relocatable", "--python", sys.executable, venv], cache, console, indexes, offline=offline
-    )
+    run_uv(["venv", "--quiet", "--relocatable", "--python", sys.executable, venv], access)
     install: list[str | Path] = ["pip", "install", "--python", python, "--require-hashes", "--no-deps", "-r", lock]
-    run_uv(install, cache, console, indexes, offline=offline)
+    run_uv(install, access)
     return time.monotonic() - started
 
 
@@ -74,26 +68,24 @@ def _records(site: Path) -> Iterator[tuple[Path, str, str]]:
                 yield Path(os.path.normpath(site / row[0])), sha256, name
 
 
-def forget_damaged(
-    site: Path, damaged: Collection[Path], *, cache: Cache, console: Console, indexes: Indexes, offline: bool
-) -> None:
+def forget_damaged(site: Path, damaged: Collection[Path], access: Access) -> None:
     """Remove distributions from uv's cache whose files there are the damaged ones: the same files under two names."""
     shared = {path for path in damaged if path.exists() and path.stat().st_nlink > 1}
     if names := owners(site, shared) if shared else []:
-        run_uv(["cache", "clean", *names], cache, console, indexes, offline=offline)
+        run_uv(["cache", "clean", *names], access)
 
 
-def run_uv(arguments: list[str | Path], cache: Cache, console: Console, indexes: Indexes, *, offline: bool) -> None:
+def run_uv(arguments: list[str | Path], access: Access) -> None:
     """Run uv with its output in the cache's log and its progress on the terminal. Raises ToolchainError."""
     uv = Path(sys.executable).with_name("uv")
-    log = cache.place("logs", "uv.log", kind=ToolchainError)
+    log = access.cache.place("logs", "uv.log", kind=ToolchainError)
     heard = UvProgress()
-    with console.progress(heard.transfer.render, heard.transfer.text) as progress:
+    with access.console.progress(heard.transfer.render, heard.transfer.text) as progress:
         done = call(
             [uv, *arguments],
-            environment={**uv_variables(cache, indexes, offline=offline), "TERM": "xterm"},
+            environment={**uv_variables(access), "TERM": "xterm"},
             limit=None,
-            cwd=cache.root,
+            cwd=access.cache.root,
             terminal=True,
             on_output=heard.take,
             tick=progress.tick,

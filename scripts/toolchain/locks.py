@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scripts.core.errors import ToolchainError
@@ -49,13 +48,19 @@ def dependency_groups() -> list[str]:
     return sorted(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"])
 
 
-def compile_group(name: str) -> None:
+def compile_group(name: str, environment: Mapping[str, str]) -> None:
     """Resolve a dependency group into requirements/NAME.txt. Raises ToolchainError."""
-    compile_lock(["--group", f"{ROOT / 'pyproject.toml'}:{name}"], ROOT / "requirements" / f"{name}.txt")
+    inputs = ["--group", f"{ROOT / 'pyproject.toml'}:{name}"]
+    compile_lock(inputs, ROOT / "requirements" / f"{name}.txt", environment)
 
 
 def compile_lock(
-    inputs: Sequence[str | Path], target: Path, *, python: str = OLDEST_PYTHON, options: Sequence[str | Path] = ()
+    inputs: Sequence[str | Path],
+    target: Path,
+    environment: Mapping[str, str],
+    *,
+    python: str = OLDEST_PYTHON,
+    options: Sequence[str | Path] = (),
 ) -> None:
     """Resolve what uv's words `inputs` name into the hash-locked `target` for `python` and all later ones.
 
@@ -65,8 +70,8 @@ def compile_lock(
     settings = ["--quiet", "--universal", "--generate-hashes", "--no-header", "--no-annotate", "--upgrade"]
     command: Command = [uv, "pip", "compile", *settings, "--python-version", python, "-o", target, *options, *inputs]
     # Only the main index: a local folder's or an extra index's builds must not get into a lock file.
-    indexes = dataclasses.replace(read_indexes(), extra_index_urls=(), find_links=())
-    environment = indexes.uv_environment({**os.environ, "UV_NO_CONFIG": "1"})
-    done = call(command, environment=environment, limit=None, cwd=ROOT)
+    indexes = dataclasses.replace(read_indexes(environment), extra_index_urls=(), find_links=())
+    variables = indexes.uv_environment({**environment, "UV_NO_CONFIG": "1"})
+    done = call(command, environment=variables, limit=None, cwd=ROOT)
     if done.code:
         raise ToolchainError(f"{target.relative_to(ROOT)} could not be resolved", detail=done.error_text[-3000:])

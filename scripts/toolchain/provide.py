@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from scripts.core.cache import Cache
-from scripts.core.console import Console, human_seconds
+from scripts.core.console import human_seconds
 from scripts.core.errors import ToolchainError
 from scripts.core.files import digest, file_sha256, write_json
 from scripts.core.process import capture
 from scripts.cuda.archs import Arch
+from scripts.downloads.access import Access
 from scripts.downloads.download import open_client
-from scripts.downloads.indexes import Indexes
 from scripts.recipe.model import Recipe
 from scripts.toolchain.choice import needs_packages, provide_cuda
 from scripts.toolchain.cuda_home import shape_cuda_home
@@ -91,38 +90,29 @@ class Toolchain:
 def provide_toolchain(
     recipe: Recipe,
     archs: Sequence[Arch],
-    *,
-    cache: Cache,
-    console: Console,
-    indexes: Indexes,
-    offline: bool,
-    environment: Mapping[str, str],
+    access: Access,
 ) -> Toolchain:
     """Return the recipe's toolchain, installed and verified once per (lock file, Python, compiler, archs).
 
     Raises ToolchainError when something is missing or not what the recipe says.
     """
-    host = find_host_compiler(environment)
+    host = find_host_compiler(access.environment)
     check_python_headers()
+    cache, console = access.cache, access.console
     console.stage("toolchain", f"torch {recipe.torch.version}, CUDA {recipe.toolchain.cuda}, {host.version}")
     key = environment_key(recipe)
     place = cache.place("toolchains", key, kind=ToolchainError)
     outside = None
     if not needs_packages(recipe):  # before the large download: it may not be there
-        with open_client(indexes) as client:
-            outside = provide_cuda(
-                recipe, cache=cache, console=console, client=client, environment=environment, offline=offline
-            )
-
-    install = partial(make_environment, cache=cache, console=console, indexes=indexes, offline=offline)
-    forget = partial(forget_damaged, cache=cache, console=console, indexes=indexes, offline=offline)
+        with open_client(access) as client:
+            outside = provide_cuda(recipe, client, access)
 
     def make(target: Path) -> None:
         console.note(
             f"first use: downloads about {recipe.cost.download_gb if recipe.cost else 3:.1f} GB "
             "(torch and the CUDA wheels it needs) unless uv has them in its cache"
         )
-        seconds = install(target / "venv", recipe.lock_file)
+        seconds = make_environment(target / "venv", recipe.lock_file, access)
         if outside is None:
             shape_cuda_home(_site_packages(target / "venv") / CUDA_13_ROOT, target / "cuda", compiler=host.path)
         console.note(f"installed in {human_seconds(seconds)}")
@@ -135,7 +125,9 @@ def provide_toolchain(
         kind=ToolchainError,
         changing=("verified-*.json",),
         known=lambda made: recorded_digests(_site_packages(made / "venv")),
-        mourn=lambda old, found: forget(_site_packages(old / "venv"), [old / change.path for change in found]),
+        mourn=lambda old, found: forget_damaged(
+            _site_packages(old / "venv"), [old / change.path for change in found], access
+        ),
     )
     versions = installed_versions(place / "venv")
     if outside is None:
@@ -144,7 +136,7 @@ def provide_toolchain(
         joined = digest([key, str(outside.home.resolve()), outside.origin])
         toolchain = Toolchain(joined, place / "venv", outside.home, host, versions, outside.origin)
     with cache.lock(f"verify-{key}", console, kind=ToolchainError):
-        _verify_once(toolchain, recipe, archs, place, console)
+        _verify_once(toolchain, recipe, archs, place, access)
     return toolchain
 
 
@@ -155,14 +147,14 @@ def environment_key(recipe: Recipe) -> str:
     return digest([shape, file_sha256(recipe.lock_file), python])
 
 
-def _verify_once(toolchain: Toolchain, recipe: Recipe, archs: Sequence[Arch], place: Path, console: Console) -> None:
+def _verify_once(toolchain: Toolchain, recipe: Recipe, archs: Sequence[Arch], place: Path, access: Access) -> None:
     host = [str(toolchain.host.path), toolchain.host.version]
     known = digest([toolchain.key, *host, [str(arch) for arch in archs]])
     marker = place / f"verified-{known}.json"
     if marker.exists():
         return
-    found = verify_toolchain(toolchain, recipe, archs)
-    console.note(
+    found = verify_toolchain(toolchain, recipe, archs, access.environment)
+    access.console.note(
         f"verified: nvcc {found['nvcc']}, torch {found['torch']} with CUDA {found['torch_cuda']}, "
         f"a kernel compiled and linked for {found['archs']}"
     )
@@ -187,10 +179,10 @@ def find_host_compiler(environment: Mapping[str, str]) -> HostCompiler:
     words = environment.get("CXX", "").split()
     named = [word for word in words if Path(word).name not in {"ccache", "sccache"}][:1]
     for name in named or ["g++", "c++", "clang++"]:
-        path = _which(name, environment)
+        path = shutil.which(name, path=environment.get("PATH", os.defpath))
         code, text = capture([path, "--version"], environment=environment) if path else (127, "")
         if path and code == 0 and text:
-            return HostCompiler(path, text.splitlines()[0].strip())
+            return HostCompiler(Path(path), text.splitlines()[0].strip())
     raise ToolchainError(
         f"no C++ compiler: {'CXX names ' + named[0] + ', which does not run' if named else 'g++ is not on PATH'}",
         why="nvcc needs one for the host side of every kernel",
@@ -200,15 +192,6 @@ def find_host_compiler(environment: Mapping[str, str]) -> HostCompiler:
             "CXX=/path/to/g++ nox -s wheel -- ...",
         ],
     )
-
-
-def _which(name: str, environment: Mapping[str, str]) -> Path | None:
-    candidates = (
-        [Path(name)]
-        if os.sep in name
-        else [Path(folder) / name for folder in environment.get("PATH", os.defpath).split(os.pathsep) if folder]
-    )
-    return next((path for path in candidates if os.access(path, os.X_OK) and path.is_file()), None)
 
 
 def check_python_headers(include: str | None = None) -> None:

@@ -11,21 +11,21 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import httpx2
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from scripts.core import interrupt
 from scripts.core.cache import Cache
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import FetchError, ToolchainError
 from scripts.core.files import digest, file_sha256, write_atomic, write_json
 from scripts.core.models import Sha256
+from scripts.downloads.access import Access
 from scripts.downloads.download import Client, Transfer, download
 from scripts.downloads.unpack import unpack_sdist
 from scripts.recipe.model import Redist
@@ -77,29 +77,23 @@ class RedistToolkit:
     """Bytes of all archives."""
 
 
-def provide_redist(
-    redist: Redist,
-    *,
-    cache: Cache,
-    console: Console,
-    client: Client,
-    offline: bool = False,
-    pause: Callable[[float], None] = interrupt.pause,
-) -> RedistToolkit:
+def provide_redist(redist: Redist, client: Client, access: Access) -> RedistToolkit:
     """Return the toolkit, downloaded and merged once per set of archives. Raises ToolchainError or FetchError."""
-    parts = read_manifest(redist, cache=cache, client=client, offline=offline)
+    parts = read_manifest(redist, client, access)
     key = _key(redist, parts)
     size = sum(part.archive.size for part in parts)
 
     def make(folder: Path) -> None:
-        console.note(f"CUDA {redist.release}: {len(parts)} archives, {human_bytes(size)}, from {redist.base_url}")
-        archives = _download_all(redist, parts, cache=cache, console=console, client=client, pause=pause)
+        access.console.note(
+            f"CUDA {redist.release}: {len(parts)} archives, {human_bytes(size)}, from {redist.base_url}"
+        )
+        archives = _download_all(redist, parts, client, access)
         _merge(parts, archives, folder)
         write_json(folder / RECORD, {"release": redist.release, "components": {p.name: p.version for p in parts}})
 
-    if offline and not cache.place("redist", key).is_dir():
+    if access.offline and not access.cache.place("redist", key).is_dir():
         raise _not_cached(redist)
-    home = cache.once("redist", key, make, console=console, kind=ToolchainError)
+    home = access.cache.once("redist", key, make, console=access.console, kind=ToolchainError)
     return RedistToolkit(home, redist.release, {part.name: part.version for part in parts}, size)
 
 
@@ -118,12 +112,12 @@ def is_cached(redist: Redist, cache: Cache) -> bool:
     return kept.is_file() and cache.place("redist", _key(redist, _parts(kept.read_bytes(), redist, url))).is_dir()
 
 
-def read_manifest(redist: Redist, *, cache: Cache, client: Client, offline: bool) -> tuple[Part, ...]:
+def read_manifest(redist: Redist, client: Client, access: Access) -> tuple[Part, ...]:
     """Return the wanted components of the release. Raises ToolchainError when the manifest is not usable."""
     url = _manifest_url(redist)
-    kept = cache.place("redist", f"{digest([url])}.json")
+    kept = access.cache.place("redist", f"{digest([url])}.json")
     if not kept.is_file():
-        if offline:
+        if access.offline:
             raise _not_cached(redist)
         data = _get(url, client)
         _parts(data, redist, url)  # a manifest that is not usable is not kept
@@ -178,32 +172,24 @@ def _get(url: str, client: Client) -> bytes:
     return bytes(response.content)
 
 
-def _download_all(
-    redist: Redist,
-    parts: tuple[Part, ...],
-    *,
-    cache: Cache,
-    console: Console,
-    client: Client,
-    pause: Callable[[float], None],
-) -> list[Path]:
+def _download_all(redist: Redist, parts: tuple[Part, ...], client: Client, access: Access) -> list[Path]:
     """Download the archives, four at once, each resumed and checked; the first failure ends it all."""
     total = sum(part.archive.size for part in parts)
-    quiet = Console(quiet=True)
+    quiet = replace(access, console=Console(quiet=True))
 
     def one(part: Part) -> Path:
         url = f"{redist.base_url.rstrip('/')}/{part.archive.relative_path}"
         name = PurePosixPath(part.archive.relative_path).name
         sha256, size = part.archive.sha256, part.archive.size
-        path = download(client, url, sha256=sha256, filename=name, cache=cache, console=quiet, size=size, pause=pause)
+        path = download(client, url, quiet, sha256=sha256, filename=name, size=size)
         if path.stat().st_size != size:
             raise _wrong(url, f"{name} is {path.stat().st_size} bytes, the manifest says {size}")
         return path
 
     transfer = Transfer(f"CUDA {redist.release}", total, started=time.monotonic())
-    transfer.resumed_at = transfer.done = sum(_present(cache, part) for part in parts)
+    transfer.resumed_at = transfer.done = sum(_present(access.cache, part) for part in parts)
 
-    with ThreadPoolExecutor(PARALLEL) as pool, console.progress(transfer.render, transfer.text) as progress:
+    with ThreadPoolExecutor(PARALLEL) as pool, access.console.progress(transfer.render, transfer.text) as progress:
         pending: set[Future[Path]] = set()
         futures = [pool.submit(one, part) for part in parts]
         try:
@@ -212,7 +198,7 @@ def _download_all(
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
-                transfer.done = sum(_present(cache, part) for part in parts)
+                transfer.done = sum(_present(access.cache, part) for part in parts)
                 progress.tick()
         except FetchError as error:
             raise _explained(error, redist) from error

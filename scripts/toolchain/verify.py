@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -37,10 +36,12 @@ class Tools(Protocol):
         """Environment for running the tools."""
 
 
-def verify_toolchain(tools: Tools, recipe: Recipe, archs: Sequence[Arch]) -> dict[str, str]:
-    """Return what was found, after checking it against the recipe. Raises ToolchainError."""
-    environment = tools.variables(os.environ)
-    nvcc = nvcc_release(tools.cuda_home / "bin" / "nvcc", environment)
+def verify_toolchain(
+    tools: Tools, recipe: Recipe, archs: Sequence[Arch], environment: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what was found, checked against the recipe; `environment` is the user's. Raises ToolchainError."""
+    variables = tools.variables(environment)
+    nvcc = nvcc_release(tools.cuda_home / "bin" / "nvcc", variables)
     if nvcc != recipe.toolchain.cuda:
         raise ToolchainError(
             f"nvcc is of CUDA {nvcc}, the recipe {recipe.name} wants {recipe.toolchain.cuda}",
@@ -49,7 +50,7 @@ def verify_toolchain(tools: Tools, recipe: Recipe, archs: Sequence[Arch]) -> dic
         )
     torch = torch_facts(tools.python)
     check_torch(torch, recipe.torch, archs)
-    compile_kernel(tools.cuda_home / "bin" / "nvcc", archs, environment)
+    compile_kernel(tools.cuda_home / "bin" / "nvcc", archs, variables)
     return {"nvcc": nvcc, "torch": torch.version, "torch_cuda": torch.cuda, "archs": arch_list(archs)}
 
 

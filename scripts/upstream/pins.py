@@ -11,7 +11,6 @@ from scripts.core.errors import FetchError
 from scripts.core.paths import RECIPES
 from scripts.cuda.labels import cuda_label
 from scripts.downloads.access import Access
-from scripts.downloads.indexes import read_indexes
 from scripts.downloads.listing import find_sdist
 from scripts.downloads.mirrors import VARIABLE, repository_key
 from scripts.recipe.model import Component, GitSource, Recipe, SdistSource
@@ -173,7 +172,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 def source_table(version: str, kind: str, resolver: Resolver) -> dict[str, Any]:
     """Return the `source` table for vLLM itself; `auto` is the sdist where the index has one, else git."""
     if kind != "git":
-        found = find_sdist("vllm", version, read_indexes())
+        found = find_sdist("vllm", version, resolver.access)
         if found is not None:
             return {"kind": "sdist", "name": "vllm", "version": version, "sha256": found}
         if kind == "sdist":

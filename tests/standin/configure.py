@@ -19,13 +19,13 @@ from pathlib import Path
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.paths import RECIPES
-from scripts.downloads.access import Access
 from scripts.downloads.unpack import unpack_sdist
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import SdistSource
 from scripts.sources.fetch import fetch_archive
 from scripts.sources.patch import apply_patches
 from scripts.sources.series import recipe_patches
+from tests.accesses import make_access
 
 NVCC = Path(__file__).with_name("nvcc.py")
 SOURCE = SdistSource(
@@ -82,7 +82,7 @@ def configure(work: Path) -> int:
     site = next((venv / "lib").glob("python*/site-packages"))
     make_cuda_home(home, site / "nvidia", packages / "nvidia/cuda_nvcc")
     cache = Cache.open(work / "cache")
-    archive = fetch_archive(SOURCE, Access(cache, Console(), (), offline=False))
+    archive = fetch_archive(SOURCE, make_access(cache, Console()))
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir()
     unpack_sdist(archive.path, tree)

@@ -27,7 +27,7 @@ def toolkit(subject: Subject) -> Result:
     """Check that the recipe's CUDA toolkit is installed or can be had."""
     if needs_packages(subject.recipe):
         return ok(f"CUDA {subject.recipe.toolchain.cuda} comes with the build environment")
-    problem = toolkit_problem(subject.recipe, subject.access, subject.environment)
+    problem = toolkit_problem(subject.recipe, subject.access)
     if problem:
         return blocked(problem, "; or: ".join(ways_to_get(subject.recipe.toolchain.cuda)[1:]))
     return ok(f"CUDA {subject.recipe.toolchain.cuda} is installed or can be fetched")

@@ -17,7 +17,8 @@ from scripts.core.paths import ROOT
 from scripts.core.process import capture
 from scripts.doctor.preflight import git_problems, missing_git
 from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
-from scripts.downloads.indexes import Indexes, redacted
+from scripts.downloads.access import Access
+from scripts.downloads.indexes import redacted
 from scripts.sources.git_process import git_program
 from scripts.toolchain.provide import environment_key
 
@@ -26,10 +27,12 @@ SKEW = 600  # seconds of difference that certificates and make still bear
 
 
 @lru_cache(maxsize=8)
-def _asked(url: str, indexes: Indexes) -> tuple[str, float]:
+def _asked(url: str, access: Access) -> tuple[str, float]:
     """Ask an index for its page of torch; return ("" or why not, seconds by which this clock is ahead)."""
     try:
-        with httpx.Client(verify=indexes.ssl_context(), timeout=TIMEOUT, follow_redirects=True) as client:
+        with httpx.Client(
+            verify=access.indexes.ssl_context(access.environment), timeout=TIMEOUT, follow_redirects=True
+        ) as client:
             answer = client.head(url.rstrip("/") + "/torch/")
     except httpx.HTTPError as error:
         return f"{type(error).__name__}: {error}", 0.0
@@ -47,7 +50,7 @@ def _public() -> str:
 def _indexes(subject: Subject) -> list[str]:
     """Return the index URLs that are asked over the network."""
     named = [subject.environment.get(name, "") for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL")]
-    urls = [*(url for url in named if url), *(url or _public() for url in subject.indexes.all_index_urls)]
+    urls = [*(url for url in named if url), *(url or _public() for url in subject.access.indexes.all_index_urls)]
     return [url for url in urls if urlsplit(url).scheme in {"http", "https"}]
 
 
@@ -68,7 +71,7 @@ def index(subject: Subject) -> Result:
     urls = _indexes(subject)
     if not urls:
         return ok("no package index is asked over the network")
-    answers = {url: _asked(url, subject.indexes)[0] for url in urls}
+    answers = {url: _asked(url, subject.access)[0] for url in urls}
     shown = "; ".join(f"{redacted(url)}: {why or 'answers'}{_via(url)}" for url, why in answers.items())
     if all(answers.values()) and not _ready(subject):
         return blocked(shown, "check HTTPS_PROXY and PIP_INDEX_URL: pip download --no-deps packaging must work")
@@ -86,7 +89,7 @@ def certificates(subject: Subject) -> Result:
     bad = [
         f"{redacted(url)}: {why}"
         for url in _indexes(subject)
-        if "CERTIFICATE" in (why := _asked(url, subject.indexes)[0]).upper()
+        if "CERTIFICATE" in (why := _asked(url, subject.access)[0]).upper()
     ]
     if bad:
         fix = "export SSL_CERT_FILE=/path/to/company-ca.pem PIP_CERT=$SSL_CERT_FILE GIT_SSL_CAINFO=$SSL_CERT_FILE"
@@ -98,7 +101,7 @@ def certificates(subject: Subject) -> Result:
 def proxy(subject: Subject) -> Result:
     """Check that the proxy in force passes connections on."""
     urls = [url for url in _indexes(subject) if _proxy(url)]
-    bad = [f"{_proxy(url)} for {redacted(url)}: {why}" for url in urls if (why := _asked(url, subject.indexes)[0])]
+    bad = [f"{_proxy(url)} for {redacted(url)}: {why}" for url in urls if (why := _asked(url, subject.access)[0])]
     if bad:
         return blocked("; ".join(bad), "correct HTTPS_PROXY, or: export NO_PROXY=HOST; unset HTTPS_PROXY")
     return ok("; ".join(f"{_proxy(url)} passes on" for url in urls) or "no proxy is in force")
@@ -107,7 +110,7 @@ def proxy(subject: Subject) -> Result:
 @check("clock-wrong", network=True)
 def clock(subject: Subject) -> Result:
     """Check this clock against the index's."""
-    answers = [_asked(url, subject.indexes) for url in _indexes(subject)]
+    answers = [_asked(url, subject.access) for url in _indexes(subject)]
     ahead = [seconds for why, seconds in answers if not why]
     if not ahead:
         return unknown("no index answered with its time")

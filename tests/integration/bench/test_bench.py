@@ -20,6 +20,7 @@ from scripts.core.console import Console
 from scripts.core.errors import BenchError, UsageError
 from scripts.cuda.archs import parse_arch_list
 from scripts.recipe.files import load_recipe
+from tests.accesses import make_access
 from tests.miniature import Miniature, make_miniature
 from tests.wheels import make_wheel
 
@@ -110,7 +111,9 @@ def test_units_are_compiled_with_the_switch_off_and_on(bench: Bench, miniature: 
 @pytest.fixture
 def ours(miniature: Miniature, tmp_path: Path) -> Ours:
     cache = Cache.open(tmp_path / "cache")
-    return Ours(tmp_path / "bench", load_recipe(str(miniature.recipe)), parse_arch_list("9.0;12.0"), 1, cache)
+    return Ours(
+        tmp_path / "bench", load_recipe(str(miniature.recipe)), parse_arch_list("9.0;12.0"), 1, make_access(cache)
+    )
 
 
 def finish(ours: Ours, *parts: str) -> None:
@@ -127,7 +130,7 @@ def test_a_part_needs_what_it_builds_on(ours: Ours) -> None:
 
 
 def test_one_arch_leaves_none_to_add(ours: Ours, capsys: pytest.CaptureFixture[str]) -> None:
-    single = Ours(ours.path, ours.recipe, ours.archs[:1], 1, ours.cache)
+    single = Ours(ours.path, ours.recipe, ours.archs[:1], 1, ours.access)
     assert run_ours(single, ADDED, Console()) is None
     assert "only one arch" in "".join(capsys.readouterr())
 

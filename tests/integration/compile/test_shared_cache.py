@@ -21,6 +21,7 @@ from scripts.compile.standalone.launcher import EVENTS
 from scripts.compile.tree import LAUNCHER
 from scripts.core.cache import Cache, default_cache_dir
 from scripts.core.console import Console
+from tests.accesses import make_access
 from tests.cache_servers import PASSWORD, Server, free_port, missing, serve
 from tests.support import wait_for
 
@@ -46,12 +47,11 @@ class Builder:
         settings = read_settings(self.variables, enabled=True)
         with compiler_cache(
             settings,
-            self.cache,
+            make_access(self.cache, Console()),
             tree=self.folder,
             key=headers_digest(self.sources),
             enter=(),
             environment=environment,
-            console=Console(),
         ) as self.opened:
             yield self
 

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from scripts.commands import runtime_image
+from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import ImageError
 from scripts.image.buildah import Buildah
 from scripts.image.checks import read_facts
 from scripts.image.engine import Engine, Plan
+from tests.accesses import make_access
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
 
@@ -42,7 +44,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def engine(tmp_path: Path, store: Path) -> Engine:
-    return Buildah(tmp_path / "image.log", Console(quiet=True))
+    return Buildah(tmp_path / "image.log", make_access(Cache.open(tmp_path / "cache")))
 
 
 def root_filesystem(folder: Path, size: int = 10) -> Path:

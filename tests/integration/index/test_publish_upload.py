@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.commands import publish
+from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import PublishError, UsageError
 from scripts.core.paths import ROOT
@@ -30,6 +31,7 @@ from scripts.downloads.indexes import Indexes
 from scripts.index import upload
 from scripts.index.reader import Listed, SimpleClient, html_files, json_files
 from scripts.index.upload import Api, default_check_url, explain, without_secrets
+from tests.accesses import make_access
 from tests.integration.index.test_publish_static import sparse_wheel
 from tests.integration.index_servers import free_port, netrc, nginx
 from tests.integration.upload_servers import Index, devpi, pypiserver, small_index
@@ -319,7 +321,9 @@ def test_devpi_upload_repeat_other_bytes_and_wrong_password(tmp_path: Path, monk
 
 
 def listed(url: str) -> set[str]:
-    with SimpleClient(url + "+simple/", Indexes(), {}) as client:
+    # Nothing is kept: its cache is any folder.
+    access = make_access(Cache(Path()), environment={}, indexes=Indexes())
+    with SimpleClient(url + "+simple/", access) as client:
         return set(client.files("vllm"))
 
 

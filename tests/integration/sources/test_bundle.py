@@ -23,6 +23,7 @@ from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
 from scripts.sources.bundle import Manifest, read_bundle, write_bundle
 from scripts.sources.fetch import fetch_archive
 from scripts.sources.git_source import fetch_git
+from tests.accesses import make_access
 from tests.integration.git_servers import Upstream, git
 
 QUIET = Console(quiet=True)
@@ -30,7 +31,7 @@ QUIET = Console(quiet=True)
 
 def bundled(recipe: Recipe, target: Path, access: Access) -> Manifest:
     def archive_of(source: SdistSource | WheelSource) -> Path:
-        return fetch_archive(source, Access(access.cache, QUIET, (), offline=True)).path
+        return fetch_archive(source, make_access(access.cache, offline=True)).path
 
     return write_bundle(recipe, target, access=access, archive_of=archive_of)
 
@@ -82,7 +83,7 @@ def bundle(recipe: Recipe, tmp_path: Path) -> Path:
     archive = tmp_path / "dep-1.tar.gz"
     place = cache.place(f"downloads/{file_sha256(archive)}", archive.name)
     place.write_bytes(archive.read_bytes())
-    access = Access(cache, QUIET, parse_mirrors((tmp_path / "srv").as_uri()), offline=False)
+    access = make_access(cache, mirrors=parse_mirrors((tmp_path / "srv").as_uri()))
     target = tmp_path / "sources.tar"
     manifest = bundled(recipe, target, access)
     assert len(manifest.members) == 4
@@ -94,31 +95,31 @@ def test_a_bundle_brings_all_sources_to_a_machine_without_a_network(
 ) -> None:
     cache = Cache.open(tmp_path / "airgapped")
     (tmp_path / "srv").rename(tmp_path / "gone")
-    manifest = read_bundle(bundle, cache=cache, console=QUIET)
+    manifest = read_bundle(bundle, make_access(cache))
     assert manifest.recipe_digest == recipe.digest
     flash, archive = recipe.dependencies["flash"].source, recipe.dependencies["archive"].source
     assert isinstance(recipe.source, GitSource)
     assert isinstance(flash, GitSource)
     assert isinstance(archive, SdistSource)
-    tree = fetch_git(recipe.source, cache=cache, console=QUIET, offline=True)
+    tree = fetch_git(recipe.source, make_access(cache, offline=True))
     assert (tree.path / "CMakeLists.txt").read_bytes() == b"project(vllm)\n"
     (repository,) = (cache.root / "git").glob("vllm-*.git")
     assert git(repository, "rev-list", "--count", tree.commit) == "1"  # no history
-    dependency = fetch_git(flash, cache=cache, console=QUIET, offline=True)
+    dependency = fetch_git(flash, make_access(cache, offline=True))
     assert (dependency.path / "csrc/cutlass/include/a.h").read_bytes() == b"a\n"
     assert not (dependency.path / "csrc/cutlass/examples").exists()
-    assert fetch_archive(archive, Access(cache, QUIET, (), offline=True)).path.read_bytes() == b"an archive"
+    assert fetch_archive(archive, make_access(cache, offline=True)).path.read_bytes() == b"an archive"
 
 
 def test_equal_sources_make_equal_bundles(recipe: Recipe, bundle: Path, tmp_path: Path) -> None:
-    access = Access(Cache.open(tmp_path / "online"), QUIET, (), offline=True)
+    access = make_access(Cache.open(tmp_path / "online"), offline=True)
     bundled(recipe, tmp_path / "again.tar", access)
     assert (tmp_path / "again.tar").read_bytes() == bundle.read_bytes()
 
 
 def test_reading_a_bundle_twice_is_fine(bundle: Path, tmp_path: Path) -> None:
     cache = Cache.open(tmp_path / "airgapped")
-    assert read_bundle(bundle, cache=cache, console=QUIET) == read_bundle(bundle, cache=cache, console=QUIET)
+    assert read_bundle(bundle, make_access(cache)) == read_bundle(bundle, make_access(cache))
 
 
 def rewritten(bundle: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
@@ -174,7 +175,7 @@ def test_a_bundle_that_is_not_whole_is_refused(
 ) -> None:
     cache = Cache.open(tmp_path / "airgapped")
     with pytest.raises(FetchError, match="is not a whole bundle") as caught:
-        read_bundle(rewritten(bundle, change), cache=cache, console=QUIET)
+        read_bundle(rewritten(bundle, change), make_access(cache))
     assert why in caught.value.why
 
 
@@ -182,9 +183,9 @@ def test_a_truncated_or_absent_file_is_refused(bundle: Path, tmp_path: Path) -> 
     cache = Cache.open(tmp_path / "airgapped")
     bundle.write_bytes(bundle.read_bytes()[:600])
     with pytest.raises(FetchError, match="is not a whole bundle"):
-        read_bundle(bundle, cache=cache, console=QUIET)
+        read_bundle(bundle, make_access(cache))
     with pytest.raises(FetchError, match="there is no bundle"):
-        read_bundle(tmp_path / "none.tar", cache=cache, console=QUIET)
+        read_bundle(tmp_path / "none.tar", make_access(cache))
 
 
 def test_a_pack_that_does_not_hold_the_pinned_commit_is_refused(bundle: Path, tmp_path: Path) -> None:
@@ -198,11 +199,11 @@ def test_a_pack_that_does_not_hold_the_pinned_commit_is_refused(bundle: Path, tm
 
     cache = Cache.open(tmp_path / "airgapped")
     with pytest.raises(FetchError):
-        read_bundle(rewritten(bundle, forge), cache=cache, console=QUIET)
+        read_bundle(rewritten(bundle, forge), make_access(cache))
 
 
 def test_a_bundle_that_cannot_be_written_says_why(recipe: Recipe, bundle: Path, tmp_path: Path) -> None:
-    access = Access(Cache.open(tmp_path / "online"), QUIET, (), offline=True)
+    access = make_access(Cache.open(tmp_path / "online"), offline=True)
     with pytest.raises(FetchError, match="writing the bundle failed"):
         bundled(recipe, tmp_path / "nowhere/sources.tar", access)
 

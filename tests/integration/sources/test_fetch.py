@@ -13,12 +13,12 @@ import pytest
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import FetchError
-from scripts.downloads.access import Access
 from scripts.downloads.download import download, open_client
 from scripts.downloads.indexes import Indexes
 from scripts.recipe.model import SdistSource
 from scripts.sources.fetch import fetch_archive
 from scripts.sources.types import Archive
+from tests.accesses import make_access
 
 
 def _sdist() -> bytes:
@@ -114,16 +114,14 @@ def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Index]:
 
 
 def fetch(cache: Cache, *, offline: bool = False) -> Archive:
-    return fetch_archive(SOURCE, Access(cache, Console(), (), offline=offline))
+    return fetch_archive(SOURCE, make_access(cache, Console(), offline=offline))
 
 
 def pulled(cache: Cache, index: Index) -> Path:
     """Download the file by its URL alone, without waiting between attempts."""
-    with open_client(Indexes()) as client:
-        url = f"{index.url}/files/{NAME}"
-        return download(
-            client, url, sha256=SHA256, filename=NAME, cache=cache, console=Console(), pause=lambda _seconds: None
-        )
+    access = make_access(cache, Console(), indexes=Indexes())
+    with open_client(access) as client:
+        return download(client, f"{index.url}/files/{NAME}", access, sha256=SHA256, filename=NAME)
 
 
 def test_a_pinned_sdist_is_fetched_once_and_then_offline(cache: Cache, index: Index) -> None:

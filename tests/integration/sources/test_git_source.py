@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 from scripts.core.cache import Cache
-from scripts.core.console import Console
 from scripts.core.errors import FetchError
 from scripts.core.files import remove_tree
+from scripts.core.paths import RECIPES
 from scripts.downloads.mirrors import parse_mirrors, repository_key
 from scripts.recipe.model import GitSource
 from scripts.sources.digests import tree_digest
 from scripts.sources.git_process import Repository, git_program
 from scripts.sources.git_source import fetch_git
 from scripts.sources.types import GitTree
+from tests.accesses import make_access
 from tests.integration.git_servers import GitServer, Upstream, git, serving
 
 KERNELS = {"__init__.py": b"", "matmul_ogs.py": b"def matmul():\n    return 1\n", "details/_common.py": b"X = 1\n"}
@@ -64,7 +65,8 @@ def source(url: str, commit: str, **more: Any) -> GitSource:
 
 
 def fetch(item: GitSource, cache: Cache, **more: Any) -> GitTree:
-    return fetch_git(item, cache=cache, console=Console(quiet=True), pause=lambda _: None, **more)
+    recipes = more.pop("recipes", RECIPES)
+    return fetch_git(item, make_access(cache, **more), recipes=recipes)
 
 
 def names(tree: Path) -> set[str]:
@@ -560,6 +562,6 @@ def test_local_commands_never_reach_the_network(server: GitServer, triton: Upstr
     (path,) = (cache.root / "git").glob("*.git")
     absent = git(triton.path, "rev-parse", f"{triton.head}:setup.py")
     server.requests.clear()
-    repository = Repository(path, Console(quiet=True))
+    repository = Repository(path, make_access(cache))
     assert repository.local("cat-file", "--batch-check", stdin=absent.encode()).endswith(b"missing\n")
     assert server.requests == []

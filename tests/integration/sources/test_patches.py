@@ -12,12 +12,12 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import PatchError, UsageError
 from scripts.core.paths import RECIPES
-from scripts.downloads.access import Access
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe, SdistSource
 from scripts.sources.fetch import source_tree
 from scripts.sources.patch import load_patch
 from scripts.sources.series import Verdict, check_series, locked_versions, recipe_patches
+from tests.accesses import make_access
 from tests.integration.upstream.test_lock import sdist_tree
 
 HEADER = "Subject: s\nWhy: w\nUpstream: u\nVersions: 1\n"
@@ -139,7 +139,7 @@ def test_a_cached_sdist_is_unpacked_without_patches(tmp_path: Path, monkeypatch:
     place = cache.place(f"downloads/{sha256}", "vllm-1.tar.gz")
     place.write_bytes(buffer.getvalue())
     source = SdistSource(kind="sdist", name="vllm", version="1", sha256=sha256)
-    found = source_tree(source, Access(cache, Console(quiet=True), (), offline=True))
+    found = source_tree(source, make_access(cache, offline=True))
     assert (found / "a.txt").read_bytes() == b"one"
 
 

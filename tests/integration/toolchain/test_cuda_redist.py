@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from scripts.core.cache import Cache
-from scripts.core.console import Console
 from scripts.core.errors import FetchError, ToolchainError
 from scripts.downloads.download import open_client
 from scripts.downloads.indexes import Indexes
 from scripts.recipe.model import Redist
 from scripts.toolchain.redist import RedistToolkit, provide_redist
+from tests.accesses import make_access
 
 NVCC = b"#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n"
 STATIC = b"".join(hashlib.sha256(b"%d" % i).digest() for i in range(20_000))  # does not compress
@@ -142,9 +142,9 @@ def redist(site: Site, **more: Any) -> Redist:
 
 
 def provide(item: Redist, cache: Cache, **more: Any) -> RedistToolkit:
-    with open_client(Indexes()) as client:
-        console = Console(quiet=True)
-        return provide_redist(item, cache=cache, console=console, client=client, pause=lambda _: None, **more)
+    access = make_access(cache, indexes=Indexes(), **more)
+    with open_client(access) as client:
+        return provide_redist(item, client, access)
 
 
 def test_only_the_components_wanted_are_merged_into_one_cuda_home(site: Site, cache: Cache) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from scripts.core.cache import Cache
-from scripts.core.console import Console
 from scripts.core.errors import ToolchainError
 from scripts.downloads.download import open_client
 from scripts.downloads.indexes import Indexes
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe
 from scripts.toolchain.choice import CudaToolkit, needs_packages, provide_cuda
+from tests.accesses import make_access
 from tests.integration.toolchain.test_cuda_redist import Site, cache, redist, site
 from tests.unit.toolchain.test_cuda_system import toolkit
 
@@ -29,16 +29,9 @@ def recipe(kind: str, site: Site | None = None, **more: Any) -> Recipe:
 
 
 def provide(item: Recipe, cache: Cache, prefix: Path, **environment: str) -> CudaToolkit:
-    with open_client(Indexes()) as client:
-        return provide_cuda(
-            item,
-            cache=cache,
-            console=Console(quiet=True),
-            client=client,
-            environment=environment,
-            offline=False,
-            prefix=prefix,
-        )
+    access = make_access(cache, environment=environment, indexes=Indexes())
+    with open_client(access) as client:
+        return provide_cuda(item, client, access, prefix=prefix)
 
 
 def test_auto_takes_an_installed_toolkit_and_downloads_nothing(site: Site, cache: Cache, tmp_path: Path) -> None:

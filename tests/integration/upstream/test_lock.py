@@ -24,6 +24,7 @@ from scripts.upstream.agreement import disagreements
 from scripts.upstream.pins import UNRESOLVED, Resolver, recipe_data, source_table, torch_cuda
 from scripts.upstream.tree import read_upstream
 from tests import trees
+from tests.accesses import make_access
 from tests.integration.git_servers import Upstream
 from tests.trees import vllm_tree
 
@@ -40,7 +41,7 @@ def access(tmp_path: Path) -> Access:
     (tmp_path / "srv/nvidia").mkdir()
     cache = Cache.open(tmp_path / "cache")
     mirrors = parse_mirrors((tmp_path / "srv").as_uri())
-    return Access(cache, Console(quiet=True), mirrors, offline=False, pause=lambda _: None)
+    return make_access(cache, mirrors=mirrors)
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ def test_only_vllm_can_be_locked() -> None:
 def test_the_command_prints_a_recipe_and_writes_it_once(
     access: Access, servers: dict[str, Upstream], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def compiled(source: Path, target: Path) -> None:
+    def compiled(_source: list[Path], target: Path, _environment: object) -> None:
         target.write_text("nvidia-cuda-runtime-cu12==12.8.90 \\\n")
 
     recipes = tmp_path / "recipes"
@@ -193,7 +194,7 @@ def sdist_tree(version: str) -> Path:
     """Return a real sdist, unpacked in the user's cache (so that only the first run downloads it)."""
     cache = Cache.open(default_cache_dir())
     source = SdistSource(kind="sdist", name="vllm", version=version, sha256=SDISTS[version][0])
-    archive = fetch_archive(source, Access(cache, Console(quiet=True), (), offline=False))
+    archive = fetch_archive(source, make_access(cache))
     return cache.once(
         "sources", archive.sha256[:20], lambda target: unpack_sdist(archive.path, target), console=Console()
     )
@@ -233,11 +234,9 @@ def test_the_production_recipe_lies_between_its_neighbours() -> None:
 
 
 @pytest.mark.large
-def test_the_index_lists_the_digest_of_an_sdist_and_none_for_0_15_1() -> None:
-    from scripts.downloads.indexes import read_indexes
-
-    assert find_sdist("vllm", "0.16.0", read_indexes()) == SDISTS["0.16.0"][0]
-    assert find_sdist("vllm", "0.15.1", read_indexes()) is None
+def test_the_index_lists_the_digest_of_an_sdist_and_none_for_0_15_1(access: Access) -> None:
+    assert find_sdist("vllm", "0.16.0", access) == SDISTS["0.16.0"][0]
+    assert find_sdist("vllm", "0.15.1", access) is None
 
 
 def test_the_list_of_triton_kernels_belongs_to_the_tag() -> None:

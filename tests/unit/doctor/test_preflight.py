@@ -25,6 +25,7 @@ from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Component, GitSource, Recipe
 from scripts.sources.git_source import tree_key
 from scripts.toolchain.installed import find_system_toolkit
+from tests.accesses import make_access
 from tests.subjects import answer, make_subject
 from tests.support import make_recipe
 
@@ -55,7 +56,7 @@ def open_port() -> Iterator[int]:
 
 
 def access(cache: Cache, *, offline: bool = False, mirrors: str = "") -> Access:
-    return Access(cache, Console(), parse_mirrors(mirrors), offline)
+    return make_access(cache, Console(), mirrors=parse_mirrors(mirrors), offline=offline)
 
 
 def check_reach(recipe: Recipe, access: Access, *, environment: dict[str, str]) -> None:

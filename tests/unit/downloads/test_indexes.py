@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -51,15 +52,14 @@ def test_without_settings_the_public_index_is_used() -> None:
     assert Indexes().all_index_urls == ("",)
 
 
-def test_what_pip_itself_reads_from_its_files_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_pip_itself_reads_from_its_files_is_found(tmp_path: Path) -> None:
     config = tmp_path / "pip.conf"
     config.write_text(
         "[global]\nindex-url = https://from-file/simple\nextra-index-url =\n  https://b/s\n  https://c/s\n"
     )
-    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
-    assert read_indexes().all_index_urls == ("https://from-file/simple", "https://b/s", "https://c/s")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    found = read_indexes({**environment, "PIP_CONFIG_FILE": str(config)})
+    assert found.all_index_urls == ("https://from-file/simple", "https://b/s", "https://c/s")
 
 
 @pytest.mark.parametrize(
@@ -134,21 +134,24 @@ def test_uv_itself_finds_packages_in_every_find_links_folder(tmp_path: Path) -> 
     assert "right==1.0" in done.stdout
 
 
-def test_certificates_come_from_pip_s_setting_or_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_certificates_come_from_pip_s_setting_or_the_environment(tmp_path: Path) -> None:
     missing = tmp_path / "ca.pem"
     with pytest.raises(FetchError, match=r"ca\.pem") as raised:
-        Indexes(cert=str(missing)).ssl_context()
+        Indexes(cert=str(missing)).ssl_context({})
     assert "PIP_CERT" in raised.value.fix[0]
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(missing))
-    with pytest.raises(FetchError):
-        Indexes().ssl_context()
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        with pytest.raises(FetchError):
+            Indexes().ssl_context({name: str(missing)})
     missing.write_text("not a certificate")
     with pytest.raises(FetchError):
-        Indexes().ssl_context()
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))  # a folder of certificates
-    assert Indexes().ssl_context().get_ca_certs()
+        Indexes().ssl_context({"REQUESTS_CA_BUNDLE": str(missing)})
+    folder = {"REQUESTS_CA_BUNDLE": str(tmp_path)}  # of certificates
+    assert Indexes().ssl_context(folder).get_ca_certs()
+
+
+def test_credentials_of_an_index_are_not_in_its_repr() -> None:
+    indexes = Indexes("https://me:secret@a/simple?token=secret", ("https://b/s",), ("/links", "https://u:secret@c/l"))
+    assert repr(indexes) == "Indexes(https://a/simple, https://b/s, /links, https://c/l)"
 
 
 @pytest.mark.parametrize("url", ["notaurl", "http://[::1", "http://127.0.0.1:99999/simple"])

@@ -17,6 +17,7 @@ from scripts.core.files import file_sha256
 from scripts.core.process import call
 from scripts.downloads.indexes import Indexes
 from scripts.toolchain.environments import UvProgress, forget_damaged, make_environment, owners, recorded_digests
+from tests.accesses import make_access
 from tests.wheels import make_wheel
 
 BAR = "\x1b[1A\r\x1b[2K\x1b[1B\r\x1b[2K\x1b[1A⠙ Preparing packages... ({}/3)" + " " * 150
@@ -86,8 +87,8 @@ def test_an_installed_file_that_was_damaged_in_uv_s_cache_too_comes_anew(
     """uv links files out of its cache: writing into one changes both, and a new environment would have it again."""
     monkeypatch.delenv("UV_CACHE_DIR", raising=False)
     lock, site = lock_of(tmp_path), f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
-    use = {"cache": cache, "console": console, "indexes": indexes, "offline": True}
-    make_environment(tmp_path / "one", lock, **use)  # type: ignore[arg-type]
+    access = make_access(cache, console, indexes=indexes, offline=True)
+    make_environment(tmp_path / "one", lock, access)
     file = tmp_path / "one" / site / "thing" / "__init__.py"
     assert file.stat().st_nlink > 1
     identity = (file.stat().st_dev, file.stat().st_ino)
@@ -95,10 +96,10 @@ def test_an_installed_file_that_was_damaged_in_uv_s_cache_too_comes_anew(
     assert owners(tmp_path / "one" / site, {file}) == ["thing"]
     with file.open("r+") as opened:
         opened.write("y")
-    make_environment(tmp_path / "two", lock, **use)  # type: ignore[arg-type]
+    make_environment(tmp_path / "two", lock, access)
     assert (tmp_path / "two" / site / "thing" / "__init__.py").read_text() == "y = 1\n"
-    forget_damaged(tmp_path / "one" / site, [file, file.with_name("none")], **use)  # type: ignore[arg-type]
-    make_environment(tmp_path / "three", lock, **use)  # type: ignore[arg-type]
+    forget_damaged(tmp_path / "one" / site, [file, file.with_name("none")], access)
+    make_environment(tmp_path / "three", lock, access)
     assert (tmp_path / "three" / site / "thing" / "__init__.py").read_text() == "x = 1\n"
 
 
@@ -108,7 +109,7 @@ def test_what_uv_says_of_a_failure_is_kept_and_explained(
     lock = lock_of(tmp_path)
     lock.write_text(f"thing==1.0 --hash=sha256:{'0' * 64}\n")
     with pytest.raises(ToolchainError) as raised:
-        make_environment(tmp_path / "one", lock, cache=cache, console=console, indexes=indexes, offline=True)
+        make_environment(tmp_path / "one", lock, make_access(cache, console, indexes=indexes, offline=True))
     assert "other bytes than the lock file pins" in raised.value.why
     assert "Hash mismatch" in raised.value.detail
     assert "Hash mismatch" in (cache.root / "logs" / "uv.log").read_text()

@@ -194,15 +194,13 @@ def test_here_without_anything_it_ends_with_13(wheel: Path) -> None:
 
 def test_a_python_with_torch_is_found_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = install(tmp_path, {"gpu": 1})
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin")
     monkeypatch.setattr("scripts.gpu_check.parts.sys", SimpleNamespace(executable="/bin/false", prefix=sys.prefix))
-    assert find_python(None) == python
+    assert find_python(None, f"{tmp_path}{os.pathsep}/bin") == python
     with pytest.raises(NoGpuError, match="no usable GPU") as caught:
         gpu_driver(python)
     assert caught.value.why == "no message"
-    monkeypatch.setenv("PATH", "")
     with pytest.raises(NoGpuError, match="imports torch"):
-        find_python(None)
+        find_python(None, "")
 
 
 def test_bad_usage(tmp_path: Path, wheel: Path) -> None:
@@ -240,7 +238,7 @@ def test_a_process_that_outlives_its_limit_is_killed_with_its_children(tmp_path:
 
 
 def test_a_family_with_no_time_left_says_nothing(tmp_path: Path) -> None:
-    place = Place(install(tmp_path, plan()), tmp_path / "site", tmp_path)
+    place = Place(install(tmp_path, plan()), tmp_path / "site", tmp_path, os.environ)
     seen = check_families(place, ["norm"], seed=1, limit=0, at_once=1, saved=lambda _seen: None)
     assert seen.checks == {}
 

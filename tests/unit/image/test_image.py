@@ -28,6 +28,7 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import ImageError, UsageError
 from scripts.core.paths import ROOT
+from scripts.downloads.access import Access
 from scripts.downloads.indexes import Indexes
 from scripts.downloads.mirrors import parse_mirrors
 from scripts.image import build as image_build
@@ -52,6 +53,7 @@ from scripts.image.report import ImageReport, Phase, as_json, file_stem, show
 from scripts.image.sbom import image_sbom, licence_label, spdx
 from scripts.index.provenance import KeyPair
 from scripts.toolchain.locks import runtime_options
+from tests.accesses import make_access
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
 
@@ -101,7 +103,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def engine(folder: Path, name: str) -> Engine:
-    return ENGINES[name](folder / "image.log", Console(quiet=True))
+    return ENGINES[name](folder / "image.log", make_access(Cache.open(folder / "cache")))
 
 
 def calls(folder: Path) -> list[str]:
@@ -236,11 +238,11 @@ def test_the_shipped_locks_hold_torch_and_the_sdk_that_belong_together() -> None
             assert pins[name] == version, name
 
 
-def test_encodings_from_a_folder_are_checked(tmp_path: Path, cache: Cache, console: Console) -> None:
+def test_encodings_from_a_folder_are_checked(tmp_path: Path, cache: Cache) -> None:
     for name in ENCODINGS:
         (tmp_path / name).write_bytes(b"other")
     with pytest.raises(ImageError, match="is not the o200k_base"):
-        have_encodings(tmp_path, cache=cache, indexes=Indexes(), console=console)
+        have_encodings(tmp_path, make_access(cache, indexes=Indexes()))
 
 
 def test_the_context_holds_what_the_dockerfile_takes_and_is_removed(tmp_path: Path, cache: Cache) -> None:
@@ -259,8 +261,9 @@ def test_the_context_holds_what_the_dockerfile_takes_and_is_removed(tmp_path: Pa
     assert not context.exists()
 
 
-def test_credentials_of_an_index_are_in_a_secret_file_only(tmp_path: Path, stand_in: Path) -> None:
-    secrets = write_secrets(tmp_path, Indexes(index_url="https://me:geheim@index.example/simple"))
+def test_credentials_of_an_index_are_in_a_secret_file_only(tmp_path: Path, stand_in: Path, cache: Cache) -> None:
+    indexes = Indexes(index_url="https://me:geheim@index.example/simple")
+    secrets = write_secrets(tmp_path, make_access(cache, indexes=indexes))
     assert "geheim" in secrets["index"].read_text()
     assert stat.S_IMODE(secrets["index"].stat().st_mode) == 0o600
     engine(stand_in, "buildah").build(Plan(tmp_path, "runtime", "localhost/x:1", {"A": "b"}, secrets, {"l": "m"}, 7))
@@ -304,18 +307,18 @@ def test_failures_of_a_build_are_named(tmp_path: Path, text: str, why: str) -> N
 
 
 def test_an_engine_is_found_or_its_absence_explained(
-    stand_in: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    stand_in: Path, access: Access, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert find_engine("auto", log=stand_in / "log", console=console).name == "docker"
+    assert find_engine("auto", stand_in / "log", access).name == "docker"
     (stand_in / "fail-info").write_text("Cannot connect to the daemon\n")
     with pytest.raises(ImageError, match="buildah cannot build") as caught:
-        find_engine("buildah", log=stand_in / "log", console=console)
+        find_engine("buildah", stand_in / "log", access)
     assert "Cannot connect to the daemon" in caught.value.why
     monkeypatch.setenv("PATH", str(stand_in / "empty"))
     with pytest.raises(ImageError, match="no engine can build"):
-        find_engine("auto", log=stand_in / "log", console=console)
+        find_engine("auto", stand_in / "log", access)
     with pytest.raises(UsageError):
-        find_engine("kaniko", log=stand_in / "log", console=console)
+        find_engine("kaniko", stand_in / "log", access)
 
 
 def test_a_container_engine_runs_checks_without_network_and_read_only_when_asked(stand_in: Path) -> None:
@@ -462,15 +465,15 @@ def test_options_that_cannot_be_meant_are_refused(console: Console, words: list[
 
 def test_a_disk_that_cannot_hold_the_layers_is_refused(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (stand_in / "answer-info").write_text(json.dumps({"store": {"GraphRoot": str(stand_in / "a" / "b")}}))
-    image_build.check_disk(engine(stand_in, "buildah"), known=True)
+    image_build.check_disk(engine(stand_in, "buildah"), stand_in, known=True)
     monkeypatch.setattr(image_build, "DISK", 1e18)
     with pytest.raises(ImageError, match="are free"):
-        image_build.check_disk(engine(stand_in, "buildah"), known=False)
+        image_build.check_disk(engine(stand_in, "buildah"), stand_in, known=False)
     monkeypatch.setattr(image_build, "DISK", 0)
     monkeypatch.setattr(image_build, "SPARE", 1e18)
-    image_build.check_disk(engine(stand_in, "docker"), known=False)
+    image_build.check_disk(engine(stand_in, "docker"), stand_in, known=False)
     with pytest.raises(ImageError, match="are free"):
-        image_build.check_disk(engine(stand_in, "buildah"), known=False)
+        image_build.check_disk(engine(stand_in, "buildah"), stand_in, known=False)
 
 
 def test_a_base_from_a_registry_is_named_by_its_digest_and_mounted_files_by_theirs(tmp_path: Path) -> None:
@@ -495,12 +498,11 @@ def test_labels_tell_where_the_image_comes_from(monkeypatch: pytest.MonkeyPatch)
     assert found["org.opencontainers.image.created"] == "1970-01-01T00:00:00+00:00"
 
 
-def test_a_debian_base_that_is_there_is_not_made_again(stand_in: Path, cache: Cache, console: Console) -> None:
+def test_a_debian_base_that_is_there_is_not_made_again(stand_in: Path, access: Access) -> None:
     debian = parse_debian("debootstrap@20260101T000000Z")
 
     def make() -> str:
-        made = engine(stand_in, "buildah")
-        return debian_base(made, debian, mirrors=(), cache=cache, console=console, log=stand_in / "log")
+        return debian_base(engine(stand_in, "buildah"), debian, access)
 
     name = make()
     assert name.startswith("localhost/wheelsmith-base:bookworm-20260101t000000z-")
@@ -536,12 +538,12 @@ def test_a_base_of_debian_is_pinned_by_the_date_of_a_snapshot() -> None:
 
 
 def test_an_archive_that_cannot_be_reached_is_an_error_only_for_a_date_that_was_asked_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cache: Cache, console: Console, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def ask(wanted: str, port: int) -> str:
         mirrors = parse_mirrors(f"https://snapshot.debian.org/=http://127.0.0.1:{port}/")
-        debian = parse_debian(wanted)
-        return reachable(debian, mirrors, indexes=Indexes(), wanted=wanted, console=Console()).snapshot
+        access = make_access(cache, console, mirrors=mirrors, indexes=Indexes())
+        return reachable(parse_debian(wanted), access, wanted=wanted).snapshot
 
     date = "20260101T000000Z"
     with pytest.raises(ImageError, match=rf"snapshot of Debian {date} could not be fetched") as caught:

@@ -17,6 +17,7 @@ from scripts.core.files import file_sha256
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.sources.patch import CARRIED, PATCHES, Patch, apply_patches, apply_to, load_patch, prepare_tree
 from scripts.sources.types import Archive
+from tests.accesses import make_access
 
 HEADER = "Subject: A change\nWhy: because\n of two lines\nUpstream: none\nVersions: 0.1, 0.2\n\n"
 
@@ -261,22 +262,23 @@ def sdist(folder: Path, text: str) -> Archive:
 
 
 def test_a_tree_is_made_once_per_source_and_patches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cache, console = Cache.open(tmp_path / "cache"), Console()
+    access = make_access(Cache.open(tmp_path / "cache"), Console())
     archive = sdist(tmp_path, NUMBERS)
     patch = patch_of(diff(NUMBERS, NUMBERS.replace("15\n", "fifteen\n")))
-    plain = prepare_tree(archive, [], cache=cache, console=console)
-    patched = prepare_tree(archive, [patch], cache=cache, console=console)
+    plain = prepare_tree(archive, [], access)
+    patched = prepare_tree(archive, [patch], access)
     assert plain.path != patched.path
     assert "fifteen" in (patched.path / "f.txt").read_text()
     made = (patched.path / "f.txt").stat().st_ino
     assert "fifteen" not in (plain.path / "f.txt").read_text()
-    again = prepare_tree(archive, [patch], cache=cache, console=console)
+    again = prepare_tree(archive, [patch], access)
     assert (again.path / "f.txt").stat().st_ino == made
     assert "p.patch: A change" in capsys.readouterr().err
 
 
 def test_a_patch_that_does_not_apply_leaves_no_tree_behind(tmp_path: Path) -> None:
-    cache, console = Cache.open(tmp_path / "cache"), Console()
+    cache = Cache.open(tmp_path / "cache")
+    access = make_access(cache)
     with pytest.raises(PatchError):
-        prepare_tree(sdist(tmp_path, NUMBERS), [patch_of(diff("x\n", "y\n"))], cache=cache, console=console)
+        prepare_tree(sdist(tmp_path, NUMBERS), [patch_of(diff("x\n", "y\n"))], access)
     assert list((cache.root / "sources").iterdir()) == []

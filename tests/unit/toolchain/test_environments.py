@@ -7,32 +7,30 @@ from pathlib import Path
 import pytest
 
 from scripts.core.cache import Cache
-from scripts.core.console import Console
 from scripts.core.errors import ToolchainError
 from scripts.downloads.indexes import Indexes
 from scripts.toolchain.environments import _uv_error, make_environment, uv_variables
+from tests.accesses import make_access
 
 HASH = "0" * 64
 
 
 def test_uv_gets_the_cache_and_the_indexes_and_no_environment_of_the_user(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
+    cache: Cache,
 ) -> None:
-    for name in ("UV_CACHE_DIR", "UV_HTTP_TIMEOUT", "UV_OFFLINE", "UV_DEFAULT_INDEX", "UV_INDEX_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("VIRTUAL_ENV", "/other")
-    found = uv_variables(cache, Indexes(index_url="https://mirror/simple"), offline=False)
+    indexes, environment = Indexes(index_url="https://mirror/simple"), {"VIRTUAL_ENV": "/other", "HOME": "/home/me"}
+    found = uv_variables(make_access(cache, environment=environment, indexes=indexes))
+    assert found["HOME"] == "/home/me"
     assert found["UV_CACHE_DIR"] == str(cache.root / "uv")
     assert found["UV_DEFAULT_INDEX"] == "https://mirror/simple"
     assert found["UV_PYTHON_DOWNLOADS"] == "never"
     assert not {"VIRTUAL_ENV", "UV_OFFLINE"} & set(found)
-    assert uv_variables(cache, Indexes(), offline=True)["UV_OFFLINE"] == "1"
+    assert uv_variables(make_access(cache, indexes=indexes, offline=True))["UV_OFFLINE"] == "1"
 
 
-def test_the_users_own_uv_cache_and_time_out_stay(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UV_CACHE_DIR", "/mine")
-    monkeypatch.setenv("UV_HTTP_TIMEOUT", "7")
-    found = uv_variables(cache, Indexes(), offline=False)
+def test_the_users_own_uv_cache_and_time_out_stay(cache: Cache) -> None:
+    environment = {"UV_CACHE_DIR": "/mine", "UV_HTTP_TIMEOUT": "7"}
+    found = uv_variables(make_access(cache, environment=environment, indexes=Indexes()))
     assert (found["UV_CACHE_DIR"], found["UV_HTTP_TIMEOUT"]) == ("/mine", "7")
 
 
@@ -61,7 +59,7 @@ def test_credentials_of_an_index_are_not_shown(tmp_path: Path) -> None:
 def environment(cache: Cache, indexes: Indexes, lock: Path, *, offline: bool) -> Path:
     lock.write_text(f"no-such-thing-at-all==1.0 --hash=sha256:{HASH}\n")
     venv = cache.root / "venv"
-    make_environment(venv, lock, cache=cache, console=Console(), indexes=indexes, offline=offline)
+    make_environment(venv, lock, make_access(cache, indexes=indexes, offline=offline))
     return venv
 
 

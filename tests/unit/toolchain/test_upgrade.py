@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def test_only_what_is_named_is_resolved_by_uv(project: Path, console: Console) -
 def test_what_cannot_be_resolved_is_named_with_what_uv_said(project: Path) -> None:
     (project / "pyproject.toml").write_text("[dependency-groups]\nlint = ['no-such-thing-at-all']\n")
     with pytest.raises(ToolchainError, match=r"requirements/lint\.txt could not be resolved") as raised:
-        toolchain_locks.compile_group("lint")
+        toolchain_locks.compile_group("lint", os.environ)
     assert "127.0.0.1:9/simple/no-such-thing-at-all" in raised.value.detail
 
 
@@ -123,11 +124,11 @@ def test_neither_local_folders_nor_extra_indexes_get_into_a_lock_file(
     (bin_folder / "python").symlink_to(sys.executable)
     monkeypatch.setenv("PIP_FIND_LINKS", "/links")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://extra.example/simple")
-    indexes = read_indexes()
+    indexes = read_indexes(os.environ)
     assert indexes.find_links
-    monkeypatch.setattr("scripts.toolchain.locks.read_indexes", lambda: indexes)
+    monkeypatch.setattr("scripts.toolchain.locks.read_indexes", lambda _: indexes)
     monkeypatch.setattr("sys.executable", str(bin_folder / "python"))
-    toolchain_locks.compile_group("lint")
+    toolchain_locks.compile_group("lint", os.environ)
     seen = [line for line in (project / "seen").read_text().splitlines() if line.startswith("UV_")]
     assert "UV_DEFAULT_INDEX=http://127.0.0.1:9/simple" in seen
     assert not [line for line in seen if "links" in line or "extra" in line]
@@ -137,9 +138,9 @@ def test_recipes_that_share_a_lock_file_resolve_it_once(
     project: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(upgrade, "compile_group", lambda name: asked.append(("", f"{name}.txt")))
+    monkeypatch.setattr(upgrade, "compile_group", lambda name, _: asked.append(("", f"{name}.txt")))
     monkeypatch.setattr(
-        upgrade, "compile_lock", lambda inputs, target, **_: asked.append((inputs[0].read_text(), target.name))
+        upgrade, "compile_lock", lambda inputs, target, _, **__: asked.append((inputs[0].read_text(), target.name))
     )
     upgrade.main([], console)
     locks = [name for _, name in asked]

@@ -62,7 +62,7 @@ def test_an_nvcc_that_is_not_there_does_not_run(tmp_path: Path) -> None:
 def test_an_nvcc_of_another_release_is_refused_with_both(tmp_path: Path) -> None:
     home = nvcc(tmp_path, RELEASE.replace("13.0", "12.9")).parent.parent
     with pytest.raises(ToolchainError, match=r"nvcc is of CUDA 12\.9, the recipe mine wants 13\.0") as raised:
-        verify_toolchain(Tools(home), make_recipe(), ARCHS)
+        verify_toolchain(Tools(home), make_recipe(), ARCHS, os.environ)
     assert str(home) in raised.value.why
 
 
@@ -122,5 +122,5 @@ def test_what_was_verified_is_returned(tmp_path: Path, monkeypatch: pytest.Monke
     header.write_text("Float8_e8m0fnu")
     facts = TorchFacts("2.11.0", "13.0", ("sm_90", "sm_120"), tmp_path)
     monkeypatch.setattr("scripts.toolchain.verify.torch_facts", lambda _python: facts)  # a real one is gigabytes
-    found = verify_toolchain(Tools(home), make_recipe(), ARCHS)
+    found = verify_toolchain(Tools(home), make_recipe(), ARCHS, os.environ)
     assert found == {"nvcc": "13.0", "torch": "2.11.0", "torch_cuda": "13.0", "archs": "9.0;12.0+PTX"}
