@@ -17,6 +17,8 @@ from scripts.toolchain.installed import find_system_toolkit, ways_to_get
 from scripts.toolchain.verify import nvcc_release
 
 HEADERS = ("cusparse.h", "cublas_v2.h", "cusolverDn.h", "curand.h", "nvrtc.h", "cuda_runtime_api.h")
+LIBRARIES = ("libcudart.so", "libcudart_static.a", "libcudadevrt.a", "libnvrtc.so", "stubs/libcuda.so")
+"""What v0.15.1 and 0.20.1 link: CMake adds the static runtime, torch's CMake files want nvrtc."""
 """What torch's own CUDA headers include."""
 MANY_ARCHS = 9
 TORCH_2_9_ARCHS = "7.0;7.5;8.0;8.6;9.0;10.0;12.0"
@@ -60,15 +62,14 @@ def toolkit_libraries(subject: Subject) -> Result:
     if home is None:
         return ok("the toolkit comes whole, from archives or packages")
     folders = [home / name for name in ("lib64", "lib", "targets/x86_64-linux/lib")]
-    wanted = ("libcudart.so", "libnvrtc.so", "stubs/libcuda.so")
-    missing = [name for name in wanted if not any((folder / name).exists() for folder in folders)]
+    missing = [name for name in LIBRARIES if not any((folder / name).exists() for folder in folders)]
     label = subject.recipe.toolchain.cuda.replace(".", "-")
     if missing:
         return blocked(
             f"{home}/lib64 lacks {', '.join(missing)}",
             f"apt-get install cuda-cudart-dev-{label} cuda-nvrtc-dev-{label} cuda-driver-dev-{label}",
         )
-    return ok(f"{home}/lib64 has libcudart, libnvrtc and the stub of libcuda")
+    return ok(f"{home}/lib64 has libcudart, libcudadevrt, libnvrtc and the stub of libcuda")
 
 
 @check("torch-cuda-vs-nvcc-mismatch")

@@ -282,9 +282,9 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
     return make_subject(folder, recipe("12.8", "system"), environment={"CUDA_HOME": str(toolkit(folder))})
 
 
-@blocks("ld-cannot-find-cuda-libs", "lacks libnvrtc.so, stubs/libcuda.so")
+@blocks("ld-cannot-find-cuda-libs", "lacks libcudadevrt.a, libnvrtc.so, stubs/libcuda.so")
 def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
-    home = toolkit(folder, "lib64/libcudart.so")
+    home = toolkit(folder, "lib64/libcudart.so", "lib64/libcudart_static.a")
     return make_subject(folder, recipe("12.8", "system"), environment={"CUDA_HOME": str(home)})
 
 
