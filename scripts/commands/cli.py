@@ -26,7 +26,6 @@ from scripts.core.errors import (
     from_os_error,
     nearest,
 )
-from scripts.failures.recognise import recognised
 from scripts.recipe.files import recipe_names
 
 INVOKED_FROM = "WHEELSMITH_INVOKED_FROM"  # set by the noxfile: where the user typed the command
@@ -107,6 +106,8 @@ def run(main: Callable[[Sequence[str], Console], int]) -> NoReturn:
         code = main(arguments, console)
         interrupt.check()
     except WheelsmithError as error:
+        from scripts.failures.recognise import recognised  # noqa: PLC0415  (0.1 s that only a failure needs)
+
         code = error.exit_code
         if "--debug" in arguments:
             traceback.print_exc()

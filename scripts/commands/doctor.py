@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from scripts.commands.cli import Parser, run, user_path
-from scripts.commands.options import add_cache_options, open_access, recipe_argument
+from scripts.commands.options import add_cache_options, add_skip_option, open_access, recipe_argument
 from scripts.core.console import Console
 from scripts.core.errors import DoctorError, UsageError
 from scripts.core.files import write_json
@@ -25,13 +25,6 @@ from scripts.doctor.registry import CHECKS, Row, Subject, Verdict, run_checks
 from scripts.recipe.files import load_recipe
 
 __all__ = ["CHECKS"]  # once their modules are imported: all of them
-
-
-def add_skip_option(parser: argparse.ArgumentParser) -> None:
-    """Add --skip."""
-    parser.add_argument(
-        "--skip", action="append", default=[], metavar="ID", help="pass a check of doctor over; repeated; in the report"
-    )
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:

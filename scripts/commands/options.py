@@ -71,3 +71,10 @@ def open_cache(options: argparse.Namespace) -> Cache:
     """Open the cache that --cache, WHEELSMITH_CACHE or the platform names. Raises FetchError."""
     named = os.environ.get("WHEELSMITH_CACHE")
     return Cache.open(options.cache or (user_path(named) if named else default_cache_dir()))
+
+
+def add_skip_option(parser: argparse.ArgumentParser) -> None:
+    """Add --skip."""
+    parser.add_argument(
+        "--skip", action="append", default=[], metavar="ID", help="pass a check of doctor over; repeated; in the report"
+    )

@@ -13,4 +13,6 @@ CommitSha = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="full gi
 class Model(BaseModel):
     """Base: frozen, no unknown keys, attribute docstrings become the schema's descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
+    )

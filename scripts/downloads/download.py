@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-import httpx2
 from rich.console import RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from unearth.fetchers import PyPIClient
 
 from scripts.core import interrupt
 from scripts.core.console import Console, human_bytes, human_seconds
@@ -22,16 +21,22 @@ from scripts.core.files import file_sha256
 from scripts.downloads.access import Access
 from scripts.downloads.indexes import redacted
 
+if TYPE_CHECKING:  # loaded by open_client
+    from unearth.fetchers import PyPIClient
+
+    Client: TypeAlias = PyPIClient
+
 ATTEMPTS = 5
 BLOCK = 1 << 18  # bytes
-TIMEOUT = httpx2.Timeout(30.0, connect=10.0)  # seconds
+TIMEOUT, CONNECT_TIMEOUT = 30.0, 10.0  # seconds
 _RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
-
-Client = PyPIClient
 
 
 def open_client(access: Access) -> Client:
     """Return an HTTP client that uses proxies, netrc, certificates and trusted hosts as pip would."""
+    import httpx2  # noqa: PLC0415  (0.2 s with unearth: only who asks a server loads them)
+    from unearth.fetchers import PyPIClient  # noqa: PLC0415
+
     try:
         auth = httpx2.NetRCAuth(access.environment.get("NETRC"))
     except OSError:  # no netrc file
@@ -43,10 +48,17 @@ def open_client(access: Access) -> Client:
     return PyPIClient(
         trusted_hosts=access.indexes.trusted_hosts,
         verify=access.indexes.ssl_context(access.environment),
-        timeout=TIMEOUT,
+        timeout=httpx2.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT),
         follow_redirects=True,
         auth=auth,
     )
+
+
+def http_errors() -> tuple[type[Exception], ...]:
+    """Return what a client raises when a server cannot be asked or refuses."""
+    import httpx2  # noqa: PLC0415  (loaded by open_client)
+
+    return httpx2.HTTPError, httpx2.InvalidURL
 
 
 @dataclass
@@ -104,6 +116,8 @@ def download(client: Client, url: str, access: Access, *, sha256: str, filename:
 
 
 def _retried(attempt: Callable[[], None], url: str, console: Console, pause: Callable[[float], None]) -> None:
+    import httpx2  # noqa: PLC0415  (loaded by open_client)
+
     for number in range(1, ATTEMPTS + 1):
         try:
             return attempt()
@@ -146,6 +160,8 @@ def unreachable(url: str, cause: str) -> FetchError:
 
 def _stream(client: Client, url: str, partial: Path, transfer: Transfer, tick: Callable[[], None]) -> None:
     """Fetch what is missing of `url` into `partial`."""
+    import httpx2  # noqa: PLC0415  (loaded by open_client)
+
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with client.get_stream(url, headers=headers) as response:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import logging
 import re
-
-import httpx2
-from unearth import Link, PackageFinder
+from typing import TYPE_CHECKING
 
 from scripts.core.errors import FetchError
 from scripts.downloads.access import Access
-from scripts.downloads.download import Client, open_client, unreachable
+from scripts.downloads.download import http_errors, open_client, unreachable
 from scripts.downloads.indexes import Indexes, redacted
 from scripts.recipe.model import SdistSource, WheelSource
+
+if TYPE_CHECKING:  # 0.2 s to load
+    from unearth import Link
+
+    from scripts.downloads.download import Client
 
 IndexSource = SdistSource | WheelSource
 
 
 def find_sdist(name: str, version: str, access: Access) -> str | None:
     """Return the sha256 that the first index with an sdist of `name` `version` lists for it, None without one."""
+    from unearth import PackageFinder  # noqa: PLC0415  (0.2 s: only who asks an index loads it)
+
     with open_client(access) as client:
         for place in access.indexes.all_index_urls:
             finder = PackageFinder(
@@ -58,7 +63,7 @@ def find_link(source: IndexSource, indexes: Indexes, client: Client) -> Link:
     for is_index, place in [(True, u) for u in indexes.all_index_urls] + [(False, u) for u in indexes.find_links]:
         try:
             listed += _links(source, place, client, is_index=is_index, problems=problems)
-        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+        except http_errors() as error:
             problems.append(f"{redacted(place)}: {type(error).__name__}: {error}")
         right = [link for link in listed if _listed_sha256(link) in {"", source.sha256}]
         if right:
@@ -67,6 +72,8 @@ def find_link(source: IndexSource, indexes: Indexes, client: Client) -> Link:
 
 
 def _links(source: IndexSource, place: str, client: Client, *, is_index: bool, problems: list[str]) -> list[Link]:
+    from unearth import PackageFinder  # noqa: PLC0415  (loaded by open_client)
+
     finder = PackageFinder(
         client,  # type: ignore[arg-type]  # unearth's own client; only its protocol's annotations differ
         index_urls=[place] if is_index and place else [],

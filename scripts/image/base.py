@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
 from rich.text import Text
 
 from scripts.core.console import human_seconds
@@ -21,7 +20,7 @@ from scripts.core.files import digest
 from scripts.core.paths import ROOT
 from scripts.core.process import run_logged
 from scripts.downloads.access import Access
-from scripts.downloads.download import open_client
+from scripts.downloads.download import http_errors, open_client
 from scripts.downloads.indexes import redacted
 from scripts.downloads.mirrors import VARIABLE, Mirror, address, rewrite
 from scripts.image.engine import Engine, explained
@@ -96,7 +95,7 @@ def reachable(debian: Debian, access: Access, *, wanted: str) -> Debian:
     try:
         with open_client(access) as client:
             client.get(url).raise_for_status()
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+    except http_errors() as error:
         why = f"{redacted(url)}: {error}"
     else:
         return debian

@@ -35,7 +35,6 @@ from scripts.image.context import (
 from scripts.image.engine import Engine, Plan, layers_folder
 from scripts.image.gpus import NO_HAZARDS, hazard_label
 from scripts.image.report import ImageReport, Phase
-from scripts.image.sbom import licence_label
 
 HAZARDS = "wheelsmith.hazards"
 LICENCES = "org.opencontainers.image.licenses"
@@ -99,6 +98,8 @@ def build_image(options: Order, wheel: WheelFacts, lock: Path, engine: Engine, a
             tag, options.target, name, digest, engine.name, wheel, facts, engine.layers(unfinished), checks, 0, stamp,
             hazards=hazards,
         )  # fmt: skip
+        from scripts.image.sbom import licence_label  # noqa: PLC0415  (0.15 s that only a new image needs)
+
         relabel(engine, unfinished, tag, {LICENCES: licence_label(report)}, stamp=stamp)
     clock.ends("labels")
     return dataclasses.replace(

@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
-
-import httpx2
 
 from scripts.core.errors import PublishError, from_os_error
 from scripts.downloads.access import Access
-from scripts.downloads.download import Client, open_client
+from scripts.downloads.download import http_errors, open_client
 from scripts.downloads.indexes import redacted
+
+if TYPE_CHECKING:
+    import httpx2
 
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.5, text/html;q=0.2"
 MAX_SMALL = 16 << 20  # bytes of what is read into memory
@@ -43,7 +44,9 @@ class SimpleClient:
 
     def __init__(self, url: str, access: Access) -> None:
         self._url = url.rstrip("/") + "/"
-        self._client: Client = open_client(access)
+        import httpx2  # noqa: PLC0415  (loaded by open_client)
+
+        self._client = open_client(access)
         environment = access.environment
         user, password = environment.get("UV_PUBLISH_USERNAME"), environment.get("UV_PUBLISH_PASSWORD")
         if token := environment.get("UV_PUBLISH_TOKEN"):
@@ -130,7 +133,7 @@ class SimpleClient:
             with self._client.stream("GET", url, headers={"Accept-Encoding": "identity"}, **options) as response:
                 response.raise_for_status()
                 yield from response.iter_bytes(1 << 20)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except http_errors() as error:
             raise unreachable(url, error) from error
 
     def _ours(self, url: str) -> bool:
@@ -149,7 +152,7 @@ class SimpleClient:
             if self._auth:
                 return self._client.get(url, headers=headers, auth=self._auth)
             return self._client.get(url, headers=headers)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except http_errors() as error:
             raise unreachable(url, error) from error
 
 

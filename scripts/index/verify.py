@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from packaging.version import Version
 
 from scripts.audit.contents import record_findings
@@ -64,6 +62,9 @@ def check_sbom(wheel: WheelFile) -> dict[str, Any]:
 
 def schema_problem(data: bytes) -> str:
     """Return why bytes are not a CycloneDX 1.6 SBOM, "" when they are."""
+    from cyclonedx.schema import SchemaVersion  # noqa: PLC0415  (2 s: only who checks an SBOM loads them)
+    from cyclonedx.validation.json import JsonStrictValidator  # noqa: PLC0415
+
     try:
         found = JsonStrictValidator(SchemaVersion.V1_6).validate_str(data.decode())
     except (ValueError, RecursionError) as error:

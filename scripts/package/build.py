@@ -29,7 +29,6 @@ from scripts.core.errors import PackageError
 from scripts.core.files import remove_tree
 from scripts.core.process import Command
 from scripts.package.finish import finish_wheel
-from scripts.package.sbom import add_sbom, make_sbom
 from scripts.recipe.model import Component, Recipe
 
 # Libraries that torch, CUDA's own wheels and the driver bring at run time: never to be copied into the wheel.
@@ -70,6 +69,8 @@ def package_wheel(tree: BuildTree, recipe: Recipe, *, jobs: int, console: Consol
     raw = _build(tree, version, folder, jobs)
     repaired = _repair(tree, raw, folder / "repaired")
     patches = [(patch.name, patch.sha256) for patch in tree.source.patches]
+    from scripts.package.sbom import add_sbom, make_sbom  # noqa: PLC0415  (0.15 s that only a new wheel needs)
+
     sbom = make_sbom(recipe, version, patches=patches, packages=tree.toolchain.versions)
     described = add_sbom(repaired, sbom, folder / "described")
     finished = finish_wheel(

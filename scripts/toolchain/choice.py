@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scripts.core.console import human_bytes
 from scripts.core.errors import ToolchainError, WheelsmithError
 from scripts.downloads.access import Access
-from scripts.downloads.download import Client
 from scripts.recipe.model import Recipe
 from scripts.toolchain.installed import USR_LOCAL, Rejected, find_system_toolkit, need_system_toolkit, ways_to_get
 from scripts.toolchain.redist import provide_redist
+
+if TYPE_CHECKING:
+    from scripts.downloads.download import Client
 
 DOCS = "docs/production.md#toolkit"
 

@@ -15,9 +15,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx2
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from scripts.core.cache import Cache
@@ -26,9 +25,12 @@ from scripts.core.errors import FetchError, ToolchainError
 from scripts.core.files import digest, file_sha256, write_atomic, write_json
 from scripts.core.models import Sha256
 from scripts.downloads.access import Access
-from scripts.downloads.download import Client, Transfer, download
+from scripts.downloads.download import Transfer, download
 from scripts.downloads.unpack import unpack_sdist
 from scripts.recipe.model import Redist
+
+if TYPE_CHECKING:
+    from scripts.downloads.download import Client
 
 PLATFORM = "linux-x86_64"
 DOCS = "docs/production.md#redist"
@@ -40,7 +42,7 @@ _NEEDED = ("bin/nvcc", "bin/ptxas", "bin/cudafe++", "bin/fatbinary", "nvvm/bin/c
 class Archive(BaseModel):
     """An entry of the manifest for one platform. NVIDIA may add fields; those we use must be right."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     relative_path: str
     sha256: Sha256
@@ -161,6 +163,8 @@ def _part(manifest: Mapping[str, Any], name: str, url: str) -> Part:
 
 
 def _get(url: str, client: Client) -> bytes:
+    import httpx2  # noqa: PLC0415  (loaded by open_client)
+
     try:
         response = client.get(url, headers={})
         response.raise_for_status()

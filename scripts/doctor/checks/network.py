@@ -10,9 +10,6 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import httpx2 as httpx
-from unearth import PackageFinder
-
 from scripts.core.paths import ROOT
 from scripts.core.process import capture
 from scripts.doctor.preflight import git_problems, missing_git
@@ -29,12 +26,14 @@ SKEW = 600  # seconds of difference that certificates and make still bear
 @lru_cache(maxsize=8)
 def _asked(url: str, access: Access) -> tuple[str, float]:
     """Ask an index for its page of torch; return ("" or why not, seconds by which this clock is ahead)."""
+    import httpx2  # noqa: PLC0415  (0.1 s: most runs ask no host)
+
     try:
-        with httpx.Client(
+        with httpx2.Client(
             verify=access.indexes.ssl_context(access.environment), timeout=TIMEOUT, follow_redirects=True
         ) as client:
             answer = client.head(url.rstrip("/") + "/torch/")
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         return f"{type(error).__name__}: {error}", 0.0
     date = answer.headers.get("Date")
     ahead = time.time() - parsedate_to_datetime(date).timestamp() if date else 0.0
@@ -44,6 +43,8 @@ def _asked(url: str, access: Access) -> tuple[str, float]:
 @lru_cache(maxsize=1)
 def _public() -> str:
     """Return the index that is asked without a setting."""
+    from unearth import PackageFinder  # noqa: PLC0415  (0.2 s: most runs ask no host)
+
     return str(PackageFinder().sources[0]["url"])
 
 

@@ -1,0 +1,90 @@
+"""What `wheel` does when it builds: one job per arch list, and the closing table."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.commands.options import open_access
+from scripts.compile.compiler_cache import CacheSummary, read_settings
+from scripts.compile.shards import Shard
+from scripts.core.console import Console, human_bytes, human_seconds
+from scripts.cuda.archs import Arch, arch_list
+from scripts.doctor.examine import read_skips
+from scripts.pipeline.split import split_wheel
+from scripts.pipeline.wheel import Job, build_shard, build_wheel
+from scripts.recipe.fitting import for_archs
+from scripts.recipe.model import Recipe
+
+
+def build_all(
+    options: argparse.Namespace,
+    recipe: Recipe,
+    lists: Sequence[tuple[Arch, ...]],
+    *,
+    jobs: int,
+    shard: Shard | None,
+    console: Console,
+) -> None:
+    """Build one wheel per list of archs, or the shard of each, as the options of `wheel` say."""
+    access = open_access(options, console, recipe)
+    skip = read_skips(options.skip)
+    for archs in lists:
+        console.stage("wheel", f"{recipe.name}: {recipe.package.name} {recipe.version(archs)} for {arch_list(archs)}")
+        settings = read_settings(os.environ, enabled=not options.no_compiler_cache, scheduler=options.dist)
+        mine = for_archs(recipe, archs)
+        for sentence in mine.lost:
+            console.note(sentence)
+        job = Job(mine, archs, jobs, access, options.wheelhouse, options.keep_going, settings, skip)
+        if shard:
+            build_shard(job, shard)
+            continue
+        path, report = build_wheel(job)
+        show_result(path, report, console)
+        if options.split and len(archs) > 1:
+            split_wheel(path, report, archs, options.wheelhouse, console=console)
+
+
+def show_result(path: Path, report: Mapping[str, Any], console: Console) -> None:
+    """Print the closing table."""
+    components = [
+        f"{item['name']}: {human_bytes(item['size'])}, {len(item['operators'])} operators, {_counts(item['cubins'])}"
+        for item in report["components"]
+    ]
+    stages = [f"{name} {human_seconds(row['seconds'])}" for name, row in report["stages"].items()]
+    peak = report["stages"].get("compile", {}).get("peak_bytes", 0)
+    rows = [
+        ("wheel", str(path)),
+        ("size", human_bytes(report["wheel"]["size"])),
+        ("sha256", report["wheel"]["sha256"]),
+        ("for", f"torch {report['torch']['version']}, CUDA {report['torch']['cuda']}, {report['wheel']['platform']}"),
+        *(("nvcc", text) for text in [_other_nvcc(report)] if text),
+        *(("headers", text) for text in [_stock_headers(report)] if text),
+        ("archs", report["archs"]),
+        *(("component", text) for text in components),
+        ("stages", ", ".join(stages)),
+        *(("cache", CacheSummary(**data).line()) for data in [report.get("compiler_cache")] if data),
+        ("memory", f"{human_bytes(peak)} at most while compiling"),
+    ]
+    if report["recipe"]["notice"]:
+        rows.append(("note", report["recipe"]["notice"]))
+    console.table("", rows)
+
+
+def _other_nvcc(report: Mapping[str, Any]) -> str:
+    """Say with which CUDA the kernels were compiled when that is not torch's."""
+    nvcc = report["toolchain"].get("nvcc")
+    return f"of CUDA {nvcc}: PTX needs a driver of {nvcc}" if nvcc not in {None, report["torch"]["cuda"]} else ""
+
+
+def _stock_headers(report: Mapping[str, Any]) -> str:
+    """Say how many units did not compile with the lean headers."""
+    units = report.get("units", {}).get("stock_headers", [])
+    return f"{len(units)} units needed torch's own headers: see units.stock_headers in the report" if units else ""
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return "cubins " + (", ".join(f"sm_{arch}: {count}" for arch, count in counts.items()) or "none")
