@@ -17,6 +17,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from scripts.core.paths import ROOT
 
 JSON = "application/vnd.pypi.simple.v1+json"
@@ -97,6 +99,48 @@ def nginx(root: Path, work: Path, *, upstream: str = "", port: int = 0) -> Itera
     (work / "htpasswd").write_text(f"team:{password}\n")
     with started(["nginx", "-p", str(work), "-c", str(work / "nginx.conf")], port, work):
         served = Served(f"http://127.0.0.1:{port}")
+        yield served
+
+
+def needs(program: str, package: str = "") -> pytest.MarkDecorator:
+    """Return a mark that leaves a test out where a server is not installed."""
+    reason = f"{program} is not installed: apt-get install {package or program}"
+    return pytest.mark.skipif(not shutil.which(program), reason=reason)
+
+
+_SQUID = """http_port 127.0.0.1:{port} accel defaultsite=127.0.0.1 no-vhost
+cache_peer 127.0.0.1 parent {upstream} 0 no-query no-digest originserver login=PASSTHRU
+http_access allow all
+never_direct allow all
+cache_mem 64 MB
+maximum_object_size_in_memory 8 MB
+access_log none
+cache_log /dev/stderr
+pid_filename none
+shutdown_lifetime 0 seconds
+pinger_enable off
+"""
+
+
+@contextmanager
+def squid(work: Path, upstream: int) -> Iterator[Served]:
+    """Run squid as a cache that readers share, before the server on a port of loopback."""
+    port = free_port()
+    (work / "squid.conf").write_text(_SQUID.format(port=port, upstream=upstream))
+    with started(["squid", "-N", "-f", str(work / "squid.conf")], port, work):
+        yield Served(f"http://127.0.0.1:{port}")
+
+
+@contextmanager
+def nginx_cache(work: Path, upstream: int) -> Iterator[Served]:
+    """Run nginx as a cache that readers share, before the server on a port of loopback."""
+    port = free_port()
+    text = (
+        f"proxy_cache_path {work}/cache keys_zone=shared:1m;\n"
+        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{upstream};"
+        " proxy_cache shared; proxy_cache_valid 200 10m; } }"
+    )
+    with nginx(work, work, upstream=text, port=port) as served:
         yield served
 
 

@@ -163,4 +163,6 @@ def test_the_audit_of_the_official_wheel_for_every_gpu_gets_onto_the_landing_pag
     entry, _ = make_entry(official, file_sha256(official))
     sys.stderr.write(f"\naudit for every GPU: {time.monotonic() - started:.1f} s\n")
     assert entry.serves
-    assert {"8.0", "9.0", "12.0"} <= {row.arch for row in entry.serves}
+    archs = {row.arch for row in entry.serves}
+    assert {"8.0", "9.0"} <= archs
+    assert "12.0" not in archs  # Marlin MoE gets there as 8.0 PTX only: the audit's hazard marlin-moe-jit
