@@ -24,6 +24,7 @@ from scripts.audit.contents import (
 )
 from scripts.audit.host import Site, read_site
 from scripts.audit.models import AuditReport, Finding, Level
+from scripts.audit.rules import recipe_optionals
 from scripts.audit.subject import Subject
 from scripts.core.errors import AuditError, UsageError, from_os_error
 from scripts.core.files import file_sha256
@@ -47,11 +48,13 @@ def audit_wheel(
     recipe: Recipe | None = None,
     archs: Sequence[Arch] = (),
     torch: Path | None = None,
+    optional: Recipe | None = None,
     known: Mapping[str, DeviceCode] = MappingProxyType({}),
 ) -> AuditReport:
     """Audit a wheel. Raises AuditError when it cannot be read; what is wrong with it is in the report.
 
-    `recipe` and `archs` say which components to expect; `torch` is a site-packages folder or an environment with the
+    `recipe` and `archs` say which components to expect; `recipe`, else `optional`, which libraries may be without code
+    for a GPU. `torch` is a site-packages folder or an environment with the
     torch the wheel names (without one, or when there is no torch in it, symbols are not resolved). Every member that
     is an ELF file, a fat binary or an archive by its first bytes is read, whatever its name; large ones are unpacked
     one at a time to a temporary file. `known` is the GPU code of members that was read from this very wheel before.
@@ -60,7 +63,7 @@ def audit_wheel(
     site = read_site(torch) if torch else None
     name = wheel_name(path)
     subject = Subject(path.name, "wheel", path.stat().st_size if path.is_file() else 0, name.name, name.version)
-    subject.known = known
+    subject.known, subject.optional = known, recipe_optionals(recipe or optional)
     subject.tags = name.tags.split("-")[-3:]
     with open_wheel(path) as wheel:
         subject.torch = torch_pin(wheel)
@@ -186,6 +189,7 @@ def audit_path(
             return audit_wheel(path, targets, recipe=recipe, archs=archs, torch=torch)
         started = time.monotonic()
         subject, files, torch = _files(path, package, torch)
+        subject.optional = recipe_optionals(recipe)
         site = read_site(torch) if torch else None
         own = {file.name for _, file in files if SHARED_OBJECT.search(file.name)}
         for member, file in files:

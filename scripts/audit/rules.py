@@ -1,6 +1,7 @@
 """Rules about libraries and kernels that their bytes do not tell: what may be missing, and what is known to go wrong.
 
 `rules.toml` has them. An `optional` library may have nothing for some GPUs: that is a warning with what is lost.
+A recipe may name more of them (`optional_libraries`).
 A `hazard` is GPU code that is known to misbehave on some GPUs: it is recognised by the library's name, by the source
 file of a container (or the name of a kernel where symbols are stripped) and by how the GPU gets at it. Each names the
 versions it was seen in and its source; whether it applies is decided by the code that is inside.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from scripts.audit.coverage import How, Library, Taken, taken, unit_name
 from scripts.audit.models import HazardFound, Level
 from scripts.core.models import Model
 from scripts.cuda.drivers import Target, numbers, release_for_ptx
+from scripts.recipe.model import Recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,6 +53,16 @@ class Optional(_Rule):
 
     lost: str
     """What is missing then."""
+    archs: tuple[tuple[int, int], ...] = ()
+    """The compute capabilities; empty: all of the range."""
+    member: str = ""
+    """Path in vLLM's wheel up to the ABI suffix, where the stem of the name alone is not enough."""
+
+    def about(self, library: Library, cc: tuple[int, int]) -> bool:
+        """Whether the rule is about a library on a GPU."""
+        here = not self.member or not library.member.startswith("vllm/")
+        here = here or library.member.partition(".")[0] == self.member
+        return here and super().about(library, cc) and (not self.archs or cc in self.archs)
 
 
 class Hazard(_Rule):
@@ -108,9 +120,27 @@ def wants_kernel_names(stem: str) -> bool:
     return any(re.fullmatch(rule.library, stem) for rule in hazards())
 
 
-def optional_for(library: Library, cc: tuple[int, int]) -> Optional | None:
-    """Return the rule that lets a library have nothing for a GPU."""
-    return next((rule for rule in optionals() if rule.about(library, cc)), None)
+def recipe_optionals(recipe: Recipe | None) -> tuple[Optional, ...]:
+    """Return a recipe's own rules about libraries that may have nothing for a GPU."""
+    if recipe is None:
+        return ()
+    return tuple(
+        Optional(
+            id=f"{recipe.name}: {component.value}",
+            library=re.escape(component.member.rpartition("/")[2]),
+            member=component.member,
+            archs=tuple((arch.major, arch.minor) for arch in item.archs),
+            lost=item.lost,
+            versions=recipe.package.version,
+            source=f"recipe {recipe.name}",
+        )
+        for component, item in recipe.optional_libraries.items()
+    )
+
+
+def optional_for(library: Library, cc: tuple[int, int], more: Iterable[Optional] = ()) -> Optional | None:
+    """Return the rule that lets a library have nothing for a GPU; `more` are a recipe's, which come first."""
+    return next((rule for rule in (*more, *optionals()) if rule.about(library, cc)), None)
 
 
 def found_hazards(target: Target, libraries: Sequence[Library]) -> Iterator[HazardFound]:

@@ -14,7 +14,7 @@ from typing import Literal
 from scripts.audit.coverage import Library
 from scripts.audit.host import NO_HOST, Site, inspect
 from scripts.audit.models import AuditReport, ComponentReport, Finding, Host, Level
-from scripts.audit.rules import wants_kernel_names
+from scripts.audit.rules import Optional, wants_kernel_names
 from scripts.audit.targets import judge
 from scripts.audit.torch_abi import TorchAbi
 from scripts.core.errors import AuditError
@@ -53,6 +53,8 @@ class Subject:
     findings: list[Finding] = field(default_factory=list)
     known: Mapping[str, DeviceCode] = field(default_factory=dict)
     """GPU code of members that was read before."""
+    optional: Sequence[Optional] = ()
+    """Rules about libraries that may have nothing for a GPU, beside those of the table."""
     _cubins: list[Container] = field(default_factory=list)
     _entries: int = 0
 
@@ -135,7 +137,7 @@ class Subject:
 
     def report(self, targets: Sequence[Target], started: float) -> AuditReport:
         """Judge the targets and close the report."""
-        verdicts = [judge(target, self.libraries) for target in targets]
+        verdicts = [judge(target, self.libraries, self.optional) for target in targets]
         order = {Level.ERROR: 0, Level.WARNING: 1, Level.NOTE: 2}
         findings = sorted(self.findings, key=lambda item: order[item.level])
         return AuditReport(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from scripts.audit.alternatives import Chosen, choose_libraries
 from scripts.audit.coverage import How, Library, cover, is_useless, taken, unit_name, usable
 from scripts.audit.models import Coverage, HazardFound, KernelCounts, Level, TargetVerdict
-from scripts.audit.rules import found_hazards, optional_for
+from scripts.audit.rules import Optional, found_hazards, optional_for
 from scripts.cuda.archs import architecture
 from scripts.cuda.drivers import CudaRelease, Target, floor, newest, numbers, release_for_ptx
 
@@ -51,6 +51,7 @@ class _View:
     target: Target
     libraries: Sequence[Library]
     coverage: Mapping[str, Coverage]
+    optional: Sequence[Optional]
 
     @property
     def cc(self) -> tuple[int, int]:
@@ -76,12 +77,12 @@ class _View:
         ]
 
 
-def judge(target: Target, libraries: Sequence[Library]) -> TargetVerdict:
-    """Return the verdict for a target over all libraries of a wheel."""
+def judge(target: Target, libraries: Sequence[Library], optional: Sequence[Optional] = ()) -> TargetVerdict:
+    """Return the verdict for a target over all libraries of a wheel; `optional` are rules beside those of the table."""
     cc = (target.arch.major, target.arch.minor)
     coverage = {library.member: cover(library, cc) for library in libraries if library.code.containers}
-    chosen = choose_libraries(target, libraries, lambda item: not _reasons(_View(target, [item], coverage)))
-    view = _View(target, chosen.libraries, coverage)
+    chosen = choose_libraries(target, libraries, lambda item: not _reasons(_View(target, [item], coverage, optional)))
+    view = _View(target, chosen.libraries, coverage, optional)
     hazards = list(found_hazards(target, chosen.libraries))
     reasons = [*_reasons(view), *(_hazard_reason(item) for item in hazards if item.level is Level.ERROR)]
     alarming = [item for item in view.jit() if item.kernels]
@@ -125,13 +126,12 @@ def _reasons(view: _View) -> list[str]:
 def _lacking(view: _View) -> list[Library]:
     """Return the libraries that have nothing for the GPU and should."""
     useless = [item for item in view.with_code if is_useless(item, view.cc)]
-    return [item for item in useless if optional_for(item, view.cc) is None]
+    return [item for item in useless if optional_for(item, view.cc, view.optional) is None]
 
 
 def _lost(view: _View) -> list[str]:
-    found = {
-        rule.id: rule for item in view.with_code if is_useless(item, view.cc) if (rule := optional_for(item, view.cc))
-    }
+    useless = [item for item in view.with_code if is_useless(item, view.cc)]
+    found = {rule.id: rule for item in useless if (rule := optional_for(item, view.cc, view.optional))}
     return [f"it goes without {rule.lost} [{rule.id}]" for rule in found.values()]
 
 

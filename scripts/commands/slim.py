@@ -9,6 +9,7 @@ from typing import Any
 
 from scripts.audit.collect import audit_wheel
 from scripts.audit.models import AuditReport
+from scripts.audit.subjects import matching_recipe
 from scripts.commands.cli import Parser, run, user_path
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.files import file_sha256, write_json
@@ -53,7 +54,9 @@ def main(arguments: Sequence[str], console: Console) -> int:
     )
     seconds = time.monotonic() - started
     sha256 = file_sha256(result.wheel)
-    audit = audit_wheel(result.wheel, default_targets(archs, result.cuda or "12.0"))
+    audit = audit_wheel(
+        result.wheel, default_targets(archs, result.cuda or "12.0"), optional=matching_recipe(result.wheel)
+    )
     write_json(report_path(result.wheel), build_report(options.wheel, archs, result, audit, drop=options.drop_empty))
     for note in result.notes:
         console.warn(note)

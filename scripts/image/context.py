@@ -98,7 +98,7 @@ def read_wheel(path: Path) -> WheelFacts:
         name = wheel_name(path)
         recipe = matching_recipe(path)
         own = wheel_targets(path)
-        report = audit_wheel(path, lambda subject: [*own, *gpu_targets(subject.libraries)], recipe=recipe)
+        report = audit_wheel(path, lambda subject: [*own, *gpu_targets(subject)], recipe=recipe)
         with open_wheel(path) as wheel:
             unpacked = sum(member.file_size for member in wheel.members)
     except AuditError as error:

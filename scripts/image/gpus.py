@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from scripts.audit.coverage import Library
 from scripts.audit.models import TargetVerdict
+from scripts.audit.subject import Subject
 from scripts.audit.targets import judge
 from scripts.cuda.archs import TABLE, Arch
 from scripts.cuda.drivers import RELEASES, Target, numbers, parse_target
@@ -20,12 +20,12 @@ FIRST = (7, 0)  # compute capability: vLLM supports none below
 OLDEST = (12, 0)  # CUDA version whose drivers are still met
 
 
-def gpu_targets(libraries: Sequence[Library]) -> Iterator[Target]:
+def gpu_targets(subject: Subject) -> Iterator[Target]:
     """Yield each GPU without a driver, and with each that is too old for some of the code: that may be a hazard."""
     for number in _archs():
         target = parse_target(number)
         yield target
-        lowest = judge(target, libraries).lowest_cuda
+        lowest = judge(target, subject.libraries, subject.optional).lowest_cuda
         for release in RELEASES:
             if lowest and OLDEST <= numbers(release.cuda) < numbers(lowest):
                 yield parse_target(f"{number}@{release.cuda}")

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from scripts.audit.collect import audit_wheel
 from scripts.audit.models import AuditReport, Level, TargetVerdict
+from scripts.audit.subjects import matching_recipe
 from scripts.core.errors import AuditError, PublishError
 from scripts.core.models import Model
 from scripts.cuda.archs import TABLE, Arch
@@ -218,7 +219,7 @@ def make_entry(
         metadata = opened.read(f"{opened.dist_info}/METADATA") or b""
         message = opened.message("METADATA")
         check_dist_info(opened, name, message)
-    report = audit_wheel(wheel, every_gpu()) if audit else None
+    report = audit_wheel(wheel, every_gpu(), optional=matching_recipe(wheel)) if audit else None
     wrong = [item.text for item in report.findings if item.level is Level.ERROR] if report else []
     if wrong:
         raise AuditError(f"{wheel.name} does not pass the audit", why="; ".join(wrong[:3]), fix="nox -s audit -- it")

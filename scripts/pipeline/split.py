@@ -9,6 +9,7 @@ from typing import Any
 
 from scripts.audit.collect import audit_wheel
 from scripts.audit.show import failures
+from scripts.audit.subjects import matching_recipe
 from scripts.core.console import Console
 from scripts.core.errors import AuditError
 from scripts.cuda.archs import Arch, normalised
@@ -26,7 +27,7 @@ def split_wheel(
     for arch in normalised(Arch(arch.major, arch.minor) for arch in archs):
         with tempfile.TemporaryDirectory(prefix=".split-", dir=wheelhouse) as folder:
             slim = slim_wheel(fat, [arch], Path(folder))
-            audit = audit_wheel(slim, default_targets([arch], report["torch"]["cuda"]))
+            audit = audit_wheel(slim, default_targets([arch], report["torch"]["cuda"]), optional=matching_recipe(slim))
             if not audit.ok:
                 raise AuditError(f"{slim.name} is not what it should be", why="; ".join(failures(audit)[:5]))
             about = {

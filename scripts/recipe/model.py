@@ -195,6 +195,15 @@ class Toolchain(Model):
     """Upstream's build requirements, as in its pyproject.toml."""
 
 
+class OptionalLibrary(Model):
+    """GPUs for which a library may be without code: the audit warns of what is lost, and the wheel is still OK."""
+
+    archs: Annotated[ArchListText, Field(min_length=1)]
+    """The GPUs, by compute capability: `7.0;7.5`."""
+    lost: Annotated[str, Field(min_length=1)]
+    """What is missing there, and what stands in: `FlashAttention 2; attention runs on FlashInfer`."""
+
+
 class UnitGroup(Model):
     """Units that a build has only for some archs, such as FlashAttention 3's for 9.0."""
 
@@ -228,7 +237,7 @@ class Cost(Model):
     """File with the measured cost of each compile unit, relative to recipes/; made by `nox -s costs`."""
 
 
-_DESCRIPTIVE = {"description", "cost", "families", "mirrors", "native_families", "needs_cuda"}
+_DESCRIPTIVE = {"description", "cost", "families", "mirrors", "native_families", "needs_cuda", "optional_libraries"}
 
 
 class Recipe(Model):
@@ -262,6 +271,8 @@ class Recipe(Model):
     """Families of `families` that the recipe's patches can compile natively."""
     needs_cuda: dict[str, CudaVersion] = {}
     """By component or family, the first CUDA that upstream builds it with."""
+    optional_libraries: dict[Component, OptionalLibrary] = {}
+    """By component, GPUs for which its library may be without code; the audit knows some by itself (rules.toml)."""
     cmake: dict[str, str] = {}
     """CMake cache variables: `VLLM_MOE_MARLIN = "OFF"`."""
     environment: dict[EnvName, str] = {}
@@ -284,6 +295,11 @@ class Recipe(Model):
             )
         if isinstance(self.source, SdistSource) and self.source.version != self.package.version:
             raise ValueError(f"package.version {self.package.version} differs from source.version")
+        for component in self.optional_libraries:
+            if not component.has_device_code:
+                raise ValueError(
+                    f"optional_libraries.{component.value}: it has no code for a GPU that could be missing"
+                )
         for component, families in self.families.items():
             known = FAMILIES.get(component.value, frozenset())
             for name in families:

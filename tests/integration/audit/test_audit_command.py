@@ -58,6 +58,25 @@ def test_an_unmet_target_is_exit_code_9_with_why_and_remedies(good: Path, capsys
     assert "NOT OK" in capsys.readouterr().out
 
 
+def test_a_recipe_names_libraries_that_may_have_nothing_for_a_gpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    general = shared_object(tmp_path / "g.so", {"a.cu": container(sass("80", "k"), sass("90", "k"))}).read_bytes()
+    newer = shared_object(tmp_path / "n.so", {"b.cu": container(sass("90", "k"))}).read_bytes()
+    wheel = make_wheel(tmp_path, {"vllm/_C.abi3.so": general, "vllm/_moe_C.abi3.so": newer}, version="9.9.9+cu130.sm80")
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('extends = "vllm-0.20.1-cu130"\ncomponents = ["_C", "_moe_C"]\n')
+    command = [str(wheel), "--recipe", str(recipe), "--target", "A100@13.0"]
+    with pytest.raises(AuditError) as caught:
+        audit.main(command, Console())
+    assert "MoE kernels: no code for it" in caught.value.why
+    recipe.write_text(recipe.read_text() + '[optional_libraries._moe_C]\narchs = "8.0"\nlost = "all MoE models"\n')
+    assert audit.main(command, Console()) == 0
+    assert "it goes without all MoE models [mine: _moe_C]" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(AuditError):  # for 8.0 only
+        audit.main([*command[:-1], "V100@12.8"], Console())
+
+
 def test_a_finding_alone_fails_the_audit_too(wheel: Path) -> None:
     with pytest.raises(AuditError) as caught:
         audit.main([str(wheel), "--target", "A100"], Console())

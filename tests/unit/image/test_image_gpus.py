@@ -56,7 +56,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for name, items in units.items()
     }
     wheel = make_wheel(folder, files, version="0.15.1+cu129")
-    verdicts = audit_wheel(wheel, lambda subject: list(gpu_targets(subject.libraries))).targets
+    verdicts = audit_wheel(wheel, lambda subject: list(gpu_targets(subject))).targets
     return gpu_table(wheel.name, verdicts, version="0.15.1+cu129", torch="2.9.1", cuda="12.9", driver="575.51.03")
 
 

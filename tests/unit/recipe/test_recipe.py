@@ -173,6 +173,18 @@ WRONG = {
     "a component twice": ({"components": ["_C", "_moe_C", "_C"]}, ["components", "_C is named twice"]),
     "a family that is none": ({"families": {"_moe_C": {"Marlin MOE": ""}}}, ["'Marlin MOE'", "'Marlin MoE'", "DSV3"]),
     "a family of a component without any": ({"families": {"triton_kernels": {"x": ""}}}, ["'x'", "it has none"]),
+    "a library without GPU code as optional": (
+        {"optional_libraries": {"cumem_allocator": {"archs": "8.0", "lost": "x"}}},
+        ["optional_libraries.cumem_allocator", "no code for a GPU"],
+    ),
+    "an optional library for no arch": (
+        {"optional_libraries": {"_moe_C": {"archs": "", "lost": "x"}}},
+        ["optional_libraries._moe_C.archs"],
+    ),
+    "an optional library that is none": (
+        {"optional_libraries": {"_fa2_C": {"archs": "8.0", "lost": "x"}}},
+        ["optional_libraries._fa2_C", "_vllm_fa2_C"],
+    ),
     "host code only": ({"components": ["cumem_allocator", "triton_kernels"]}, ["code for a GPU", "_moe_C"]),
     "a tag that is a path": (
         {"source": {"kind": "git", "repository": "https://h/x", "commit": "0" * 40, "tag": "../../etc/passwd"}},
@@ -193,6 +205,17 @@ def test_each_kind_of_mistake_is_refused_with_file_key_value_and_what_is_allowed
     error = refusal(tmp_path, **changes)
     shown = " ".join([error.what, error.why, *error.fix])
     assert [word for word in words if word not in shown] == []
+
+
+def test_optional_libraries_say_for_which_gpus_and_do_not_change_what_is_built(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'extends = "vllm-0.20.1-cu130"\n[optional_libraries._moe_C]\narchs = "8.0;12.0+PTX"\nlost = "MoE kernels"\n'
+    )
+    recipe, base = load_recipe(str(path)), load_recipe("vllm-0.20.1-cu130")
+    [(component, item)] = recipe.optional_libraries.items()
+    assert (component, [arch.number for arch in item.archs], item.lost) == ("_moe_C", ["8.0", "12.0"], "MoE kernels")
+    assert recipe.model_copy(update={"name": base.name}).digest == base.digest
 
 
 def test_several_mistakes_are_all_named(tmp_path: Path) -> None:
