@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scripts.formats.elf import EHDR, SHDR
-from scripts.formats.fatbin import (
+from scripts.formats.fatbin_types import (
     CONTAINER,
     CONTAINER_MAGIC,
     ENTRY,

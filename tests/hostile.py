@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scripts.formats.elf import EHDR, PHDR, RELA, SHDR, SYM
-from scripts.formats.fatbin import CONTAINER, CONTAINER_MAGIC, ENTRY
+from scripts.formats.fatbin_types import CONTAINER, CONTAINER_MAGIC, ENTRY
 from tests.fatbins import container, ptx_entry, sass
 from tests.wheels import METADATA, WHEEL
 

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from scripts.core.errors import AuditError
 from scripts.formats.elf import open_blob, open_elf
-from scripts.formats.fatbin import DeviceCode, Kind, device_code
+from scripts.formats.fatbin import device_code
+from scripts.formats.fatbin_types import DeviceCode, Kind
 from scripts.formats.gpu_files import START, Form, file_code, form
 
 EVERY = 50

@@ -31,7 +31,7 @@ from scripts.core.files import file_sha256
 from scripts.cuda.archs import Arch
 from scripts.cuda.drivers import Target
 from scripts.formats.elf import Elf, open_blob, open_elf
-from scripts.formats.fatbin import DeviceCode
+from scripts.formats.fatbin_types import DeviceCode
 from scripts.formats.gpu_files import START, Form, form
 from scripts.formats.unit_names import read_units_of
 from scripts.formats.wheel import SHARED_OBJECT, Hash, WheelFile, open_wheel, record_digest, wheel_name

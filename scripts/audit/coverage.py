@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from scripts.audit.models import Coverage, JitUnit, KernelCounts
 from scripts.cuda.archs import TEGRA
 from scripts.cuda.drivers import release_for_ptx
-from scripts.formats.fatbin import Container, DeviceCode, Entry, Kind
+from scripts.formats.fatbin_types import Container, DeviceCode, Entry, Kind
 
 MAX_UNITS = 200  # units listed per library and GPU; all are counted
 

@@ -21,7 +21,8 @@ from scripts.core.errors import AuditError
 from scripts.cuda.archs import TABLE, Arch
 from scripts.cuda.drivers import CudaRelease, Target, newest, release, release_for_ptx
 from scripts.formats.elf import ET_REL, Blob, Elf
-from scripts.formats.fatbin import MAX_ENTRIES, Container, DeviceCode, Kind, device_code
+from scripts.formats.fatbin import MAX_ENTRIES, device_code
+from scripts.formats.fatbin_types import Container, DeviceCode, Kind
 from scripts.formats.gpu_files import Form, file_code
 from scripts.formats.payload import first_kernel
 from scripts.formats.unit_names import with_units

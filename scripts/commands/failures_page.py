@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from scripts.commands.doctor import CHECKS
 from scripts.core.paths import ROOT
+from scripts.doctor.examine import every_check
 from scripts.failures.catalogue import Failure, Stage, catalogue
 
 PAGE = ROOT / "docs" / "failures.md"
@@ -62,7 +62,7 @@ def _section(item: Failure, *, doctor: bool) -> list[str]:
 
 def main() -> int:
     """Write docs/failures.md."""
-    PAGE.write_text(page(catalogue().values(), CHECKS), encoding="utf-8")
+    PAGE.write_text(page(catalogue().values(), every_check()), encoding="utf-8")
     return 0
 
 

@@ -20,7 +20,8 @@ from scripts.core.files import write_atomic
 from scripts.core.paths import RECIPES
 from scripts.cuda.labels import cuda_label
 from scripts.downloads.access import Access
-from scripts.recipe.files import load_recipe, recipe_names, toml
+from scripts.recipe.files import load_recipe, recipe_names
+from scripts.recipe.written import recipe_text
 from scripts.sources.fetch import source_tree
 from scripts.toolchain.locks import compile_lock
 from scripts.upstream.pins import (
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
         wanted, locked = Path(folder) / "build.in", Path(folder) / "build.txt"
         cuda = options.cuda or _resolve_cuda(upstream, wanted, locked, access)
         data = recipe_data(options.version, table, upstream, resolver, cuda=cuda)
-        text = "#:schema ../docs/recipe.schema.json\n" + toml(data)
+        text = "#:schema ../docs/recipe.schema.json\n" + recipe_text(data)
         if not options.write:
             console.result(text)
             if resolver.unresolved:

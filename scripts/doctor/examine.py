@@ -16,6 +16,11 @@ from scripts.recipe.model import Recipe
 SMALLEST = "quickstart"
 
 
+def every_check() -> tuple[str, ...]:
+    """Return the ids of all checks: those of the modules that this one imports."""
+    return tuple(CHECKS)
+
+
 def read_skips(names: Iterable[str]) -> frozenset[str]:
     """Return the checks to pass over. Raises UsageError for one that there is not."""
     for name in names:

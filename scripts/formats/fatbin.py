@@ -56,30 +56,7 @@ from scripts.formats.fatbin_types import (
     Kind,
     Wrapper,
 )
-from scripts.formats.payload import cubin_entry, kernel_headers, kernel_names, ptx_kernels
-
-__all__ = [
-    "CONTAINER",
-    "CONTAINER_MAGIC",
-    "ENTRY",
-    "ENTRY_VERSION",
-    "SECTIONS",
-    "WRAPPER",
-    "WRAPPERS",
-    "WRAPPER_MAGIC",
-    "Compression",
-    "Container",
-    "DeviceCode",
-    "Entry",
-    "Flag",
-    "Kind",
-    "Wrapper",
-    "device_code",
-    "fatbin_code",
-    "kernel_names",
-    "read_device_code",
-    "relative_addends",
-]
+from scripts.formats.payload import cubin_entry, kernel_headers, ptx_kernels
 
 MAX_CONTAINERS = 50_000  # libtorch_cuda.so has about 700
 MAX_ENTRIES = 100_000  # cuBLASLt has 5,449, onnxruntime's CUDA provider some 10,000

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from enum import Enum
 
 from scripts.formats.elf import Blob, Elf
-from scripts.formats.fatbin import DeviceCode, device_code, fatbin_code
-from scripts.formats.fatbin_types import CONTAINER_MAGIC, Container
+from scripts.formats.fatbin import device_code, fatbin_code
+from scripts.formats.fatbin_types import CONTAINER_MAGIC, Container, DeviceCode
 
 START = 8  # bytes that `form` needs
 MAX_OBJECT = 64 << 20  # bytes of an object file in an archive: it is copied into memory

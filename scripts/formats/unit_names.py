@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from scripts.core.models import Model
 from scripts.formats.elf import open_elf
-from scripts.formats.fatbin import DeviceCode, Kind, device_code
+from scripts.formats.fatbin import device_code
+from scripts.formats.fatbin_types import DeviceCode, Kind
 from scripts.formats.wheel import WheelFile, open_wheel
 
 UNITS = "units.json"  # in .dist-info

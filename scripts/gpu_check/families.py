@@ -1,4 +1,4 @@
-"""Run the operator checks of scripts/gpu in processes of their own: crashes, hangs and lost contexts cost one check.
+"""Run the operator checks of gpu_check/device in processes of their own: a crash, a hang, a lost context cost one.
 
 Every family runs first with the driver's compiler switched off (CUDA_DISABLE_PTX_JIT=1): what works then has run
 native code. What fails is run again with the compiler on: what works only then was compiled from PTX by the driver.

@@ -16,7 +16,7 @@ from scripts.core.errors import AuditError
 from scripts.core.process import Command, capture
 from scripts.cuda.archs import Arch
 from scripts.downloads.access import Access
-from scripts.formats.fatbin import DeviceCode, Kind
+from scripts.formats.fatbin_types import DeviceCode, Kind
 from scripts.formats.unit_names import device_codes
 from scripts.recipe.model import Component, Recipe
 from scripts.toolchain.environments import make_environment, run_uv

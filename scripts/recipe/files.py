@@ -232,29 +232,3 @@ def json_schema() -> dict[str, Any]:
 def _relaxed(name: str, part: dict[str, Any]) -> dict[str, Any]:
     # A recipe that extends another may give single keys of a table, so tables cannot require theirs.
     return {key: value for key, value in part.items() if key != "required" or name.endswith("Source")}
-
-
-def toml(data: Mapping[str, Any], *, prefix: str = "") -> str:
-    """Return tables, lists, strings as TOML: values first, then tables, in the given order."""
-    lines = [f"{key} = {_value(value)}" for key, value in data.items() if not _is_table(key, value)]
-    parts = ["\n".join(lines)] if lines else []
-    for key, value in data.items():
-        if _is_table(key, value):
-            name = f"{prefix}{key}"
-            inner = toml(value, prefix=f"{name}.")
-            parts.append(f"[{name}]\n{inner}" if any(not _is_table(k, v) for k, v in value.items()) else inner)
-    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
-
-
-def _is_table(key: str, value: Any) -> bool:
-    return isinstance(value, Mapping) and key not in {"submodules", "cmake"}
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f'"{key}" = {_value(item)}' for key, item in value.items()) + " }"
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    items = [_value(item) for item in value]
-    short = f"[{', '.join(items)}]"
-    return short if len(short) < 100 else "[\n" + "".join(f"  {item},\n" for item in items) + "]"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from scripts.audit.coverage import choose
 from scripts.core.errors import AuditError
 from scripts.formats.elf import EM_X86_64, ET_DYN, PHDR, PT_LOAD, SHDR, Elf, Section, Segment
-from scripts.formats.fatbin import CONTAINER, SECTIONS, Container, DeviceCode, Entry, Kind
+from scripts.formats.fatbin_types import CONTAINER, SECTIONS, Container, DeviceCode, Entry, Kind
 
 PAGE = 0x1000
 PT_NULL, PT_NOTE, PT_PHDR, PT_GNU_PROPERTY = 0, 4, 6, 0x6474E553

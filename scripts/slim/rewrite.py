@@ -25,7 +25,8 @@ from pathlib import Path
 
 from scripts.audit.coverage import choose
 from scripts.formats.elf import PHDR, PT_LOAD, RELA, SHDR, SHT_RELA, SYM, Elf, Section, open_elf
-from scripts.formats.fatbin import CONTAINER, CONTAINER_MAGIC, Container, DeviceCode, device_code
+from scripts.formats.fatbin import device_code
+from scripts.formats.fatbin_types import CONTAINER, CONTAINER_MAGIC, Container, DeviceCode
 from scripts.slim.layout import Layout, Placed, plan, refusal
 
 SHT_REL, SHT_RELR = 9, 19

@@ -26,7 +26,8 @@ from scripts.cuda.drivers import release_for_ptx
 from scripts.cuda.labels import cuda_label
 from scripts.formats.dynamic import read_dynamic
 from scripts.formats.elf import is_elf, open_elf
-from scripts.formats.fatbin import Kind, device_code
+from scripts.formats.fatbin import device_code
+from scripts.formats.fatbin_types import Kind
 from scripts.formats.sbom import FOLDER as SBOM_FOLDER
 from scripts.formats.sbom import NAME as SBOM_NAME
 from scripts.formats.sbom import Original, cut_sbom

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -76,3 +77,29 @@ def test_an_import_upwards_and_a_package_without_a_layer_are_refused(
 
 def test_no_import_of_the_tree_is_excused() -> None:
     assert "ignore_imports" not in (ROOT / "pyproject.toml").read_text()
+
+
+def names_of(module: ast.Module) -> set[str]:
+    """Return what a module defines itself."""
+    found = {node.name for node in module.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    for node in ast.walk(module):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def test_every_name_is_imported_from_the_module_that_defines_it() -> None:
+    trees = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+        for folder in ("scripts", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    defined = {name: names_of(tree) for name, tree in trees.items() if name.startswith("scripts.")}
+    imports = [
+        (where, node.module, alias.name)
+        for where, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in defined
+        for alias in node.names
+    ]
+    assert [found for found in imports if found[2] not in defined[found[1]]] == []

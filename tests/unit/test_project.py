@@ -58,3 +58,35 @@ def test_what_people_read_names_the_same_pythons() -> None:
     span = f"{PYTHONS[0]} to {PYTHONS[-1]}"
     assert f"Python {span}" in (ROOT / "README.md").read_text()
     assert f"Python {span}" in catalogue()["python-version-out-of-range"].fix
+
+
+CODE = [
+    *(ROOT / name for name in ("noxfile.py", "pyproject.toml", "Dockerfile.runtime")),
+    *(path for folder in ("scripts", "runtime", "tests") for path in (ROOT / folder).rglob("*.py")),
+    *(ROOT / "scripts").rglob("*.toml"),
+]
+NAMED_FILE = re.compile(r"(?<![\w/.-])(?:scripts|runtime|tests)/[\w/.-]*\.(?:py|toml|html|sh)\b")
+NAMED_MODULE = re.compile(r"(?<![\w/.-])(?:scripts|tests)(?:\.[a-z_]\w*)+(?!\w)")
+PLACEHOLDERS = {"scripts/commands/NAME.py", "scripts.newcomer", "tests.txt"}
+
+
+def is_there(module: str) -> bool:
+    """Tell whether a dotted name is a package or module of ours, or something in one."""
+    words = module.split(".")
+    for count in range(len(words), 1, -1):
+        place = ROOT.joinpath(*words[:count])
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        if file.is_file():
+            return count == len(words) or bool(re.search(rf"\b{words[count]}\b", file.read_text(encoding="utf-8")))
+    return False
+
+
+def test_every_file_and_module_of_ours_that_code_and_comments_name_exists() -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in CODE}
+    files = {(str(path.relative_to(ROOT)), name) for path, text in texts.items() for name in NAMED_FILE.findall(text)}
+    modules = {
+        (str(path.relative_to(ROOT)), name) for path, text in texts.items() for name in NAMED_MODULE.findall(text)
+    }
+    gone = {(path, name) for path, name in files if not (ROOT / name).exists()}
+    gone |= {(path, name) for path, name in modules if not is_there(name)}
+    assert {(path, name) for path, name in gone if name not in PLACEHOLDERS} == set()

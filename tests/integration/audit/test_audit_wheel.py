@@ -10,7 +10,7 @@ from scripts.audit.models import AuditReport, Finding, Level
 from scripts.core.errors import AuditError, UsageError
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
-from scripts.formats.fatbin import DeviceCode
+from scripts.formats.fatbin_types import DeviceCode
 from scripts.formats.unit_names import device_codes
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Component, GitSource, Recipe

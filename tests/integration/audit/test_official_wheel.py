@@ -22,7 +22,8 @@ from scripts.audit.models import Level
 from scripts.core.files import file_sha256
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
-from scripts.formats.fatbin import Kind, read_device_code
+from scripts.formats.fatbin import read_device_code
+from scripts.formats.fatbin_types import Kind
 from scripts.slim.wheel import slim_wheel
 from tests.support import cpu_seconds
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts.bench import ours as bench_ours
+from scripts.bench import ours as ours_module
 from scripts.bench.operators import registered_operators
 from scripts.bench.ours import ADDED, ALONE, BASE, COLD, NOOP, WARM, Ours, run_ours
 from scripts.bench.runs import Taken
@@ -149,7 +149,7 @@ def test_an_added_arch_finds_the_objects_of_the_others(ours: Ours, monkeypatch: 
         (cache.parent / "wheelhouse/a.whl").touch()
         return Taken(1.0, 1.0, runs=1)
 
-    monkeypatch.setattr(bench_ours, "run_part", fake)
+    monkeypatch.setattr(ours_module, "run_part", fake)
     monkeypatch.setenv("SCCACHE_ENDPOINT", "x")
     for part in (BASE, ADDED, ALONE):
         assert run_ours(ours, part, Console())
@@ -160,7 +160,7 @@ def test_an_added_arch_finds_the_objects_of_the_others(ours: Ours, monkeypatch: 
 
 
 def test_a_build_without_a_wheel_is_an_error(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_ours, "run_part", lambda *_words, **_options: Taken())
+    monkeypatch.setattr(ours_module, "run_part", lambda *_words, **_options: Taken())
     with pytest.raises(BenchError, match="left no wheel"):
         run_ours(ours, COLD, Console())
 

@@ -20,8 +20,8 @@ import pytest
 from scripts.commands.doctor import main
 from scripts.core.console import Console
 from scripts.core.errors import DoctorError, UsageError
-from scripts.doctor.checks import network as checks_network
-from scripts.doctor.checks import python as checks_python
+from scripts.doctor.checks import network as network_checks
+from scripts.doctor.checks import python as python_checks
 from scripts.doctor.examine import read_skips, skipped
 from scripts.doctor.registry import Row, Subject, Verdict, require, run_checks
 from scripts.downloads.indexes import Indexes
@@ -44,7 +44,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         "NO_PROXY",
     ):
         monkeypatch.delenv(name, raising=False)
-    checks_network._asked.cache_clear()
+    network_checks._asked.cache_clear()
 
 
 # small filesystems
@@ -296,12 +296,12 @@ def test_an_environment_without_a_cuda_torch_is_seen(ngc: Path, tmp_path: Path) 
     text = version.read_text()
     try:
         version.write_text("__version__ = '2.9.1+cpu'\ncuda: Optional[str] = None\n")
-        checks_python.read_environment.cache_clear()
+        python_checks.read_environment.cache_clear()
         row = answer("unknown-runtime-environment", subject)
         assert (row.verdict, "a build without CUDA" in row.measured) == (Verdict.BLOCKED, True)
     finally:
         version.write_text(text)
-        checks_python.read_environment.cache_clear()
+        python_checks.read_environment.cache_clear()
     missing = replace(subject, python=tmp_path / "none")
     assert "does not run" in answer("unknown-runtime-environment", missing).measured
 
@@ -310,8 +310,8 @@ def test_torchvision_of_another_cuda_and_a_missing_library_are_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = {"torch": "2.9.1+cu128", "torchvision": "0.24.1+cpu"}
-    found = checks_python.Environment(versions, tmp_path / "torch", "12.8")
-    monkeypatch.setattr(checks_python, "read_environment", lambda _python: found)
+    found = python_checks.Environment(versions, tmp_path / "torch", "12.8")
+    monkeypatch.setattr(python_checks, "read_environment", lambda _python: found)
     subject = make_subject(tmp_path, python=Path("x"))
     assert answer("torchvision-op-mismatch", subject).verdict is Verdict.BLOCKED
     assert answer("libtorch-cuda-missing", subject).verdict is Verdict.BLOCKED

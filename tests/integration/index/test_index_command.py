@@ -13,7 +13,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from scripts.commands import index, publish
-from scripts.commands import verify as verify_wheel
+from scripts.commands import verify as verify_command
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.core.files import file_sha256
@@ -147,7 +147,7 @@ def test_promote_gives_production_the_same_bytes_and_signatures(place: str, tmp_
     for suffix in (".intoto.jsonl", ".report.json"):
         assert path.with_name(path.name + suffix).read_bytes() == wheel.with_name(wheel.name + suffix).read_bytes()
     assert json.loads(path.with_name(path.name + ".provenance").read_text())["version"] == 1
-    assert verify_wheel.main([str(path), "--key", str(public)], Console(quiet=True)) == 0
+    assert verify_command.main([str(path), "--key", str(public)], Console(quiet=True)) == 0
     check_index(tmp_path / "production")
     [event] = events(str(tmp_path / "production"), tmp_path)
     assert (event["action"], event["note"]) == ("promote", f"from {place}")
@@ -203,6 +203,6 @@ def test_mirror_takes_named_wheels_in_with_where_they_came_from(place: str, tmp_
     assert path.with_name(path.name + ".provenance").is_file()
     found = events(place, tmp_path, wheel.name)
     assert [(row["action"], row["note"]) for row in found] == [("mirror", f"from {url}")]
-    verify_wheel.main([str(path), "--key", str(public), "--json", str(tmp_path / "v.json")], Console(quiet=True))
+    verify_command.main([str(path), "--key", str(public), "--json", str(tmp_path / "v.json")], Console(quiet=True))
     assert json.loads((tmp_path / "v.json").read_text())["index"] == url
     assert "Taken from" in (tmp_path / "copy/index.html").read_text()

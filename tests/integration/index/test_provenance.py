@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.commands import publish
-from scripts.commands import verify as verify_wheel
+from scripts.commands import verify as verify_command
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.core.files import file_sha256
@@ -77,7 +77,7 @@ def signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
 
 
 def verify(*arguments: object) -> int:
-    return verify_wheel.main([str(word) for word in arguments], Console(quiet=True))
+    return verify_command.main([str(word) for word in arguments], Console(quiet=True))
 
 
 def test_a_published_wheel_verifies_with_the_key_and_its_sources_are_told(

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from scripts.audit.coverage import choose
 from scripts.core.errors import AuditError
 from scripts.formats.elf import PHDR, PT_LOAD, RELA, SHDR, Elf, open_elf
-from scripts.formats.fatbin import Kind, device_code, read_device_code
+from scripts.formats.fatbin import device_code, read_device_code
+from scripts.formats.fatbin_types import Kind
 from scripts.slim.rewrite import relr_addresses, slim_shared_object
 from tests.fatbins import container, entry, patched, ptx_entry, sass, shared_object
 

@@ -17,8 +17,9 @@ from scripts.downloads.access import Access
 from scripts.downloads.listing import find_sdist
 from scripts.downloads.mirrors import parse_mirrors
 from scripts.downloads.unpack import unpack_sdist
-from scripts.recipe.files import load_recipe, toml
+from scripts.recipe.files import load_recipe
 from scripts.recipe.model import GitSource, Recipe, SdistSource
+from scripts.recipe.written import recipe_text
 from scripts.sources.fetch import fetch_archive, source_tree
 from scripts.upstream.agreement import disagreements
 from scripts.upstream.pins import UNRESOLVED, Resolver, recipe_data, source_table, torch_cuda
@@ -71,7 +72,7 @@ def test_a_git_source_is_resolved_by_its_servers(access: Access, servers: dict[s
     assert data["dependencies"]["triton_kernels"]["source"]["commit"] == servers["triton"].head
     assert data["dependencies"]["cutlass"]["source"]["commit"] == servers["cutlass"].head
     assert "flashmla" not in data["dependencies"]  # needs CUDA 12.9
-    recipe = Recipe.model_validate({**tomllib.loads(toml(data)), "name": "vllm-0.99.0-cu128"})
+    recipe = Recipe.model_validate({**tomllib.loads(recipe_text(data)), "name": "vllm-0.99.0-cu128"})
     assert disagreements(recipe, source_tree(GitSource.model_validate(table), access)) == []
 
 

@@ -11,7 +11,8 @@ import zstandard
 from scripts.audit.coverage import How, Library, choose, cover
 from scripts.audit.targets import judge
 from scripts.cuda.drivers import parse_target
-from scripts.formats.fatbin import Compression, Container, DeviceCode, Kind, read_device_code
+from scripts.formats.fatbin import read_device_code
+from scripts.formats.fatbin_types import Compression, Container, DeviceCode, Kind
 from tests.fatbins import container, entry, ptx, ptx_entry, sass, shared_object
 
 

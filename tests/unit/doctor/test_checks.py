@@ -17,7 +17,7 @@ import pytest
 
 from scripts.core.machine import Machine
 from scripts.cuda.drivers import parse_target
-from scripts.doctor.checks import compiler as checks_compiler
+from scripts.doctor.checks import compiler as compiler_checks
 from scripts.doctor.checks.disk import cache_need
 from scripts.doctor.registry import CHECKS, Subject, Verdict, blocked, check
 from scripts.recipe.files import load_recipe
@@ -237,7 +237,7 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
 
 def glibc(version: tuple[int, int], name: str) -> Case:
     def case(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
-        monkeypatch.setattr(checks_compiler, "glibc_version", lambda: version)
+        monkeypatch.setattr(compiler_checks, "glibc_version", lambda: version)
         return make_subject(folder, name)
 
     return case
@@ -488,7 +488,7 @@ def test_network_checks_are_left_out_offline(tmp_path: Path) -> None:
     ],
 )
 def test_gcc_says_its_version_in_several_ways(text: str, major: int | None) -> None:
-    assert checks_compiler.gcc_major(text) == major
+    assert compiler_checks.gcc_major(text) == major
 
 
 def test_the_real_recipes_agree_with_their_own_lock_files(tmp_path: Path) -> None:

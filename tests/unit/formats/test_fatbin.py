@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from scripts.core.errors import AuditError
 from scripts.formats.elf import Elf, open_elf
-from scripts.formats.fatbin import Compression, Kind, device_code, kernel_names, read_device_code
+from scripts.formats.fatbin import device_code, read_device_code
+from scripts.formats.fatbin_types import Compression, Kind
+from scripts.formats.payload import kernel_names
 from tests.fatbins import container, cubin, entry, patched, ptx, ptx_entry, sass, shared_object
 
 UNITS = {
