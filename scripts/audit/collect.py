@@ -49,18 +49,19 @@ def audit_wheel(
     archs: Sequence[Arch] = (),
     torch: Path | None = None,
     optional: Recipe | None = None,
+    libraries: Sequence[Path] = (),
     known: Mapping[str, DeviceCode] = MappingProxyType({}),
 ) -> AuditReport:
     """Audit a wheel. Raises AuditError when it cannot be read; what is wrong with it is in the report.
 
     `recipe` and `archs` say which components to expect; `recipe`, else `optional`, which libraries may be without code
-    for a GPU. `torch` is a site-packages folder or an environment with the
-    torch the wheel names (without one, or when there is no torch in it, symbols are not resolved). Every member that
+    for a GPU. `torch` is a site-packages folder or an environment with the torch the wheel names (without one, or when
+    there is no torch in it, symbols are not resolved), `libraries` further folders with libraries. Every member that
     is an ELF file, a fat binary or an archive by its first bytes is read, whatever its name; large ones are unpacked
     one at a time to a temporary file. `known` is the GPU code of members that was read from this very wheel before.
     """
     started = time.monotonic()
-    site = read_site(torch) if torch else None
+    site = read_site(torch, libraries) if torch else None
     name = wheel_name(path)
     subject = Subject(path.name, "wheel", path.stat().st_size if path.is_file() else 0, name.name, name.version)
     subject.known, subject.optional = known, recipe_optionals(recipe or optional)

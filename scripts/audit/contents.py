@@ -107,9 +107,10 @@ def torch_pin(wheel: WheelFile) -> str | None:
 def torch_findings(pin: str | None, components: Mapping[str, ComponentReport], site: Site | None) -> Iterator[Finding]:
     """Compare the pin on torch with what the libraries are linked to, and with the torch at hand."""
     linked = [name for name, item in components.items() if any(s.startswith("libtorch") for s in item.host.needed)]
-    if linked and (pin is None or not pin.startswith("==")):
+    pinned = [name for name in linked if not (pin and "stable ABI" in components[name].torch)]
+    if pinned and (pin is None or not pin.startswith("==")):
         said = f"only says torch{pin}" if pin else "does not require torch"
-        text = f"{len(linked)} libraries are linked to torch, whose ABI changes with each release, but METADATA {said}"
+        text = f"{len(pinned)} libraries are linked to torch, whose ABI changes with each release, but METADATA {said}"
         yield _warning("torch-pin", "METADATA", text)
     if pin and linked and site is None:
         text = f"symbols were not checked against torch{pin}: it is not at hand (--torch DIR)"

@@ -62,13 +62,16 @@ class Site:
         return None
 
 
-def read_site(folder: Path) -> Site | None:
-    """Return the libraries of a site-packages folder, or of a virtual environment; None without torch in it."""
+def read_site(folder: Path, more: Iterable[Path] = ()) -> Site | None:
+    """Return the libraries of a site-packages folder, or of a virtual environment; None without torch in it.
+
+    `more`: further folders with libraries, such as an installed toolkit's.
+    """
     folders = [folder, *sorted(folder.glob("lib/python3*/site-packages"))]
     root = next((item for item in folders if (item / "torch/lib").is_dir()), None)
     if root is None:
         return None
-    places = [root / "torch/lib", *sorted(root.glob("nvidia/*/lib")), *sorted(root.glob("*.libs"))]
+    places = [root / "torch/lib", *sorted(root.glob("nvidia/*/lib")), *sorted(root.glob("*.libs")), *more]
     libraries: dict[str, Path] = {}
     for place in places:
         for path in sorted(place.glob("*.so*")):

@@ -94,7 +94,7 @@ def plan_stock(
     path = access.cache.place("bench", f"stock-{key}-{jobs}")
     version = f"{recipe.package.version}+stock"
     # The names of directories that are written into objects are those that our builds write.
-    names = tree_paths(path, toolchain.environment, toolchain.cuda_home, dependencies).binds
+    names = tree_paths(path, toolchain, dependencies).binds
     variables = {
         **build_variables(
             recipe, toolchain, archs, dependencies=dependencies, environment=access.environment, path=path

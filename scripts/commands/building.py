@@ -18,6 +18,7 @@ from scripts.pipeline.split import split_wheel
 from scripts.pipeline.wheel import Job, build_shard, build_wheel
 from scripts.recipe.fitting import for_archs
 from scripts.recipe.model import Recipe
+from scripts.toolchain.installed_torch import InstalledTorch
 
 
 def build_all(
@@ -27,9 +28,13 @@ def build_all(
     *,
     jobs: int,
     shard: Shard | None,
+    torch: InstalledTorch | None,
     console: Console,
 ) -> None:
-    """Build one wheel per list of archs, or the shard of each, as the options of `wheel` say."""
+    """Build one wheel per list of archs, or the shard of each, as the options of `wheel` say.
+
+    `torch`: the installed one that the recipe was adopted to.
+    """
     access = open_access(options, console, recipe)
     skip = read_skips(options.skip)
     for archs in lists:
@@ -38,7 +43,7 @@ def build_all(
         mine = for_archs(recipe, archs)
         for sentence in mine.lost:
             console.note(sentence)
-        job = Job(mine, archs, jobs, access, options.wheelhouse, options.keep_going, settings, skip)
+        job = Job(mine, archs, jobs, access, options.wheelhouse, options.keep_going, settings, skip, torch)
         if shard:
             build_shard(job, shard)
             continue

@@ -12,7 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from scripts.commands.cli import Parser, run, user_path
-from scripts.commands.options import add_cache_options, add_skip_option, open_access, recipe_argument
+from scripts.commands.options import (
+    add_cache_options,
+    add_skip_option,
+    add_torch_option,
+    adopt_torch,
+    open_access,
+    recipe_argument,
+)
 from scripts.core.console import Console
 from scripts.core.errors import DoctorError, UsageError
 from scripts.core.files import write_json
@@ -23,6 +30,9 @@ from scripts.cuda.drivers import parse_target
 from scripts.doctor.examine import SMALLEST, blocking, read_skips, smaller_subject
 from scripts.doctor.registry import Row, Subject, Verdict, run_checks
 from scripts.recipe.files import load_recipe
+from scripts.recipe.torch_pin import torch_requirement
+from scripts.toolchain.adopt import other_torch
+from scripts.toolchain.installed_torch import InstalledTorch
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -40,6 +50,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--all", action="store_true", help="also list the checks that found nothing")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all answers to a file")
+    add_torch_option(parser)
     add_skip_option(parser)
     add_cache_options(parser)
     return parser.parse_args(arguments)
@@ -47,7 +58,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def read_subject(options: argparse.Namespace, console: Console) -> Subject:
     """Return what the command line is about. Raises UsageError or FetchError."""
-    recipe = load_recipe(recipe_argument(options.recipe))
+    recipe, torch = adopt_torch(options, load_recipe(recipe_argument(options.recipe)))
     machine = read_machine()
     if options.jobs and (not options.jobs.isdecimal() or int(options.jobs) < 1):
         raise UsageError(f"--jobs is {options.jobs!r}", fix="--jobs 2")
@@ -60,6 +71,7 @@ def read_subject(options: argparse.Namespace, console: Console) -> Subject:
         wheelhouse=options.wheelhouse,
         targets=tuple(parse_target(text) for text in options.target),
         python=options.python,
+        torch=torch,
     )
 
 
@@ -71,9 +83,29 @@ def show(subject: Subject, rows: Sequence[Row], console: Console, *, everything:
                 console.result(f"{verdict.value:<8} {row.id}: {row.measured}")
                 if row.fix:
                     console.result(f"         fix: {row.fix}")
+    if subject.torch:
+        show_torch(subject, subject.torch, console)
     counts = Counter(row.verdict for row in rows)
     told = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
     console.result(f"{subject.recipe.name}: {len(rows)} checks: {told}")
+
+
+def show_torch(subject: Subject, torch: InstalledTorch, console: Console) -> None:
+    """Print what is known of the installed torch that is compiled against."""
+    recipe = subject.recipe
+    changed = f"; {len(torch.changed)} files are not as RECORD says" if torch.changed else ""
+    files = f"RECORD{changed}" if torch.record else "no RECORD: known by sizes and times"
+    rows = [
+        ("torch", f"{torch.version} of {torch.python} (Python {'.'.join(map(str, torch.python_version))})"),
+        ("place", f"{torch.root}/torch; {files}"),
+        ("CUDA", f"{torch.cuda}; compiled with nvcc {recipe.toolchain.cuda}"),
+        ("C++ ABI", "C++11" if torch.cxx11_abi else "from before C++11"),
+        ("its archs", " ".join(torch.archs) or "none"),
+        ("recipe", other_torch(recipe) or f"made for torch {recipe.pinned_torch}, which this is"),
+        ("wheel", f"{recipe.package.name} {recipe.version(subject.archs)}"),
+        ("requires", f"torch{torch_requirement(recipe.torch.version)}, or a range if all of it has the stable ABI"),
+    ]
+    console.table("installed torch", rows)
 
 
 def judge(subject: Subject, rows: Sequence[Row], smaller: Sequence[Row], console: Console) -> int:

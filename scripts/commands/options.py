@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from scripts.commands.cli import user_path
 from scripts.core.cache import Cache, default_cache_dir
@@ -17,6 +18,9 @@ from scripts.cuda.archs import Arch, check_cuda_can, parse_arch_list
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import VARIABLE, parse_mirrors
 from scripts.recipe.model import Recipe
+
+if TYPE_CHECKING:
+    from scripts.toolchain.installed_torch import InstalledTorch
 
 
 def open_access(options: argparse.Namespace, console: Console, recipe: Recipe | None = None) -> Access:
@@ -65,6 +69,26 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
         metavar="RULES",
         help="take git repositories from a mirror: FROM=TO URL prefixes (default: WHEELSMITH_MIRROR)",
     )
+
+
+def add_torch_option(parser: argparse.ArgumentParser) -> None:
+    """Add --torch."""
+    parser.add_argument(
+        "--torch",
+        default="",
+        metavar="PYTHON",
+        help='compile against an installed torch: "installed" (the first on PATH), or the interpreter that imports it',
+    )
+
+
+def adopt_torch(options: argparse.Namespace, recipe: Recipe) -> tuple[Recipe, InstalledTorch | None]:
+    """Return the recipe for the torch that --torch or the recipe names, and that torch. Raises ToolchainError."""
+    if not options.torch and recipe.toolchain.kind != "installed":
+        return recipe, None
+    from scripts.toolchain.adopt import adopt  # noqa: PLC0415  (only for an installed torch)
+
+    named = options.torch if options.torch in {"", "installed"} else str(user_path(options.torch))
+    return adopt(recipe, named, os.environ)
 
 
 def open_cache(options: argparse.Namespace) -> Cache:

@@ -8,7 +8,15 @@ import os
 from collections.abc import Sequence
 
 from scripts.commands.cli import Parser, run, user_path
-from scripts.commands.options import add_cache_options, add_skip_option, choose_archs, choose_jobs, recipe_argument
+from scripts.commands.options import (
+    add_cache_options,
+    add_skip_option,
+    add_torch_option,
+    adopt_torch,
+    choose_archs,
+    choose_jobs,
+    recipe_argument,
+)
 from scripts.compile.shards import parse_shard, plan_json
 from scripts.core.console import Console
 from scripts.core.machine import read_machine
@@ -49,6 +57,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--list", action="store_true", help="list the recipes and stop")
     parser.add_argument("--wheelhouse", type=user_path, default=WHEELHOUSE, metavar="DIR", help="where the wheel goes")
+    add_torch_option(parser)
     add_skip_option(parser)
     add_cache_options(parser)
     return parser.parse_args(arguments)
@@ -60,7 +69,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     if options.list:
         console.grid(["recipe", "what it builds"], [(name, load_recipe(name).description) for name in recipe_names()])
         return 0
-    recipe = load_recipe(recipe_argument(options.recipe))
+    recipe, torch = adopt_torch(options, load_recipe(recipe_argument(options.recipe)))
     lists = list(dict.fromkeys(choose_archs(recipe, text) for text in options.arch or [None]))
     if options.plan_json:
         plans = [plan_json(for_archs(recipe, archs), archs) for archs in lists]
@@ -83,7 +92,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
         return 0
     from scripts.commands.building import build_all  # noqa: PLC0415  (0.4 s that --help and --dry-run do not need)
 
-    build_all(options, recipe, lists, jobs=jobs, shard=shard, console=console)
+    build_all(options, recipe, lists, jobs=jobs, shard=shard, torch=torch, console=console)
     return 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from pathlib import Path
 
 from scripts.core.files import write_atomic, write_json
 from scripts.core.process import capture
+from scripts.toolchain.layered import LINK
+from scripts.toolchain.provide import Toolchain
 
 ROOT = Path("/tmp/wheelsmith")  # noqa: S108  (only a mount point: what is mounted there, nobody else sees)
 NAMESPACE = Path(__file__).parent / "standalone" / "namespace.py"
@@ -65,10 +66,12 @@ class FixedPaths:
         return f"{script} sh -c {shlex.quote(command)}" if self.spec else command
 
 
-def tree_paths(tree: Path, environment: Path, cuda_home: Path, dependencies: Mapping[str, Path]) -> FixedPaths:
+def tree_paths(tree: Path, toolchain: Toolchain, dependencies: Mapping[str, Path]) -> FixedPaths:
     """Return the places of a build under the names that stable_names.py writes into objects without a namespace."""
-    binds = {"build": tree, "environment": environment, "cuda": cuda_home}
-    binds["python"] = Path(sysconfig.get_paths()["include"])
+    binds = {"build": tree, "environment": toolchain.environment, "cuda": toolchain.cuda_home}
+    binds["python"] = toolchain.python_include
+    if toolchain.torch_link:
+        binds[LINK] = toolchain.torch_link  # beside the environment, as layered.py has it
     binds.update(sorted(dependencies.items()))
     return FixedPaths(tree / "paths.json", binds)
 

@@ -7,7 +7,6 @@ The compiler cache's key must change with them and with nothing else: a lock fil
 from __future__ import annotations
 
 import re
-import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,12 +22,13 @@ _INCLUDE = re.compile(r"(?:-I|-isystem)[ =]?(\S+)")
 def outside_digest(tree: BuildTree) -> str:
     """Return a digest of what the compilers of a configured tree read outside its sources and dependencies.
 
-    Files that packages installed are not read again: their RECORDs have the sha256.
+    Files that we installed are not read again: their RECORDs have the sha256. Those of an installed torch are read,
+    since others may have changed them.
     """
     known = recorded_digests(tree.toolchain.site_packages)
     home = tree.toolchain.cuda_home
     read = {
-        "python": Path(sysconfig.get_paths()["include"]),
+        "python": tree.toolchain.python_include,
         "include": home / "include",
         "nvvm": home / "nvvm",
         **{f"bin/{name}": home / "bin" / name for name in COMPILERS},
@@ -38,13 +38,18 @@ def outside_digest(tree: BuildTree) -> str:
 
 
 def installed_includes(tree: BuildTree) -> dict[str, Path]:
-    """Return the folders of installed packages on the units' include paths, by their names in site-packages."""
-    site = tree.toolchain.site_packages
-    inside = tree.inside(site)
+    """Return the folders of installed packages on the units' include paths, by their names in site-packages.
+
+    An installed torch lies in a site-packages of its own.
+    """
     text = (tree.binary / "build.ninja").read_text(errors="surrogateescape")
     named = {Path(word) for word in _INCLUDE.findall(text)}
-    below = [path.relative_to(inside) for path in named if inside in path.parents and named.isdisjoint(path.parents)]
-    return {str(path): site / path for path in below}
+    found = {}
+    for site in filter(None, (tree.toolchain.site_packages, tree.toolchain.torch_link)):
+        inside = tree.inside(site)
+        below = (path for path in named if inside in path.parents and named.isdisjoint(path.parents))
+        found.update({str(path.relative_to(inside)): site / path.relative_to(inside) for path in below})
+    return found
 
 
 def _contents(place: Path, known: Mapping[tuple[int, int], str]) -> Iterator[tuple[str, str]]:

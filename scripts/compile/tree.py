@@ -111,7 +111,7 @@ def plan_tree(
         ]
     )
     path = access.cache.place("builds", key)
-    names = tree_paths(path, toolchain.environment, toolchain.cuda_home, dependencies)
+    names = tree_paths(path, toolchain, dependencies)
     paths = names if fixed else FixedPaths()
     variables = {
         **build_variables(

@@ -7,7 +7,16 @@ from dataclasses import replace
 
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
-from scripts.doctor.checks import compiler, cuda, disk, environment, machine, network, python  # noqa: F401  (registers)
+from scripts.doctor.checks import (  # noqa: F401  (registers)
+    compiler,
+    cuda,
+    disk,
+    environment,
+    installed,
+    machine,
+    network,
+    python,
+)
 from scripts.doctor.registry import CHECKS, Row, Subject, Verdict, require, run_checks
 from scripts.recipe.costs import cpu_seconds
 from scripts.recipe.files import load_recipe
@@ -68,4 +77,4 @@ def smaller_subject(subject: Subject) -> Subject | None:
     recipe: Recipe = load_recipe(SMALLEST)
     if subject.recipe.name == recipe.name or not _is_smaller(recipe, subject):
         return None
-    return replace(subject, recipe=recipe, archs=recipe.archs, targets=(), python=None)
+    return replace(subject, recipe=recipe, archs=recipe.archs, targets=(), python=None, torch=None)

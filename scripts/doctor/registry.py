@@ -22,6 +22,7 @@ from scripts.cuda.drivers import Target
 from scripts.downloads.access import Access
 from scripts.failures.catalogue import catalogue
 from scripts.recipe.model import Recipe
+from scripts.toolchain.installed_torch import InstalledTorch
 
 
 class Verdict(str, Enum):
@@ -67,6 +68,8 @@ class Subject:
     targets: tuple[Target, ...] = ()
     python: Path | None = None
     """Interpreter of an environment that is to be built in or served from without wheelsmith's own."""
+    torch: InstalledTorch | None = None
+    """The installed torch that is compiled against, in place of the lock file's."""
     system: Path = field(default=Path("/"))
     """Root of /proc, /sys, /etc and /dev."""
 
@@ -92,7 +95,7 @@ class Subject:
 
     @cached_property
     def locked(self) -> dict[str, str]:
-        """Versions that the recipe's lock file installs here, by name."""
+        """Versions that the recipe's lock file installs here, by name; an installed torch in place of its torch."""
         found = {}
         for line in self.recipe.lock_file.read_text(encoding="utf-8").splitlines():
             text = line.split(" \\")[0].strip()
@@ -103,6 +106,8 @@ class Subject:
                     continue
                 if item.marker is None or item.marker.evaluate():
                     found[item.name.lower().replace("_", "-")] = str(item.specifier).removeprefix("==")
+        if self.torch:
+            found["torch"] = self.torch.name
         return found
 
     def which(self, name: str) -> Path | None:

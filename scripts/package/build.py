@@ -13,10 +13,10 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from packaging.metadata import ExceptionGroup, InvalidMetadata, Metadata
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
@@ -29,7 +29,10 @@ from scripts.core.errors import PackageError
 from scripts.core.files import remove_tree
 from scripts.core.process import Command
 from scripts.package.finish import finish_wheel
+from scripts.package.requires import wanted_torch, with_torch
 from scripts.recipe.model import Component, Recipe
+from scripts.recipe.torch_pin import torch_requirement
+from scripts.toolchain.adopt import other_torch
 
 # Libraries that torch, CUDA's own wheels and the driver bring at run time: never to be copied into the wheel.
 EXTERNAL_LIBRARIES = (
@@ -72,7 +75,9 @@ def package_wheel(tree: BuildTree, recipe: Recipe, *, jobs: int, console: Consol
     from scripts.package.sbom import add_sbom, make_sbom  # noqa: PLC0415  (0.15 s that only a new wheel needs)
 
     sbom = make_sbom(recipe, version, patches=patches, packages=tree.toolchain.versions)
-    described = add_sbom(repaired, sbom, folder / "described")
+    torch = wanted_torch(repaired, recipe, tree.sources) if recipe.pinned_torch else ""
+    change = partial(with_torch, wanted=torch, another=bool(other_torch(recipe))) if torch else bytes
+    described = add_sbom(repaired, sbom, folder / "described", change)
     finished = finish_wheel(
         described,
         folder / "finished",
@@ -80,7 +85,7 @@ def package_wheel(tree: BuildTree, recipe: Recipe, *, jobs: int, console: Consol
         epoch=source_date(tree.environment),
         environment=tree.environment,
     )
-    wheel = check_wheel(finished, recipe, version)
+    wheel = check_wheel(finished, recipe, version, torch)
     _abi3audit(tree, finished)
     console.note(
         f"{finished.name} ({human_bytes(wheel.size)}), abi3audit clean, RECORD and metadata right, SBOM inside"
@@ -104,9 +109,11 @@ def _build(tree: BuildTree, version: str, folder: Path, jobs: int) -> Path:
         "SETUPTOOLS_SCM_PRETEND_VERSION": version,
     }
     before = unit_count_in_log(tree)
-    options = ("-m", "build", "--wheel", "--no-isolation", "--outdir")
+    options = ["-m", "build", "--wheel", "--no-isolation"]
+    if tree.toolchain.torch:  # upstream's pyproject.toml asks for the torch that it pins
+        options.append("--skip-dependency-check")
     python = tree.inside(tree.toolchain.python)
-    command: Command = [python, *options, seen / "dist", tree.inside(tree.sources)]
+    command: Command = [python, *options, "--outdir", seen / "dist", tree.inside(tree.sources)]
     done = run_in(tree, command, cwd=folder, environment=environment)
     if done.code:
         raise _failed("python -m build failed", done.tail(), tree)
@@ -153,13 +160,13 @@ def _failed(what: str, tail: str, tree: BuildTree) -> PackageError:
     return PackageError(what, why="the end of its output is shown above", fix=f"read {tree.log}", detail=tail)
 
 
-def check_wheel(path: Path, recipe: Recipe, version: str) -> Wheel:
+def check_wheel(path: Path, recipe: Recipe, version: str, torch: str = "") -> Wheel:
     """Check RECORD, metadata, torch pin and components of a wheel. Raises PackageError naming all that is wrong."""
     try:
         _, found_version, _, tags = parse_wheel_filename(path.name)
         with zipfile.ZipFile(path) as archive:
             problems = record_problems(archive)
-            problems += metadata_problems(archive, recipe, version)
+            problems += metadata_problems(archive, recipe, version, torch)
             components, wrong = component_sizes(archive, recipe.shared_objects)
     except (*UNREADABLE, ValueError, OSError) as error:
         raise PackageError(f"{path.name} cannot be read", why=str(error)) from error
@@ -214,8 +221,11 @@ def _record_digest(data: bytes) -> str:
     return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
 
 
-def metadata_problems(archive: zipfile.ZipFile, recipe: Recipe, version: str) -> list[str]:
-    """Return what is wrong with a wheel's METADATA: validity, version, and the pin of the torch it was made for."""
+def metadata_problems(archive: zipfile.ZipFile, recipe: Recipe, version: str, torch: str = "") -> list[str]:
+    """Return what is wrong with a wheel's METADATA: validity, version, and the pin of the torch it was made for.
+
+    `torch`: the specifier that is wanted where it is not the recipe's version alone.
+    """
     try:
         metadata = Metadata.from_email(archive.read(_member(archive, "METADATA")), validate=True)
     except (InvalidMetadata, ExceptionGroup) as error:
@@ -226,13 +236,10 @@ def metadata_problems(archive: zipfile.ZipFile, recipe: Recipe, version: str) ->
     if metadata.version != Version(version):
         problems.append(f"METADATA says version {metadata.version}, not {version}")
     pins = [item for item in metadata.requires_dist or [] if canonicalize_name(item.name) == "torch"]
-    if not any(_pins(item, recipe.torch.version) for item in pins):
-        problems.append(f"METADATA does not pin torch=={recipe.torch.version}")
+    wanted = torch or torch_requirement(recipe.torch.version)
+    if not any(item.specifier == SpecifierSet(wanted) for item in pins):
+        problems.append(f"METADATA does not pin torch{wanted}")
     return problems
-
-
-def _pins(requirement: Requirement, version: str) -> bool:
-    return requirement.specifier == SpecifierSet(f"=={version}")
 
 
 def component_sizes(archive: zipfile.ZipFile, wanted: Sequence[Component]) -> tuple[dict[str, int], list[str]]:

@@ -20,6 +20,7 @@ from scripts.formats.fatbin_types import DeviceCode, Kind
 from scripts.formats.unit_names import device_codes
 from scripts.recipe.model import Component, Recipe
 from scripts.toolchain.environments import make_environment, run_uv
+from scripts.toolchain.layered import lead_to
 from scripts.toolchain.provide import Toolchain
 
 # Loads each shared object lazily (there is no driver to resolve against) and prints the operators it registers.
@@ -70,8 +71,12 @@ def prove_wheel(
         check_archs(cubins, archs)
         lock = folder / "torch.txt"
         lock.write_text(torch_lock(toolchain, recipe.lock_file.read_text(), recipe))
-        make_environment(folder / "venv", lock, access)
-        python = folder / "venv" / "bin" / "python"
+        venv, python = folder / "venv", folder / "venv" / "bin" / "python"
+        if toolchain.torch:
+            make_environment(venv, lock, access, base=toolchain.torch.python)
+            lead_to(venv, toolchain.torch)
+        else:
+            make_environment(venv, lock, access)
         run_uv(["pip", "install", "--python", python, "--no-deps", wheel], replace(access, offline=True))
         seen = _import(python, recipe, toolchain, folder)
     for component, names in seen.operators.items():
@@ -80,9 +85,14 @@ def prove_wheel(
 
 
 def torch_lock(toolchain: Toolchain, lock: str, recipe: Recipe) -> str:
-    """Return the part of a lock file that torch and `import vllm` need, by what the distributions require."""
+    """Return the part of a lock file that torch (an installed one apart) and `import vllm` need.
+
+    By what the distributions in the build environment require.
+    """
     needed: set[str] = set()
-    waiting = ["torch", *(Requirement(text).name for text in recipe.import_requirements)]
+    waiting = [Requirement(text).name for text in recipe.import_requirements]
+    if not toolchain.torch:
+        waiting.append("torch")
     installed = {
         canonicalize_name(item.metadata["Name"]): item.requires or []
         for item in distributions(path=[str(toolchain.site_packages)])
@@ -133,10 +143,11 @@ def _import(python: Path, recipe: Recipe, toolchain: Toolchain, folder: Path) ->
     stubs.mkdir()
     (stubs / "libcuda.so.1").symlink_to(toolchain.cuda_home / "lib64" / "stubs" / "libcuda.so")
     members = {component.value: component.member for component in recipe.shared_objects}
+    torch = toolchain.torch.library_path if toolchain.torch else ""
     environment = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(folder),
-        "LD_LIBRARY_PATH": str(stubs),  # stands in for the driver's library
+        "LD_LIBRARY_PATH": ":".join(filter(None, (str(stubs), torch))),  # it stands in for the driver's library
         "VLLM_NO_USAGE_STATS": "1",
     }
     command: Command = [python, "-c", _PROOF, json.dumps(members)]

@@ -6,7 +6,7 @@ The same inputs give the same bytes: no clock and no random numbers, so that two
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, Property, XsUri
@@ -102,8 +102,8 @@ def _from_source(name: str, version: str, source: Source) -> Component:
     return component
 
 
-def add_sbom(wheel: Path, sbom: bytes, out: Path) -> Path:
-    """Write the wheel again, with the SBOM inside, into another folder. Raises PackageError."""
+def add_sbom(wheel: Path, sbom: bytes, out: Path, metadata: Callable[[bytes], bytes] = lambda text: text) -> Path:
+    """Write the wheel again, with the SBOM inside and METADATA changed, into another folder. Raises PackageError."""
     name = wheel_name(wheel)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,10 @@ def add_sbom(wheel: Path, sbom: bytes, out: Path) -> Path:
             try:
                 like = next(item for item in source.members if item.filename == f"{source.dist_info}/METADATA")
                 for member in source.members:
-                    if member.filename != f"{source.dist_info}/RECORD":
+                    if member is like:
+                        text = metadata(b"".join(source.blocks(member)))
+                        writer.add(member, member.filename, one_block(text), len(text))
+                    elif member.filename != f"{source.dist_info}/RECORD":
                         writer.add(member, member.filename, source.blocks(member), member.file_size)
                 writer.add(like, f"{source.dist_info}/{FOLDER}/{NAME}", one_block(sbom), len(sbom))
                 return writer.finish()

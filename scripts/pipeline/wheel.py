@@ -36,6 +36,8 @@ from scripts.sources.fetch import fetch_recipe
 from scripts.sources.patch import prepare_tree
 from scripts.sources.series import recipe_patches
 from scripts.sources.types import Fetched, GitTree
+from scripts.toolchain.adopt import check
+from scripts.toolchain.installed_torch import InstalledTorch
 from scripts.toolchain.provide import provide_toolchain
 from scripts.upstream.agreement import check_agreement
 
@@ -54,6 +56,8 @@ class Job:
     compiler_cache: CacheSettings = field(default_factory=CacheSettings)
     skip: frozenset[str] = frozenset()
     """Checks of doctor that are passed over."""
+    torch: InstalledTorch | None = None
+    """The installed torch that the recipe was adopted to."""
 
     @property
     def console(self) -> Console:
@@ -113,7 +117,9 @@ def _prepare(job: Job, stages: Stages) -> tuple[BuildTree, Fetched]:
         job.console.stage("patch", f"{len(patches)} patches")
         source = prepare_tree(fetched.source, patches, job.access)
     with stages.timed("toolchain"):
-        toolchain = provide_toolchain(job.recipe, job.archs, job.access)
+        if job.torch:
+            check(job.torch, job.recipe, job.archs, source.path)
+        toolchain = provide_toolchain(job.recipe, job.archs, job.access, job.torch)
     tree = plan_tree(
         job.recipe,
         source,
@@ -134,6 +140,7 @@ def _subject(job: Job) -> Subject:
         machine=read_machine(),
         access=job.access,
         wheelhouse=job.wheelhouse,
+        torch=job.torch,
     )
 
 
@@ -182,8 +189,15 @@ def _audit(wheel: Path, job: Job, tree: BuildTree, proof: Proof) -> AuditReport:
     """Judge the wheel for the recipe's archs with the driver of its CUDA. Raises AuditError when one is not met."""
     job.console.stage("audit", f"for {arch_list(job.archs)} with a CUDA {job.recipe.toolchain.cuda} driver")
     targets = default_targets(job.archs, job.recipe.toolchain.cuda)  # whose compiler wrote the PTX
-    torch = tree.toolchain.environment
-    report = audit_wheel(wheel, targets, recipe=job.recipe, archs=job.archs, torch=torch, known=proof.device)
+    report = audit_wheel(
+        wheel,
+        targets,
+        recipe=job.recipe,
+        archs=job.archs,
+        torch=job.torch.root if job.torch else tree.toolchain.environment,
+        libraries=[*job.torch.libraries, tree.toolchain.cuda_home / "lib64"] if job.torch else (),
+        known=proof.device,
+    )
     for verdict in report.targets:
         job.console.note(verdict.summary)
         for warning in verdict.warnings:

@@ -106,7 +106,7 @@ def _shown(path: Path) -> str:
 
 
 _TAGS = {"sdist", "wheel", "git"}
-_NOT_IN_FILES = ("name", "folder", "lost")  # the file's own path says them
+_NOT_IN_FILES = ("name", "folder", "lost", "pinned_torch")  # the file's own path says them
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
@@ -217,7 +217,7 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "wheelsmith recipe"
     del schema["properties"]["name"]
-    for hidden in ("folder", "lost"):
+    for hidden in _NOT_IN_FILES[1:]:
         schema["properties"].pop(hidden, None)
     schema["properties"]["extends"] = {
         "type": "string",

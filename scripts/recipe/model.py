@@ -23,6 +23,7 @@ from scripts.cuda.archs import Arch
 from scripts.cuda.labels import version_label
 from scripts.recipe.families import FAMILIES
 from scripts.recipe.fields import ArchListText, ArchText, CudaVersion, EnvName, RelativePath, TagText, VersionText
+from scripts.recipe.torch_pin import torch_label
 
 SCHEMA_FILE = ROOT / "docs" / "recipe.schema.json"
 
@@ -181,12 +182,15 @@ class Redist(Model):
 class Toolchain(Model):
     """Where nvcc, torch and the build requirements come from."""
 
-    kind: Literal["auto", "pypi", "system", "redist"]
-    """`pypi`: the whole CUDA toolkit from wheels (CUDA 13); `system`: an installed one; `redist`: NVIDIA's archives."""
+    kind: Literal["auto", "pypi", "system", "redist", "installed"]
+    """`pypi`: the whole CUDA toolkit from wheels (CUDA 13); `system`: an installed one; `redist`: NVIDIA's archives;
+    `installed`: an installed torch, and the toolkit that fits it."""
     cuda: CudaVersion
     """CUDA of nvcc. It may be another minor version than torch's: what older ones lack is left out, and said."""
     lock: RelativePath
     """Hash-locked requirements of the build environment, relative to recipes/."""
+    python: str = ""
+    """For `installed`: the interpreter whose torch it is; the first on PATH that has one when empty."""
     redist: Redist | None = None
     """For `redist` and `auto`: the archives to take."""
     cuda_packages: tuple[str, ...] = ()
@@ -285,6 +289,8 @@ class Recipe(Model):
     folder: SkipJsonSchema[Path] = Field(default=RECIPES, exclude=True, repr=False)
     lost: SkipJsonSchema[tuple[str, ...]] = Field(default=(), exclude=True, repr=False)
     """What was left out because `toolchain.cuda` is older than torch's (fitting.py), one sentence each."""
+    pinned_torch: SkipJsonSchema[str] = Field(default="", exclude=True, repr=False)
+    """The recipe's own torch, where `torch` is an installed one that takes its place (toolchain/adopt.py)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -339,13 +345,17 @@ class Recipe(Model):
         }
 
     def version(self, archs: Iterable[Arch]) -> str:
-        """Return the version of a wheel of this recipe for `archs`: `0.20.1+cu130.quickstart`."""
+        """Return the version of a wheel of this recipe for `archs`: `0.20.1+cu130.quickstart`.
+
+        One that is compiled against an installed torch names it: `0.20.1+cu130.torch2.10.0.quickstart`.
+        """
+        torch = torch_label(self.torch.version) if self.pinned_torch else ""
         return version_label(
             self.package.version,
             cuda=self.toolchain.cuda,
             archs=tuple(archs),
             recipe_archs=self.archs,
-            note=self.package.label,
+            note=".".join(filter(None, (torch, self.package.label))),
         )
 
 

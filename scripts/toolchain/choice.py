@@ -48,6 +48,12 @@ def provide_cuda(recipe: Recipe, client: Client, access: Access, *, prefix: Path
     Raises ToolchainError or FetchError that says what was rejected and what else can be done.
     """
     kind, cuda = recipe.toolchain.kind, recipe.toolchain.cuda
+    if kind == "installed":  # whoever builds against it has adopted the recipe to it (adopt.py)
+        raise ToolchainError(
+            f"the recipe {recipe.name} is for an installed torch, which this command does not take",
+            fix="name a recipe whose toolchain is locked; wheel and doctor take an installed torch",
+            docs="docs/installed-torch.md",
+        )
     if kind == "system":
         system = need_system_toolkit(cuda, access.environment, prefix=prefix)
     else:

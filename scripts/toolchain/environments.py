@@ -33,14 +33,23 @@ def uv_variables(access: Access) -> dict[str, str]:
     return access.indexes.uv_environment(base)
 
 
-def make_environment(venv: Path, lock: Path, access: Access) -> float:
-    """Create a relocatable environment with exactly what `lock` pins. Returns seconds; raises ToolchainError."""
+def make_environment(venv: Path, lock: Path, access: Access, *, base: Path = Path(sys.executable)) -> float:
+    """Create a relocatable environment of the interpreter `base` with exactly what `lock` pins.
+
+    Returns seconds; raises ToolchainError.
+    """
     started = time.monotonic()
     python = venv / "bin" / "python"
-    run_uv(["venv", "--quiet", "--relocatable", "--python", sys.executable, venv], access)
+    run_uv(["venv", "--quiet", "--relocatable", "--python", base, venv], access)
     install: list[str | Path] = ["pip", "install", "--python", python, "--require-hashes", "--no-deps", "-r", lock]
     run_uv(install, access)
     return time.monotonic() - started
+
+
+def site_packages(venv: Path) -> Path:
+    """Return where an environment's packages are: of whatever Python 3 it is, else of the one that runs this."""
+    found = sorted(venv.glob("lib/python3.*/site-packages"))
+    return found[0] if found else venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
 
 def recorded_digests(site: Path) -> dict[tuple[int, int], str]:

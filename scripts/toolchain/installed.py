@@ -29,6 +29,8 @@ class SystemToolkit:
     home: Path | None
     place: str
     rejected: tuple[Rejected, ...]
+    release: str = ""
+    """CUDA of its nvcc: `12.8`."""
 
 
 def find_system_toolkit(cuda: str, environment: Mapping[str, str], *, prefix: Path = USR_LOCAL) -> SystemToolkit:
@@ -42,9 +44,24 @@ def find_system_toolkit(cuda: str, environment: Mapping[str, str], *, prefix: Pa
         seen.add(real)
         why = _why_not(home, cuda, environment)
         if not why:
-            return SystemToolkit(home, place, tuple(rejected))
+            return SystemToolkit(home, place, tuple(rejected), cuda)
         rejected.append(Rejected(place, why))
     return SystemToolkit(None, "", tuple(rejected))
+
+
+def find_fitting_toolkit(cuda: str, environment: Mapping[str, str], *, prefix: Path = USR_LOCAL) -> SystemToolkit:
+    """Look in the same places for CUDA `cuda`, else for the first of its major version."""
+    found = find_system_toolkit(cuda, environment, prefix=prefix)
+    if found.home is not None:
+        return found
+    for place, home in _places(cuda, environment, prefix):
+        try:
+            release = nvcc_release(home / "bin" / "nvcc", environment)
+        except ToolchainError:
+            continue
+        if release.partition(".")[0] == cuda.partition(".")[0] and not _why_not(home, release, environment):
+            return SystemToolkit(home, place, found.rejected, release)
+    return found
 
 
 def need_system_toolkit(cuda: str, environment: Mapping[str, str], *, prefix: Path = USR_LOCAL) -> SystemToolkit:

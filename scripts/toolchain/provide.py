@@ -14,6 +14,7 @@ import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from scripts.core.console import human_seconds
@@ -26,7 +27,9 @@ from scripts.downloads.download import open_client
 from scripts.recipe.model import Recipe
 from scripts.toolchain.choice import needs_packages, provide_cuda
 from scripts.toolchain.cuda_home import shape_cuda_home
-from scripts.toolchain.environments import forget_damaged, make_environment, recorded_digests
+from scripts.toolchain.environments import forget_damaged, make_environment, recorded_digests, site_packages
+from scripts.toolchain.installed_torch import InstalledTorch
+from scripts.toolchain.layered import LINK, make_layers
 from scripts.toolchain.verify import verify_toolchain
 
 SHAPE = 3  # raise when the layout of a toolchain in the cache changes
@@ -55,11 +58,23 @@ class Toolchain:
     """Installed distributions by name."""
     cuda_origin: str
     """Where the CUDA toolkit comes from: `package wheels`, `CUDA_HOME=/opt/cuda`, `redist 12.8.1`."""
+    torch: InstalledTorch | None = None
+    """The torch that lies behind the environment's own packages; None when it is one of them."""
 
     @property
     def site_packages(self) -> Path:
         """Where the environment's packages are."""
-        return _site_packages(self.environment)
+        return site_packages(self.environment)
+
+    @property
+    def torch_link(self) -> Path | None:
+        """The link to an installed torch, beside the environment."""
+        return self.environment.parent / LINK if self.torch else None
+
+    @property
+    def python_include(self) -> Path:
+        """The headers of the environment's Python."""
+        return self.torch.python_include if self.torch else Path(sysconfig.get_paths()["include"])
 
     @property
     def python(self) -> Path:
@@ -74,6 +89,8 @@ class Toolchain:
         strange = re.compile(r"(CUDA|NVCC|CMAKE|VLLM|TORCH|CONDA|PYTHON|SCCACHE|CCACHE|PIP|UV|NOX|COVERAGE)_?.*")
         single = {"CPATH", "CPLUS_INCLUDE_PATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
         kept = {k: v for k, v in base.items() if not strange.fullmatch(k) and k not in single | {"CC", "CXX", "CFLAGS"}}
+        if self.torch and self.torch.library_path:  # with which it could be imported
+            kept["LD_LIBRARY_PATH"] = self.torch.library_path
         path = [self.environment / "bin", self.cuda_home / "bin", base.get("PATH", os.defpath)]
         return {
             **kept,
@@ -91,16 +108,19 @@ def provide_toolchain(
     recipe: Recipe,
     archs: Sequence[Arch],
     access: Access,
+    torch: InstalledTorch | None = None,
 ) -> Toolchain:
     """Return the recipe's toolchain, installed and verified once per (lock file, Python, compiler, archs).
 
+    `torch`: the installed one that the recipe was adopted to (adopt.py); only the tools are installed then.
     Raises ToolchainError when something is missing or not what the recipe says.
     """
     host = find_host_compiler(access.environment)
-    check_python_headers()
+    check_python_headers(torch)
     cache, console = access.cache, access.console
-    console.stage("toolchain", f"torch {recipe.torch.version}, CUDA {recipe.toolchain.cuda}, {host.version}")
-    key = environment_key(recipe)
+    where = f" of {torch.python}" if torch else ""
+    console.stage("toolchain", f"torch {recipe.torch.version}{where}, CUDA {recipe.toolchain.cuda}, {host.version}")
+    key = environment_key(recipe, torch)
     place = cache.place("toolchains", key, kind=ToolchainError)
     outside = None
     if not needs_packages(recipe):  # before the large download: it may not be there
@@ -108,13 +128,17 @@ def provide_toolchain(
             outside = provide_cuda(recipe, client, access)
 
     def make(target: Path) -> None:
-        console.note(
-            f"first use: downloads about {recipe.cost.download_gb if recipe.cost else 3:.1f} GB "
-            "(torch and the CUDA wheels it needs) unless uv has them in its cache"
-        )
-        seconds = make_environment(target / "venv", recipe.lock_file, access)
+        if torch:
+            install = partial(make_environment, access=access, base=torch.python)
+            seconds = make_layers(target, recipe.lock_file, torch, cuda=outside is None, install=install)
+        else:
+            console.note(
+                f"first use: downloads about {recipe.cost.download_gb if recipe.cost else 3:.1f} GB "
+                "(torch and the CUDA wheels it needs) unless uv has them in its cache"
+            )
+            seconds = make_environment(target / "venv", recipe.lock_file, access)
         if outside is None:
-            shape_cuda_home(_site_packages(target / "venv") / CUDA_13_ROOT, target / "cuda", compiler=host.path)
+            shape_cuda_home(site_packages(target / "venv") / CUDA_13_ROOT, target / "cuda", compiler=host.path)
         console.note(f"installed in {human_seconds(seconds)}")
 
     cache.once(
@@ -124,26 +148,29 @@ def provide_toolchain(
         console=console,
         kind=ToolchainError,
         changing=("verified-*.json",),
-        known=lambda made: recorded_digests(_site_packages(made / "venv")),
+        known=lambda made: recorded_digests(site_packages(made / "venv")),
         mourn=lambda old, found: forget_damaged(
-            _site_packages(old / "venv"), [old / change.path for change in found], access
+            site_packages(old / "venv"), [old / change.path for change in found], access
         ),
     )
-    versions = installed_versions(place / "venv")
+    versions = installed_versions(place / "venv", torch)
     if outside is None:
-        toolchain = Toolchain(key, place / "venv", place / "cuda", host, versions, "package wheels")
+        toolchain = Toolchain(key, place / "venv", place / "cuda", host, versions, "package wheels", torch)
     else:
         joined = digest([key, str(outside.home.resolve()), outside.origin])
-        toolchain = Toolchain(joined, place / "venv", outside.home, host, versions, outside.origin)
+        toolchain = Toolchain(joined, place / "venv", outside.home, host, versions, outside.origin, torch)
     with cache.lock(f"verify-{key}", console, kind=ToolchainError):
         _verify_once(toolchain, recipe, archs, place, access)
     return toolchain
 
 
-def environment_key(recipe: Recipe) -> str:
-    """Return the key of a recipe's build environment for the Python that runs this."""
-    python = [sys.version_info[:2], sys.base_prefix, sysconfig.get_platform()]
+def environment_key(recipe: Recipe, torch: InstalledTorch | None = None) -> str:
+    """Return the key of a recipe's build environment for the Python that runs this, or over an installed torch."""
     shape = SHAPE if needs_packages(recipe) else [SHAPE, "without CUDA"]
+    if torch:
+        layers = [torch.key, torch.python_version[:2], torch.python_base, torch.platform, list(map(str, torch.path))]
+        return digest([shape, file_sha256(recipe.lock_file), layers])
+    python = [sys.version_info[:2], sys.base_prefix, sysconfig.get_platform()]
     return digest([shape, file_sha256(recipe.lock_file), python])
 
 
@@ -153,7 +180,7 @@ def _verify_once(toolchain: Toolchain, recipe: Recipe, archs: Sequence[Arch], pl
     marker = place / f"verified-{known}.json"
     if marker.exists():
         return
-    found = verify_toolchain(toolchain, recipe, archs, access.environment)
+    found = verify_toolchain(toolchain, recipe, archs, access.environment, toolchain.torch)
     access.console.note(
         f"verified: nvcc {found['nvcc']}, torch {found['torch']} with CUDA {found['torch_cuda']}, "
         f"a kernel compiled and linked for {found['archs']}"
@@ -161,14 +188,13 @@ def _verify_once(toolchain: Toolchain, recipe: Recipe, archs: Sequence[Arch], pl
     write_json(marker, found)
 
 
-def _site_packages(venv: Path) -> Path:
-    return venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-
-
-def installed_versions(venv: Path) -> dict[str, str]:
-    """Return name and version of every distribution installed in an environment."""
-    found = {}
-    for folder in _site_packages(venv).glob("*.dist-info"):
+def installed_versions(venv: Path, torch: InstalledTorch | None = None) -> dict[str, str]:
+    """Return name and version of every distribution installed in an environment, a torch behind it included."""
+    found = {"torch": torch.name} if torch else {}
+    for name, version in (torch.packages if torch else {}).items():
+        if re.match(r"(nvidia|cuda|triton|pytorch-triton)\b", name, re.IGNORECASE):
+            found[name.replace("_", "-").lower()] = version
+    for folder in site_packages(venv).glob("*.dist-info"):
         name, _, version = folder.name.removesuffix(".dist-info").rpartition("-")
         found[name.replace("_", "-").lower()] = version
     return dict(sorted(found.items()))
@@ -194,11 +220,11 @@ def find_host_compiler(environment: Mapping[str, str]) -> HostCompiler:
     )
 
 
-def check_python_headers(include: str | None = None) -> None:
-    """Refuse an interpreter without Python.h. Raises ToolchainError."""
-    folder = Path(include or sysconfig.get_paths()["include"])
+def check_python_headers(torch: InstalledTorch | None = None, include: str | None = None) -> None:
+    """Refuse an interpreter without Python.h: the one of an installed torch, else this one. Raises ToolchainError."""
+    folder = torch.python_include if torch else Path(include or sysconfig.get_paths()["include"])
     if not (folder / "Python.h").is_file():
-        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        version = ".".join(str(part) for part in (torch.python_version if torch else sys.version_info)[:2])
         raise ToolchainError(
             f"Python {version} has no headers: {folder}/Python.h is missing",
             why="the extensions of vLLM are compiled against them",

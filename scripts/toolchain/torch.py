@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from scripts.core.errors import ToolchainError
 from scripts.core.process import capture
 from scripts.cuda.archs import Arch
 from scripts.recipe.model import Torch
+from scripts.toolchain.installed_torch import InstalledTorch
 
 DOCS = "docs/production.md#torch"
-_TYPE = "Float8_e8m0fnu"  # vLLM's MX kernels name it; torch before 2.7 has no such type
+FLOAT8_TYPE = "Float8_e8m0fnu"  # vLLM's MX kernels name it; torch before 2.7 has no such type
 _HEADERS = ("torch/headeronly/core/ScalarType.h", "c10/core/ScalarType.h")
 _ASK = (
     "import json, warnings; warnings.simplefilter('ignore'); import torch; from pathlib import Path; "
@@ -38,9 +39,9 @@ class TorchFacts:
     include: Path
 
 
-def torch_facts(python: Path) -> TorchFacts:
+def torch_facts(python: Path, environment: Mapping[str, str] | None = None) -> TorchFacts:
     """Ask the torch of an environment. Raises ToolchainError when it cannot be imported."""
-    code, text = capture([python, "-c", _ASK], timeout=300)
+    code, text = capture([python, "-c", _ASK], environment=environment, timeout=300)
     if code:
         raise ToolchainError(
             "torch cannot be imported in the build environment", detail=text.strip()[-2000:], docs=DOCS
@@ -61,7 +62,7 @@ def check_torch(facts: TorchFacts, torch: Torch, archs: Iterable[Arch]) -> None:
         )
     if not names_float8(facts.include):
         raise ToolchainError(
-            f"torch {facts.version} has no type {_TYPE}",
+            f"torch {facts.version} has no type {FLOAT8_TYPE}",
             why=f"its headers in {facts.include} do not name it, and vLLM's kernels need it",
             fix="take the torch that the recipe pins",
             docs=DOCS,
@@ -72,6 +73,18 @@ def check_torch(facts: TorchFacts, torch: Torch, archs: Iterable[Arch]) -> None:
             why=f"it is built for {' '.join(facts.archs)}",
             fix="leave the arch out, or take a recipe with another torch",
             docs=DOCS,
+        )
+
+
+def check_layers(facts: TorchFacts, installed: InstalledTorch) -> None:
+    """Refuse a build environment that imports another torch than the installed one. Raises ToolchainError."""
+    if facts.version != installed.version or facts.include.resolve() != installed.include.resolve():
+        raise ToolchainError(
+            f"the build environment imports torch {facts.version} of {facts.include.parent}, "
+            f"not torch {installed.version} of {installed.root}",
+            why="another torch comes first on its path",
+            fix=f"see what lies there; the torch of {installed.python} is wanted",
+            docs="docs/installed-torch.md",
         )
 
 
@@ -93,4 +106,4 @@ def names_float8(include: Path) -> bool:
 
 
 def _mentions(header: Path) -> bool:
-    return header.is_file() and _TYPE in header.read_text(encoding="utf-8", errors="replace")
+    return header.is_file() and FLOAT8_TYPE in header.read_text(encoding="utf-8", errors="replace")

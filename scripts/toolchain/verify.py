@@ -12,7 +12,8 @@ from scripts.core.errors import ToolchainError
 from scripts.core.process import capture
 from scripts.cuda.archs import Arch, arch_list
 from scripts.recipe.model import Recipe
-from scripts.toolchain.torch import check_torch, torch_facts
+from scripts.toolchain.installed_torch import InstalledTorch
+from scripts.toolchain.torch import check_layers, check_torch, torch_facts
 
 _KERNEL = """#include <cuda.h>
 #include <cuda_runtime.h>
@@ -37,9 +38,16 @@ class Tools(Protocol):
 
 
 def verify_toolchain(
-    tools: Tools, recipe: Recipe, archs: Sequence[Arch], environment: Mapping[str, str]
+    tools: Tools,
+    recipe: Recipe,
+    archs: Sequence[Arch],
+    environment: Mapping[str, str],
+    installed: InstalledTorch | None = None,
 ) -> dict[str, str]:
-    """Return what was found, checked against the recipe; `environment` is the user's. Raises ToolchainError."""
+    """Return what was found, checked against the recipe; `environment` is the user's. Raises ToolchainError.
+
+    `installed`: the torch that must be the one that the tools import; what it is for was checked in adopt.py.
+    """
     variables = tools.variables(environment)
     nvcc = nvcc_release(tools.cuda_home / "bin" / "nvcc", variables)
     if nvcc != recipe.toolchain.cuda:
@@ -48,8 +56,11 @@ def verify_toolchain(
             why=f"{tools.cuda_home} is another toolkit",
             fix="renew the recipe's lock file (nox -s upgrade) or correct toolchain.cuda",
         )
-    torch = torch_facts(tools.python)
-    check_torch(torch, recipe.torch, archs)
+    torch = torch_facts(tools.python, variables)
+    if installed is None:
+        check_torch(torch, recipe.torch, archs)
+    else:
+        check_layers(torch, installed)
     compile_kernel(tools.cuda_home / "bin" / "nvcc", archs, variables)
     return {"nvcc": nvcc, "torch": torch.version, "torch_cuda": torch.cuda, "archs": arch_list(archs)}
 

@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from scripts.core.process import capture
-from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
+from scripts.doctor.checks.installed import judged
+from scripts.doctor.registry import Result, Subject, Verdict, blocked, check, ok, unknown, warning
 from scripts.toolchain.provide import HostCompiler, check_python_headers, find_host_compiler
 
 NEWEST_GCC = {"11.8": 11, "12.0": 12, "12.1": 12, "12.2": 12, "12.3": 12, "12.4": 13, "12.5": 13, "12.6": 13,
@@ -148,15 +149,18 @@ def glibc_of_targets(_: Subject) -> Result:
 
 
 @check("cmake-cannot-find-python")
-def python_headers(_: Subject) -> Result:
+def python_headers(subject: Subject) -> Result:
     """Check Python.h of the interpreter that builds."""
-    check_python_headers()
-    return ok(f"{sysconfig.get_paths()['include']}/Python.h is there")
+    check_python_headers(subject.torch)
+    folder = subject.torch.python_include if subject.torch else sysconfig.get_paths()["include"]
+    return ok(f"{folder}/Python.h is there")
 
 
 @check("python-version-out-of-range")
-def python_version(_: Subject) -> Result:
-    """Check that this Python is one that vLLM and torch support."""
+def python_version(subject: Subject) -> Result:
+    """Check that this Python, and an installed torch's, is one that vLLM and torch support."""
+    if (theirs := judged(subject, "python-version-out-of-range", "")) and theirs.verdict is Verdict.BLOCKED:
+        return theirs
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if (3, 10) <= sys.version_info[:2] <= (3, 13):
         return ok(f"Python {version}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from scripts.core.errors import ToolchainError, UsageError
 from scripts.cuda.archs import Arch, arch_list, architecture, check_cuda_can, runs_on_cubin
 from scripts.cuda.drivers import floor, numbers, release
+from scripts.doctor.checks.installed import judged
 from scripts.doctor.preflight import toolkit_problem
 from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.recipe.fitting import kernel_archs
@@ -249,6 +250,9 @@ def ampere(subject: Subject) -> Result:
 @check("torch-not-built-for-gpu")
 def torch_archs(subject: Subject) -> Result:
     """Check that torch's own kernels run on the archs, where it is known for which they are built."""
+    archs = " ".join(subject.torch.archs) if subject.torch else ""
+    if theirs := judged(subject, "torch-not-built-for-gpu", f"torch is built for {archs}"):
+        return theirs
     if subject.recipe.torch.version != "2.9.1" or subject.recipe.torch.cuda != "12.8":
         return unknown(f"torch {subject.recipe.torch.version} says so itself once it is installed")
     built = {int(text.split(".")[0]) for text in TORCH_2_9_ARCHS.split(";")}

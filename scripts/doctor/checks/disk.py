@@ -36,7 +36,7 @@ def cache_need(subject: Subject) -> float:
     cost = subject.recipe.cost
     if not cost:
         return 0
-    ready = (subject.cache / "toolchains" / environment_key(subject.recipe)).is_dir()
+    ready = (subject.cache / "toolchains" / environment_key(subject.recipe, subject.torch)).is_dir()
     need = (cost.disk_gb - (TOOLCHAIN_GB if ready else 0)) * GB
     if ready and any((subject.cache / "builds").glob("*/configured.json")):
         need = min(need, 0.2 * GB)  # a tree is there already; what it still needs is unknown but less

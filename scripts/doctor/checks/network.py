@@ -56,7 +56,7 @@ def _indexes(subject: Subject) -> list[str]:
 
 
 def _ready(subject: Subject) -> bool:
-    return (subject.cache / "toolchains" / environment_key(subject.recipe)).is_dir()
+    return (subject.cache / "toolchains" / environment_key(subject.recipe, subject.torch)).is_dir()
 
 
 def _proxy(url: str) -> str:

@@ -17,7 +17,8 @@ from packaging.version import Version
 
 from scripts.core.errors import DoctorError, WheelsmithError
 from scripts.core.process import capture
-from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown
+from scripts.doctor.checks.installed import judged
+from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.formats.dynamic import read_dynamic
 from scripts.formats.elf import open_elf
 from scripts.toolchain.provide import environment_key
@@ -136,7 +137,7 @@ def cmake_version(subject: Subject) -> Result:
 @check("no-ninja-serial-build")
 def ninja(subject: Subject) -> Result:
     """Check that ninja is in the build environment, and that the one that will run answers."""
-    home = subject.cache / "toolchains" / environment_key(subject.recipe) / "venv/bin/ninja"
+    home = subject.cache / "toolchains" / environment_key(subject.recipe, subject.torch) / "venv/bin/ninja"
     if home.exists():
         code, text = capture([home, "--version"], environment=subject.environment)
         return (
@@ -167,6 +168,8 @@ def build_requirements(subject: Subject) -> Result:
 def one_torch(subject: Subject) -> Result:
     """Check that there is one torch: the recipe's, in the lock file and in an environment that was named."""
     wanted = subject.recipe.torch
+    if subject.torch:
+        return ok(f"one torch: {subject.torch.version} of {subject.torch.python} for CUDA {wanted.cuda}")
     locked = subject.locked.get("torch")
     if locked is None:
         return unknown("the lock file has no torch: it is checked once installed")
@@ -190,6 +193,13 @@ def one_torch(subject: Subject) -> Result:
 @check("torch-lacks-float8-e8m0fnu")
 def float8(subject: Subject) -> Result:
     """Check that torch has the type Float8_e8m0fnu, by version and in the headers of an environment that was named."""
+    if subject.torch:
+        if names_float8(subject.torch.include):
+            return ok(f"the headers of torch {subject.torch.version} name Float8_e8m0fnu")
+        return warning(
+            f"the headers of torch {subject.torch.version} do not name Float8_e8m0fnu",
+            "take torch 2.7 or newer: the build stops before it compiles when the source needs the type",
+        )
     result = _at_least(subject, "torch", FLOAT8, f"{_pip(subject)} torch=={subject.recipe.torch.version}")
     if result.verdict.value != "ok" or not subject.python:
         return result
@@ -205,6 +215,8 @@ def float8(subject: Subject) -> Result:
 @check("unknown-runtime-environment")
 def torch_with_cuda(subject: Subject) -> Result:
     """Check that the torch of an environment that was named is a CUDA build."""
+    if subject.torch:
+        return ok(f"torch {subject.torch.version} for CUDA {subject.torch.cuda}, which {subject.torch.python} imports")
     if not subject.python:
         return ok(f"torch of the lock file is for CUDA {subject.recipe.torch.cuda}; it says more once installed")
     have = read_environment(subject.python)
@@ -221,7 +233,7 @@ def torch_with_cuda(subject: Subject) -> Result:
 @check("hpcx-libs-removed-from-ngc")
 def torch_libraries(subject: Subject) -> Result:
     """Check that the libraries beside CUDA that an environment's torch is linked to (HPC-X in NGC images) are there."""
-    torch = read_environment(subject.python).torch if subject.python else None
+    torch = _torch(subject)
     if torch is None:
         return ok("torch of the package index needs no HPC-X")
     missing = sorted(_hpcx_needed(torch / "lib", _search_path(subject)))
@@ -231,6 +243,13 @@ def torch_libraries(subject: Subject) -> Result:
             "restore /opt/hpcx (start from the image anew), or use the index's torch",
         )
     return ok(f"torch in {torch} finds its MPI and UCX libraries, or needs none")
+
+
+def _torch(subject: Subject) -> Path | None:
+    """Return the package torch that is compiled against, or of an environment that was named."""
+    if subject.torch:
+        return subject.torch.root / "torch"
+    return read_environment(subject.python).torch if subject.python else None
 
 
 def _search_path(subject: Subject) -> list[Path]:
@@ -286,6 +305,8 @@ def torchvision(subject: Subject) -> Result:
 @check("cxx11-abi-flag-mismatch")
 def abi(subject: Subject) -> Result:
     """Check that the recipe's torch is one with the C++11 ABI, as g++ makes it."""
+    if theirs := judged(subject, "cxx11-abi-flag-mismatch", "the installed torch has the C++11 ABI"):
+        return theirs
     old = Version(subject.recipe.torch.version) < FLOAT8
     return (
         blocked(f"torch {subject.recipe.torch.version} may have the old ABI")

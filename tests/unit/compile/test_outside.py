@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from scripts.compile.fixed_paths import ROOT as FIXED
 from scripts.compile.fixed_paths import tree_paths
 from scripts.compile.outside import installed_includes, outside_digest
 from scripts.compile.tree import BuildTree
 from scripts.sources.patch import SourceTree
+from scripts.toolchain.installed_torch import InstalledTorch
 from scripts.toolchain.provide import HostCompiler, Toolchain
 
 INCLUDES = "  INCLUDES = -I{tree}/source/csrc -isystem {site}/torch/include -isystem={site}/pybind11/include -I{cuda}\n"
@@ -137,9 +139,27 @@ def test_what_compilers_read_is_in_the_key(tree: BuildTree, change: Callable[[Bu
 
 
 def test_include_paths_are_found_under_fixed_paths_too(tree: BuildTree, tmp_path: Path) -> None:
-    names = tree_paths(tree.path, tree.toolchain.environment, tree.toolchain.cuda_home, {})
+    names = tree_paths(tree.path, tree.toolchain, {})
     fixed = replace(tree, paths=names)
     shown = INCLUDES.format(tree="/tmp/wheelsmith/build", site=fixed.inside(tree.toolchain.site_packages), cuda="/c")
     (fixed.binary / "build.ninja").write_text(shown)
     assert set(installed_includes(fixed)) == {"torch/include", "pybind11/include"}
     assert installed_includes(fixed)["torch/include"] == tree.toolchain.site_packages / "torch/include"
+
+
+def test_the_headers_of_an_installed_torch_are_read_whatever_its_record_says(tree: BuildTree, tmp_path: Path) -> None:
+    root = tmp_path / "ngc"
+    install(root, "torch", "2.7.0a0", {"torch/include/a.h": "a"})
+    (tree.toolchain.environment.parent / "torch").symlink_to(root)
+    torch = InstalledTorch(
+        *(Path("python"), "2.7.0a0", "2.7.0a0", "", root, (root,), "13.0", ("sm_90",), True, {}),
+        *((3, 11), tmp_path / "python-include", "/usr", "linux-x86_64"),
+    )
+    toolchain = replace(tree.toolchain, torch=torch)
+    both = replace(tree, toolchain=toolchain, paths=tree_paths(tree.path, toolchain, {}))
+    assert both.inside(tree.toolchain.environment.parent / "torch/torch/include") == FIXED / "torch/torch/include"
+    (both.binary / "build.ninja").write_text(f"  INCLUDES = -isystem {FIXED}/torch/torch/include\n")
+    assert set(installed_includes(both)) == {"torch/include"}
+    before = outside_digest(both)
+    (root / "torch/include/a.h").write_text("b")
+    assert outside_digest(both) != before

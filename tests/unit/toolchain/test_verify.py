@@ -121,6 +121,6 @@ def test_what_was_verified_is_returned(tmp_path: Path, monkeypatch: pytest.Monke
     header.parent.mkdir(parents=True)
     header.write_text("Float8_e8m0fnu")
     facts = TorchFacts("2.11.0", "13.0", ("sm_90", "sm_120"), tmp_path)
-    monkeypatch.setattr("scripts.toolchain.verify.torch_facts", lambda _python: facts)  # a real one is gigabytes
+    monkeypatch.setattr("scripts.toolchain.verify.torch_facts", lambda *_: facts)  # a real one is gigabytes
     found = verify_toolchain(Tools(home), make_recipe(), ARCHS, os.environ)
     assert found == {"nvcc": "13.0", "torch": "2.11.0", "torch_cuda": "13.0", "archs": "9.0;12.0+PTX"}
