@@ -238,4 +238,4 @@ def _summary(
     if target.driver:
         return f"{target}: OK: {counts}{which}"
     why = f"; {alarming} containers are compiled by the driver" if alarming else ""
-    return f"{target}: needs {lowest} or later: {counts}{which}{why}"
+    return f"{target}: needs {lowest} {architecture(target.arch).or_later}: {counts}{which}{why}"

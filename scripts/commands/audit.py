@@ -16,6 +16,7 @@ from scripts.commands.options import recipe_argument
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, UsageError
 from scripts.core.files import write_atomic, write_json
+from scripts.cuda.archs import architecture, parse_arch
 from scripts.cuda.drivers import Target, parse_target
 from scripts.recipe.files import load_recipe
 
@@ -84,7 +85,8 @@ def _remedies(report: AuditReport, *, compiled: bool) -> list[str]:
     unmet = [item for item in report.targets if not item.ok and item.judged]
     hazards = [hazard.remedy for item in unmet for hazard in item.hazards if hazard.level is Level.ERROR]
     drivers = {
-        f"a driver of CUDA {item.lowest_cuda} ({item.lowest_driver or 'its number is not known'}) or later": item.gpu
+        f"a driver of CUDA {item.lowest_cuda} ({item.lowest_driver or 'its number is not known'}) "
+        + architecture(parse_arch(item.arch)).or_later: item.gpu
         for item in reversed(unmet)
         if item.lowest_cuda and not item.hazards
     }

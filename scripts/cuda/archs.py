@@ -75,6 +75,11 @@ class Architecture:
         """Products of this arch; the first stands for it in messages."""
         return PRODUCTS.get(self.number) or (f"GPU {self.number}",)
 
+    @property
+    def or_later(self) -> str:
+        """How far a lowest driver goes, in words: drivers drop old GPUs."""
+        return f"or later, up to {self.last_branch}.x" if self.last_branch else "or later"
+
 
 TABLE = (
     Architecture("5.0", "Maxwell", "6.5", "12.9", 580),

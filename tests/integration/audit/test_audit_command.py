@@ -77,6 +77,14 @@ def test_a_recipe_names_libraries_that_may_have_nothing_for_a_gpu(
         audit.main([*command[:-1], "V100@12.8"], Console())
 
 
+def test_the_remedy_for_a_driver_that_dropped_the_gpu_is_an_older_one(tmp_path: Path) -> None:
+    library = shared_object(tmp_path / "x.so", {"a.cu": container(sass("70", "k"))})
+    with pytest.raises(AuditError) as caught:
+        audit.main([str(library), "--target", "V100@590"], Console())
+    assert "drivers after 580.x no longer support Volta" in caught.value.why
+    assert caught.value.fix == ["a driver of CUDA 12.0 (525.60.13) or later, up to 580.x on the V100"]
+
+
 def test_a_finding_alone_fails_the_audit_too(wheel: Path) -> None:
     with pytest.raises(AuditError) as caught:
         audit.main([str(wheel), "--target", "A100"], Console())
