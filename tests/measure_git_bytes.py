@@ -21,7 +21,7 @@ from typing import Any
 from scripts.core.cache import Cache
 from scripts.core.console import human_bytes
 from scripts.downloads.mirrors import parse_mirrors
-from scripts.recipe.model import GitSource
+from scripts.recipe.sources import GitSource
 from scripts.sources.git_source import fetch_git
 from tests.accesses import make_access
 from tests.integration.git_servers import GitServer, Upstream, git, serving

@@ -15,7 +15,8 @@ from scripts.audit.models import ComponentReport, Finding, Level
 from scripts.cuda.archs import Arch
 from scripts.cuda.drivers import numbers
 from scripts.formats.wheel import MAX_TAGS, TAG, Hash, WheelFile, WheelName, read_record, tag_count
-from scripts.recipe.model import Component, GitSource, Recipe
+from scripts.recipe.model import Component, Recipe
+from scripts.recipe.sources import GitSource
 
 MAX_REQUIREMENT = 1_000  # characters
 TRITON_KERNELS = "vllm/third_party/triton_kernels/"

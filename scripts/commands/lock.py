@@ -25,13 +25,13 @@ from scripts.recipe.written import recipe_text
 from scripts.sources.fetch import source_tree
 from scripts.toolchain.locks import compile_lock
 from scripts.upstream.pins import (
-    TOOLKIT_WHEELS,
     Resolver,
-    _cuda_packages,
     _source,
     recipe_data,
+    remarks,
     source_table,
     torch_cuda,
+    torch_toolkit,
 )
 from scripts.upstream.tree import Upstream, read_upstream
 
@@ -53,16 +53,20 @@ def main(arguments: Sequence[str], console: Console) -> int:
     with tempfile.TemporaryDirectory() as folder:
         wanted, locked = Path(folder) / "build.in", Path(folder) / "build.txt"
         cuda = options.cuda or _resolve_cuda(upstream, wanted, locked, access)
-        data = recipe_data(options.version, table, upstream, resolver, cuda=cuda)
+        toolkit = torch_toolkit(locked.read_text()) if locked.exists() else ""
+        data = recipe_data(options.version, table, upstream, resolver, cuda=cuda, toolkit=toolkit)
         text = "#:schema ../docs/recipe.schema.json\n" + recipe_text(data)
-        if not options.write:
+        if options.write:
+            packages = data["toolchain"].get("cuda_packages", [])
+            if options.cuda or packages:
+                _resolve_cuda(upstream, wanted, locked, access, more=packages)
+            _write(options.version, cuda, text, locked.read_bytes(), access)
+        else:
             console.result(text)
-            if resolver.unresolved:
-                console.warn(f"no server answered for: {'; '.join(resolver.unresolved)}")
-            return 0
-        if options.cuda or cuda in TOOLKIT_WHEELS:
-            _resolve_cuda(upstream, wanted, locked, access, more=_cuda_packages(cuda))
-        _write(options.version, cuda, text, locked.read_bytes(), access)
+    for sentence in remarks(upstream, data):
+        console.note(sentence)
+    if resolver.unresolved:
+        console.warn(f"no server answered for: {'; '.join(resolver.unresolved)}")
     return 0
 
 

@@ -15,7 +15,7 @@ from scripts.core.paths import DEFAULT_RECIPE
 from scripts.downloads.access import Access
 from scripts.downloads.listing import find_sdist
 from scripts.recipe.files import load_recipe
-from scripts.recipe.model import SdistSource, WheelSource
+from scripts.recipe.sources import SdistSource, WheelSource
 from scripts.sources.fetch import source_tree
 from scripts.sources.series import Verdict, check_series, recipe_patches
 

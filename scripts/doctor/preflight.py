@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from scripts.core.cache import Cache
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import Mirror, address, rewrite
-from scripts.recipe.model import GitSource, Recipe
+from scripts.recipe.model import Recipe
+from scripts.recipe.sources import GitSource
 from scripts.sources.git_process import unreachable
 from scripts.sources.git_source import tree_key
 from scripts.toolchain.choice import needs_packages

@@ -10,7 +10,7 @@ from scripts.core.errors import FetchError
 from scripts.downloads.access import Access
 from scripts.downloads.download import http_errors, open_client, unreachable
 from scripts.downloads.indexes import Indexes, redacted
-from scripts.recipe.model import SdistSource, WheelSource
+from scripts.recipe.sources import SdistSource, WheelSource
 
 if TYPE_CHECKING:  # 0.2 s to load
     from unearth import Link

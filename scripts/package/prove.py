@@ -18,7 +18,7 @@ from scripts.cuda.archs import Arch
 from scripts.downloads.access import Access
 from scripts.formats.fatbin_types import DeviceCode, Kind
 from scripts.formats.unit_names import device_codes
-from scripts.recipe.model import Component, Recipe
+from scripts.recipe.model import Recipe
 from scripts.toolchain.environments import make_environment, run_uv
 from scripts.toolchain.layered import lead_to
 from scripts.toolchain.provide import Toolchain
@@ -37,7 +37,6 @@ for name, member in json.loads(sys.argv[1]).items():
     result["operators"][name] = sorted(set(torch._C._dispatch_get_all_op_names()) - before)
 print("PROOF " + json.dumps(result))
 """
-_REGISTER_NOTHING = {Component.CUMEM_ALLOCATOR}  # a plain extension module, no torch operators
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def _import(python: Path, recipe: Recipe, toolchain: Toolchain, folder: Path) ->
             detail=text.strip()[-3000:],
         )
     seen = _Seen(**json.loads(line.removeprefix("PROOF ")))
-    silent = [c.value for c in recipe.shared_objects if c not in _REGISTER_NOTHING and not seen.operators[c.value]]
+    silent = [c.value for c in recipe.shared_objects if not c.is_plain_module and not seen.operators[c.value]]
     if silent:
         raise AuditError(f"{', '.join(silent)} loads but registers no operators", fix="see compile.log")
     return seen

@@ -19,7 +19,9 @@ from scripts.core.errors import PackageError, from_os_error
 from scripts.core.version import version as wheelsmith_version
 from scripts.formats.sbom import FOLDER, NAME, _text
 from scripts.formats.wheel import WheelWriter, one_block, open_wheel, wheel_name
-from scripts.recipe.model import GitSource, Recipe, Source
+from scripts.recipe.fields import FROM_TREE
+from scripts.recipe.model import Recipe
+from scripts.recipe.sources import GitSource, Source
 
 _COMPILED_WITH = ("nvidia-cuda-nvcc", "nvidia-nvvm", "cmake", "ninja", "setuptools")
 
@@ -91,7 +93,8 @@ def _from_source(name: str, version: str, source: Source) -> Component:
         )
         component.properties.add(Property(name="wheelsmith:commit", value=source.commit))
         for path, commit in source.submodules.items():
-            component.properties.add(Property(name=f"wheelsmith:submodule:{path}", value=commit))
+            pin = f"as the tree of {source.commit} names it" if commit == FROM_TREE else commit
+            component.properties.add(Property(name=f"wheelsmith:submodule:{path}", value=pin))
         return component
     component.purl = PackageURL("pypi", None, source.name, source.version)
     component.bom_ref.value = f"{name}@{version}#{source.kind}"

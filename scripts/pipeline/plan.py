@@ -10,7 +10,8 @@ from scripts.core.machine import Machine
 from scripts.cuda.archs import Arch, arch_list, runs_on_cubin
 from scripts.recipe.costs import cpu_seconds, unit_count
 from scripts.recipe.fitting import kernel_archs
-from scripts.recipe.model import Cost, Recipe, describe
+from scripts.recipe.model import Cost, Recipe
+from scripts.recipe.sources import describe
 from scripts.sources.series import recipe_patches
 from scripts.toolchain.choice import needs_packages
 from scripts.toolchain.installed import find_system_toolkit

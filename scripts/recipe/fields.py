@@ -52,6 +52,8 @@ def _arch_list(value: Any) -> Any:
         raise ValueError(f"{error.what} {' '.join(error.fix)}") from error
 
 
+FROM_TREE = "tree"  # the pin of a submodule that the pinned commit's own tree names
+SubmodulePin = Annotated[str, Field(pattern=r"^([0-9a-f]{40}|tree)$")]
 VersionText = Annotated[str, AfterValidator(_version)]
 CudaVersion = Annotated[str, Field(pattern=r"^\d{2}\.\d$", description="CUDA toolkit as MAJOR.MINOR, such as 12.8")]
 EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]

@@ -14,7 +14,8 @@ from scripts.core.errors import UsageError, nearest
 from scripts.core.paths import RECIPES, ROOT
 from scripts.cuda.archs import check_cuda_can
 from scripts.recipe.fitting import without_what_is_too_new
-from scripts.recipe.model import Cost, Dependency, GitSource, Recipe, SdistSource, WheelSource
+from scripts.recipe.model import Cost, Dependency, Recipe
+from scripts.recipe.sources import GitSource, SdistSource, WheelSource
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -186,6 +187,7 @@ _KINDS = {
 _FORMS = {
     r"^[0-9a-f]{64}$": "a sha256 is wanted: 64 digits out of 0-9 and a-f",
     r"^[0-9a-f]{40}$": "a full commit id is wanted: 40 digits out of 0-9 and a-f",
+    r"^([0-9a-f]{40}|tree)$": 'a full commit id is wanted, 40 digits out of 0-9 and a-f, or "tree"',
     r"^\d{2}\.\d$": 'a CUDA version with one dot is wanted, such as "12.8"',
     r"^[A-Z_][A-Z0-9_]*$": "the name of a variable is wanted: capitals, digits and _",
     r"^[\w.+/-]+$": "a relative path is wanted: letters, digits and . _ + - /",

@@ -17,12 +17,13 @@ from pydantic.json_schema import SkipJsonSchema
 
 from scripts.core.errors import nearest
 from scripts.core.files import digest
-from scripts.core.models import CommitSha, Model, Sha256
+from scripts.core.models import Model, Sha256
 from scripts.core.paths import RECIPES, ROOT
 from scripts.cuda.archs import Arch
 from scripts.cuda.labels import version_label
 from scripts.recipe.families import FAMILIES
-from scripts.recipe.fields import ArchListText, ArchText, CudaVersion, EnvName, RelativePath, TagText, VersionText
+from scripts.recipe.fields import ArchListText, ArchText, CudaVersion, EnvName, RelativePath, VersionText
+from scripts.recipe.sources import SdistSource, Source
 from scripts.recipe.torch_pin import torch_label
 
 SCHEMA_FILE = ROOT / "docs" / "recipe.schema.json"
@@ -35,23 +36,41 @@ class Component(str, Enum):
     CORE = "_C"
     CORE_STABLE = "_C_stable_libtorch"
     MOE = "_moe_C"
+    MOE_STABLE = "_moe_C_stable_libtorch"
+    SPINLOOP = "spinloop"
+    FS_IO = "fs_io_C"
     FLASH_ATTENTION_2 = "_vllm_fa2_C"
     FLASH_ATTENTION_3 = "_vllm_fa3_C"
     FLASH_ATTENTION_4 = "_vllm_fa4_cutedsl_C"
     FLASHMLA = "_flashmla_C"
     FLASHMLA_EXTENSION = "_flashmla_extension_C"
     DEEP_GEMM = "_deep_gemm_C"
+    DEEP_SELECT = "_deepselect_C"
+    FLASH_KDA = "_flashkda_C"
+    QUTLASS = "_qutlass_C"
     TRITON_KERNELS = "triton_kernels"
+    FMHA_SM100 = "fmha_sm100"
+    TML_FA4 = "tml_fa4"
 
     @property
     def has_device_code(self) -> bool:
-        """Whether a GPU's compiler makes a part of it: the allocator calls the driver only."""
-        return not self.python_only and self is not Component.CUMEM_ALLOCATOR
+        """Whether a GPU's compiler makes a part of it: the others are C++, such as the allocator."""
+        return not self.python_only and not self.is_plain_module
+
+    @property
+    def is_plain_module(self) -> bool:
+        """Whether it is a Python extension module in C++ that registers no operator of torch."""
+        return self in {Component.CUMEM_ALLOCATOR, Component.SPINLOOP, Component.FS_IO}
 
     @property
     def python_only(self) -> bool:
         """Whether it brings Python files and no shared object."""
-        return self in {Component.FLASH_ATTENTION_4, Component.TRITON_KERNELS}
+        return self in {
+            Component.FLASH_ATTENTION_4,
+            Component.TRITON_KERNELS,
+            Component.FMHA_SM100,
+            Component.TML_FA4,
+        }
 
     @property
     def member(self) -> str:
@@ -78,52 +97,6 @@ def _has_device_code(values: tuple[Component, ...]) -> tuple[Component, ...]:
     return values
 
 
-class SdistSource(Model):
-    """A source distribution on the package index. Never executed to be fetched."""
-
-    kind: Literal["sdist"]
-    name: str
-    """Project name on the index."""
-    version: VersionText
-    sha256: Sha256
-
-
-class WheelSource(Model):
-    """A wheel on the package index of which one folder is used (headers, say). Only unpacked, never installed."""
-
-    kind: Literal["wheel"]
-    name: str
-    """Project name on the index."""
-    version: VersionText
-    sha256: Sha256
-    path: RelativePath
-    """Folder inside the wheel that is the dependency's root."""
-
-
-class GitSource(Model):
-    """A commit of a git repository."""
-
-    kind: Literal["git"]
-    repository: str = Field(pattern=r"^(https|ssh|file)://\S+$")
-    """URL of the repository; mirrors are set outside recipes (WHEELSMITH_MIRROR)."""
-    commit: CommitSha
-    tag: TagText = ""
-    """Label for people; checked to name the commit when the server is asked."""
-    subdirectories: tuple[RelativePath, ...] = ()
-    """Fetch only these folders or files (all when empty); one inside a submodule restricts that submodule only."""
-    path: RelativePath = "."
-    """Folder inside the repository that is the dependency's root."""
-    submodules: dict[RelativePath, CommitSha] = {}
-    """Submodules to fetch, by path, with the commit each must be at."""
-    skip_submodules: tuple[RelativePath, ...] = ()
-    """Submodules that are knowingly left out."""
-    files_sha256: RelativePath | None = None
-    """File beside the recipe that lists `sha256  path` of every file the dependency must consist of."""
-
-
-Source = Annotated[SdistSource | WheelSource | GitSource, Field(discriminator="kind")]
-
-
 class Package(Model):
     """What the wheel is called and what it is not."""
 
@@ -141,6 +114,8 @@ class Dependency(Model):
 
     version: str
     """Version for people and reports: `4.4.2`."""
+    instead_of: str = ""
+    """Upstream's own pin, where the recipe knowingly takes another version; label and notice must then say so."""
     source: Source
     variable: EnvName
     """Environment variable with which upstream takes a directory: `VLLM_CUTLASS_SRC_DIR`."""
@@ -179,6 +154,17 @@ class Redist(Model):
     """Digests of components' archives that the manifest must have."""
 
 
+class Host(Model):
+    """What upstream's own files want of the machine that compiles."""
+
+    python: str = ""
+    """`requires-python` of pyproject.toml: `>=3.11,<3.15`."""
+    cxx: int = 17
+    """C++ standard of all units."""
+    gcc: dict[Component | Literal["all"], VersionText] = {}
+    """Oldest GCC, by the component that CMake refuses to configure with an older one, or `all`."""
+
+
 class Toolchain(Model):
     """Where nvcc, torch and the build requirements come from."""
 
@@ -197,6 +183,8 @@ class Toolchain(Model):
     """For `pypi`: requirement of the compiler wheels, `cuda-toolkit[nvcc,…]==13.0.2`."""
     build_requirements: tuple[str, ...]
     """Upstream's build requirements, as in its pyproject.toml."""
+    host: Host = Host()
+    """What upstream wants of the machine that compiles."""
 
 
 class OptionalLibrary(Model):
@@ -316,6 +304,17 @@ class Recipe(Model):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _stand_ins_are_named(self) -> Recipe:
+        for name, dependency in self.dependencies.items():
+            said = f"{name}{dependency.version}" in self.package.label and dependency.version in self.package.notice
+            if dependency.instead_of and not said:
+                raise ValueError(
+                    f"dependencies.{name}: {dependency.version} stands in for {dependency.instead_of}: package.label "
+                    f"must contain {name}{dependency.version}, and package.notice {dependency.version}"
+                )
+        return self
+
     @property
     def digest(self) -> str:
         """sha256 prefix over all that decides the result (not what only describes it)."""
@@ -363,11 +362,3 @@ def recipe_file(name: str, folder: Path) -> Path:
     """Return a file named by a recipe in `folder`: beside it, or in recipes/ where only that one exists."""
     beside, ours = folder / name, RECIPES / name
     return ours if ours.is_file() and not beside.is_file() else beside
-
-
-def describe(source: Source) -> str:
-    """Return a source in one line: where from and its pin."""
-    if isinstance(source, GitSource):
-        return f"git {source.repository} at {source.commit[:12]}" + (f" ({source.tag})" if source.tag else "")
-    inside = f", folder {source.path}" if source.kind == "wheel" else ""
-    return f"{source.kind} {source.name} {source.version}{inside}, sha256 {source.sha256[:12]}…"

@@ -8,7 +8,7 @@ from typing import Any
 import tomlkit
 from tomlkit.items import Array, InlineTable, Item, Table
 
-INLINE = {"submodules", "cmake"}  # tables whose keys are data: paths and CMake's variables
+INLINE = {"submodules", "cmake", "gcc"}  # tables whose keys are data: paths, variables, components
 WIDTH = 100  # characters of a list on one line
 
 

@@ -29,7 +29,8 @@ from scripts.cuda.archs import arch_list
 from scripts.formats.unit_names import DeviceFacts, device_facts
 from scripts.package.build import Wheel
 from scripts.package.prove import Proof
-from scripts.recipe.model import GitSource, Recipe, Source
+from scripts.recipe.model import Recipe
+from scripts.recipe.sources import GitSource, Source
 from scripts.report.timeline import read_timeline
 from scripts.report.wheelhouse import SCHEMA
 from scripts.sources.types import Fetched

@@ -27,7 +27,8 @@ from scripts.core.files import file_sha256
 from scripts.core.models import CommitSha, Sha256
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import repository_key
-from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
+from scripts.recipe.model import Recipe
+from scripts.recipe.sources import GitSource, SdistSource, WheelSource
 from scripts.sources.git_checkout import Job, Work
 from scripts.sources.git_source import walk
 

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from scripts.core.errors import FetchError
 from scripts.core.files import file_sha256
-from scripts.recipe.model import GitSource, recipe_file
+from scripts.recipe.model import recipe_file
+from scripts.recipe.sources import GitSource
 from scripts.sources.git_process import DOCS
 
 

@@ -16,7 +16,8 @@ from scripts.downloads.access import Access
 from scripts.downloads.download import download, open_client
 from scripts.downloads.listing import IndexSource, find_link
 from scripts.downloads.unpack import unpack_sdist, unpack_wheel
-from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
+from scripts.recipe.model import Recipe
+from scripts.recipe.sources import GitSource, SdistSource, WheelSource
 from scripts.sources.git_source import fetch_git
 from scripts.sources.types import Archive, Fetched, GitTree
 

@@ -19,7 +19,8 @@ from scripts.core.files import digest, write_json
 from scripts.core.paths import RECIPES
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import repository_key, resolve
-from scripts.recipe.model import GitSource
+from scripts.recipe.fields import FROM_TREE
+from scripts.recipe.sources import GitSource
 from scripts.sources.digests import check_files, read_list, tree_digest, tree_files
 from scripts.sources.git_checkout import Entry, Job, Work, is_below
 from scripts.sources.types import GitTree
@@ -120,7 +121,7 @@ def _checked_submodule(path: str, link: Entry, pinned: dict[str, str], urls: dic
             why=f"it is at commit {link.oid}; leaving it out unseen could break the build",
             fix=f'pin it (submodules = {{ "{path}" = "{link.oid}" }}) or leave it out (skip_submodules = ["{path}"])',
         )
-    if pinned[path] != link.oid:
+    if pinned[path] not in {link.oid, FROM_TREE}:
         raise FetchError(
             f"submodule {path!r} of {job.url} is not at the pinned commit",
             why=f"commit {job.commit} has it at {link.oid}, the recipe pins {pinned[path]}",

@@ -4,74 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from scripts.core.console import Console
 from scripts.core.errors import DoctorError
-from scripts.recipe.model import Component, Dependency, GitSource, Recipe
-from scripts.upstream.tree import Fetch, Upstream, read_upstream
-
-
-@dataclass(frozen=True)
-class Known:
-    """What wheelsmith knows of a fetch beyond what upstream's CMake says of it."""
-
-    name: str
-    """Name of the dependency in recipes."""
-    components: tuple[Component, ...] = ()
-    """Components that need it; empty: configuring needs it."""
-    subdirectories: tuple[str, ...] = ()
-    path: str = "."
-    submodules: tuple[str, ...] = ()
-    skip_submodules: tuple[str, ...] = ()
-    cmake: dict[str, str] = field(default_factory=dict)
-    """CMake variables that its own CMakeLists.txt, which is not fetched, would set: folders of it."""
-
-
-_TRITON = "python/triton_kernels/triton_kernels"
-_CUTLASS = ("include", "tools/util/include")
-
-
-def _own_cutlass(folder: str) -> tuple[str, ...]:
-    return tuple(f"{folder}/{part}" for part in _CUTLASS)
-
-
-KNOWN = {
-    "cutlass": Known(
-        "cutlass",
-        subdirectories=(*_CUTLASS, "python/cutlass_library", "examples/77_blackwell_fmha", "examples/common"),
-        cmake={
-            "CUTLASS_DIR": ".",
-            "CUTLASS_INCLUDE_DIR": "include",
-            "CUTLASS_TOOLS_UTIL_INCLUDE_DIR": "tools/util/include",
-        },
-    ),
-    "triton_kernels": Known("triton_kernels", (Component.TRITON_KERNELS,), (_TRITON,), _TRITON),
-    "flashmla": Known(
-        "flashmla",
-        (Component.FLASHMLA, Component.FLASHMLA_EXTENSION),
-        _own_cutlass("csrc/cutlass"),
-        submodules=("csrc/cutlass",),
-    ),
-    "qutlass": Known(
-        "qutlass",
-        (Component.CORE,),
-        ("qutlass",),
-        skip_submodules=("qutlass/third_party/cutlass", "third_party/cutlass"),
-    ),
-    "vllm-flash-attn": Known(
-        "flash-attention",
-        (Component.FLASH_ATTENTION_2, Component.FLASH_ATTENTION_3, Component.FLASH_ATTENTION_4),
-        _own_cutlass("csrc/cutlass"),
-        submodules=("csrc/cutlass",),
-        skip_submodules=("csrc/composable_kernel",),
-    ),
-    "deepgemm": Known("deepgemm", (Component.DEEP_GEMM,), submodules=("third-party/cutlass", "third-party/fmt")),
-}
+from scripts.recipe.model import Component, Dependency, Host, Recipe
+from scripts.recipe.sources import GitSource
+from scripts.upstream.fetches import Fetch
+from scripts.upstream.known import KNOWN
+from scripts.upstream.tree import Upstream, read_upstream
 
 
 def disagreements(recipe: Recipe, tree: Path) -> list[str]:
@@ -107,6 +52,21 @@ def _decisive(recipe: Recipe, upstream: Upstream) -> Iterator[str]:
     yield from _components(recipe, upstream)
     yield from _archs(recipe, upstream)
     yield from _dependencies(recipe, upstream)
+    yield from _host(recipe, upstream)
+
+
+def _host(recipe: Recipe, upstream: Upstream) -> Iterator[str]:
+    ours, theirs = recipe.toolchain.host, upstream.host
+    if ours == Host():
+        return  # says nothing of it: older recipes
+    if (ours.python, ours.cxx) != (theirs.python, theirs.cxx):
+        yield (
+            f"toolchain.host says Python {ours.python} and C++{ours.cxx}, "
+            f"upstream wants {theirs.python} and C++{theirs.cxx}"
+        )
+    newest = max(theirs.gcc.values(), key=Version, default="")
+    if max(ours.gcc.values(), key=Version, default="") != newest:
+        yield f"toolchain.host.gcc names no GCC {newest or 'at all'}, as upstream does"
 
 
 def _torch(recipe: Recipe, upstream: Upstream) -> Iterator[str]:
@@ -160,6 +120,8 @@ def _pin(name: str, dependency: Dependency, fetch: Fetch) -> Iterator[str]:
         ours = source.commit if is_commit else source.tag
     else:
         ours = dependency.version if is_commit else f"v{dependency.version}"
+    if dependency.instead_of:
+        ours = dependency.instead_of
     if ours != fetch.pin:
         yield f"dependency {name} is at {ours or 'no tag'} in the recipe, upstream pins {fetch.pin}"
     if fetch.variable and dependency.variable != fetch.variable:

@@ -13,10 +13,13 @@ from scripts.cuda.labels import cuda_label
 from scripts.downloads.access import Access
 from scripts.downloads.listing import find_sdist
 from scripts.downloads.mirrors import VARIABLE, repository_key
-from scripts.recipe.model import Component, GitSource, Recipe, SdistSource
+from scripts.recipe.fields import FROM_TREE
+from scripts.recipe.model import Component, Recipe
+from scripts.recipe.sources import GitSource, SdistSource
 from scripts.sources.git_checkout import Job, Work
-from scripts.upstream.agreement import KNOWN, Known
-from scripts.upstream.tree import Fetch, Upstream
+from scripts.upstream.fetches import Fetch
+from scripts.upstream.known import KNOWN, Known
+from scripts.upstream.tree import Upstream
 
 REPOSITORY = "https://github.com/vllm-project/vllm"
 DOCS = "docs/sources.md#lock"
@@ -24,6 +27,7 @@ UNRESOLVED = "UNRESOLVED"  # no recipe reads it as a commit
 TOOLKIT_WHEELS = {"13.0": "13.0.2"}  # CUDA whose compiler is on the package index: release of `cuda-toolkit`
 REDIST_RELEASES = {"12.6": "12.6.3", "12.8": "12.8.1", "12.9": "12.9.1"}  # last release of each CUDA 12 line
 WANTED_ARCHS = ("8.0", "8.6", "8.9", "9.0", "12.0")
+_TOOLKIT = re.compile(r"^cuda-toolkit(?:\[[^]]*\])?==(\d+\.\d+\.\d+)", re.MULTILINE)
 _CUDA = re.compile(r"^(?:nvidia-cuda-runtime(?:-cu\d+)?|cuda-toolkit)(?:\[[^]]*\])?==(\d+\.\d+)", re.MULTILINE)
 
 
@@ -45,9 +49,9 @@ class Resolver:
         table: dict[str, Any] = {"kind": "git", "repository": repository, "commit": commit}
         if not is_commit:
             table["tag"] = fetch.pin
-        table["subdirectories"] = list(known.subdirectories)
+        table["subdirectories"] = list(known.folders_of(fetch))
         table["path"] = known.path
-        table["submodules"] = self.submodules(repository, commit, known.submodules)
+        table["submodules"] = self.submodules(repository, commit, known.submodules_of(fetch))
         table["skip_submodules"] = list(known.skip_submodules)
         listed = f"{known.name}-{fetch.pin}.sha256"
         if (RECIPES / listed).is_file():
@@ -65,11 +69,15 @@ class Resolver:
         except FetchError as error:
             return self._given_up(f"tag {tag} of {repository}", error)
         if commit is None:
-            raise FetchError(f"{repository} has no tag {tag!r}", fix="check the version", docs=DOCS)
+            missing = FetchError(f"{repository} has no tag {tag!r}", fix="check the version, or the mirror", docs=DOCS)
+            return self._given_up(f"tag {tag} of {repository}", missing)
         return commit
 
     def submodules(self, repository: str, commit: str, paths: Sequence[str]) -> dict[str, str]:
-        """Return the commits of submodules at `commit`, from a recipe that pins it or from the server."""
+        """Return the commits of submodules at `commit`, from a recipe that pins it or from the server.
+
+        Without a server they are what the tree of `commit` names: as surely pinned, if not written down.
+        """
         if not paths:
             return {}
         for source in self._pinned(repository):
@@ -79,8 +87,8 @@ class Resolver:
             with Work(self._ask(), Job(repository, commit, folders=tuple(paths))) as work:
                 work.fetch()
                 return {entry.path: entry.oid for entry in work.entries() if entry.kind == "commit"}
-        except FetchError as error:
-            return dict.fromkeys(paths, self._given_up(f"submodules of {repository}", error))
+        except FetchError:
+            return dict.fromkeys(paths, FROM_TREE)
 
     def _ask(self) -> Access:
         """After one failure, the others need not wait for the same network."""
@@ -103,15 +111,18 @@ class Resolver:
 
 
 def recipe_data(
-    version: str, source: Mapping[str, Any], upstream: Upstream, resolver: Resolver, *, cuda: str
+    version: str, source: Mapping[str, Any], upstream: Upstream, resolver: Resolver, *, cuda: str, toolkit: str = ""
 ) -> dict[str, Any]:
-    """Return the tables of a recipe for everything upstream builds with CUDA `cuda`."""
+    """Return the tables of a recipe for everything upstream builds with CUDA `cuda`.
+
+    `toolkit`: release of the compiler's wheels, "" for the one that is known to go with `cuda`.
+    """
     unknown = [fetch for fetch in upstream.fetches if fetch.name not in KNOWN]
     if unknown:
         raise FetchError(
             f"upstream fetches {unknown[0].name} ({unknown[0].repository}), which wheelsmith does not know",
             why=f"in {unknown[0].file}; a recipe without it would clone it unpinned",
-            fix="enter it into scripts/upstream/agreement.py: which components need it, and which folders of it",
+            fix="enter it into scripts/upstream/known.py: which components need it, and which folders of it",
             docs=DOCS,
         )
     first = max((key for key in upstream.archs if not key or _numbers(key) <= _numbers(cuda)), key=_numbers)
@@ -145,24 +156,45 @@ def recipe_data(
         "source": dict(source),
         "dependencies": dependencies,
         "torch": {"version": upstream.torch, "cuda": cuda},
-        "toolchain": _toolchain(version, cuda, upstream),
+        "toolchain": _toolchain(version, cuda, upstream, toolkit),
     }
 
 
-def _toolchain(version: str, cuda: str, upstream: Upstream) -> dict[str, Any]:
+def remarks(upstream: Upstream, data: Mapping[str, Any]) -> list[str]:
+    """Return what a user should know of a recipe that was made from upstream's files, one sentence each."""
+    from_git = {name: item for name, item in data["dependencies"].items() if item["source"]["kind"] == "git"}
+    named = [
+        f"{name} {item['version']} ({', '.join(item.get('components', ())) or 'all components'})"
+        for name, item in from_git.items()
+    ]
+    said = [f"no package index has, git hosts alone: {'; '.join(named)}"] if named else []
+    if upstream.rust:
+        said.append(
+            "the Rust front end (vllm-rs) is left out: upstream makes it optional, and no package index has its crates"
+        )
+    for component, version in upstream.host.gcc.items():
+        what = "configures with" if component == "all" else f"builds {component} with"
+        said.append(f"upstream {what} GCC {version} or newer, in C++{upstream.host.cxx}")
+    return said
+
+
+def _toolchain(version: str, cuda: str, upstream: Upstream, toolkit: str) -> dict[str, Any]:
     table: dict[str, Any] = {
         "kind": "pypi" if cuda in TOOLKIT_WHEELS else "auto",
         "cuda": cuda,
         "lock": f"locks/vllm-{version}-{cuda_label(cuda)}.txt",
-        "cuda_packages": _cuda_packages(cuda),
+        "cuda_packages": _cuda_packages(cuda, toolkit),
         "build_requirements": [*upstream.build_requirements, "build"],
         "redist": {"release": REDIST_RELEASES[cuda]} if cuda in REDIST_RELEASES else {},
+        "host": upstream.host.model_dump(mode="json", exclude_defaults=True),
     }
     return {key: value for key, value in table.items() if value}
 
 
-def _cuda_packages(cuda: str) -> list[str]:
-    return [f"cuda-toolkit[nvcc,nvvm,crt,cccl]=={TOOLKIT_WHEELS[cuda]}"] if cuda in TOOLKIT_WHEELS else []
+def _cuda_packages(cuda: str, toolkit: str) -> list[str]:
+    if cuda not in TOOLKIT_WHEELS:
+        return []
+    return [f"cuda-toolkit[nvcc,nvvm,crt,cccl]=={toolkit or TOOLKIT_WHEELS[cuda]}"]
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -202,3 +234,12 @@ def torch_cuda(lock: str) -> str:
     if not found:
         raise FetchError("the locked torch depends on no CUDA runtime", why="it is a CPU build", docs=DOCS)
     return str(found[0])
+
+
+def torch_toolkit(lock: str) -> str:
+    """Return the release of `cuda-toolkit` that the locked torch depends on, "" where it depends on none: `13.0.3`.
+
+    Another release of the compiler's wheels would contradict it.
+    """
+    found = _TOOLKIT.findall(lock)
+    return str(found[0]) if found else ""

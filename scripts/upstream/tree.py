@@ -1,58 +1,32 @@
 """What a vLLM source tree itself says: its torch, fetches, extensions, build requirements and archs.
 
-Read from CMakeLists.txt, cmake/**/*.cmake, setup.py, pyproject.toml and requirements/, never from memory. A fetch that
-is not recognised is an error: it would run unpinned, or fail, in the middle of a build.
+Read from CMakeLists.txt, cmake/**/*.cmake, setup.py, pyproject.toml and requirements/, never from memory.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
 from scripts.core.errors import FetchError
 from scripts.core.paths import RECIPES
+from scripts.recipe.model import Host
+from scripts.upstream.cmake import Call, cmake_calls
+from scripts.upstream.extensions import Extension, read_extensions
+from scripts.upstream.fetches import DOCS, Fetch, read_fetches
+from scripts.upstream.host import read_host
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-DOCS = "docs/sources.md#lock"
-CPU_ONLY = frozenset({"onednn", "arm_compute"})  # fetched by cmake/cpu_extension.cmake for CPU builds alone
-_OTHER_FETCHES = re.compile(r"ExternalProject_Add|CPMAddPackage|git_clone|download\w*", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Fetch:
-    """A FetchContent_Declare that would clone a repository."""
-
-    name: str
-    repository: str
-    pin: str
-    """Tag or commit as upstream writes it."""
-    variable: str = ""
-    """Variable with which upstream takes a directory instead, "" when there is none."""
-    submodules: tuple[str, ...] = ()
-    file: str = ""
-
-
-@dataclass(frozen=True)
-class Extension:
-    """An extension of setup.py that CUDA builds have."""
-
-    name: str
-    """Name of the CMake target: `_moe_C`."""
-    optional: bool
-    """Whether it may vanish without an error when it does not build."""
-    cuda: str = ""
-    """First CUDA that builds it, "" for any."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +39,10 @@ class Upstream:
     build_requirements: tuple[str, ...]
     archs: dict[str, tuple[str, ...]]
     """Archs upstream builds for, by the first CUDA they hold for; "" for older ones."""
+    host: Host = field(default_factory=Host)
+    """What it wants of the machine that compiles."""
+    rust: bool = False
+    """Whether setup.py builds a Rust front end. It is optional unless VLLM_REQUIRE_RUST_FRONTEND is set."""
 
 
 def known_upstream(version: str, folder: Path = RECIPES / "upstream") -> Upstream:
@@ -75,27 +53,16 @@ def known_upstream(version: str, folder: Path = RECIPES / "upstream") -> Upstrea
     data = json.loads((folder / f"vllm-{version}.json").read_text(encoding="utf-8"))
     return Upstream(
         torch=data["torch"],
-        fetches=tuple(Fetch(**{**row, "submodules": tuple(row["submodules"])}) for row in data["fetches"]),
+        fetches=tuple(
+            Fetch(**{**row, "submodules": tuple(row["submodules"]), "cutlass": tuple(row.get("cutlass", ()))})
+            for row in data["fetches"]
+        ),
         extensions=tuple(Extension(**row) for row in data["extensions"]),
         build_requirements=tuple(data["build_requirements"]),
         archs={cuda: tuple(archs) for cuda, archs in data["archs"].items()},
+        host=Host.model_validate(data.get("host", {})),
+        rust=data.get("rust", False),
     )
-
-
-@dataclass(frozen=True)
-class _Call:
-    name: str
-    arguments: list[str]
-    file: str
-    line: int
-
-
-@dataclass
-class _Reader:
-    variables: dict[str, str] = field(default_factory=dict)
-
-    def expand(self, text: str) -> str:
-        return re.sub(r"\$\{(\w+)\}", lambda match: self.variables.get(match[1], match[0]), text)
 
 
 def read_upstream(tree: Path) -> Upstream:
@@ -104,10 +71,12 @@ def read_upstream(tree: Path) -> Upstream:
     calls = [call for path in files for call in cmake_calls(_text(path), path.relative_to(tree).as_posix())]
     return Upstream(
         torch=_torch(tree, calls),
-        fetches=tuple(_fetches(calls)),
-        extensions=tuple(_extensions(_text(tree / "setup.py"))),
+        fetches=tuple(read_fetches(calls)),
+        extensions=tuple(read_extensions(_text(tree / "setup.py"))),
         build_requirements=tuple(r for r in _build_requires(tree) if _name(r) != "torch"),
         archs=_archs(calls),
+        host=read_host(calls, _pyproject(tree).get("project", {})),
+        rust=any(_name(item) == "setuptools-rust" for item in _build_requires(tree)),
     )
 
 
@@ -120,98 +89,7 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def cmake_calls(text: str, file: str) -> Iterator[_Call]:
-    """Yield the commands of a CMake file in order, with their arguments unquoted; comments are left out."""
-    token = re.compile(r'#\[\[.*?\]\]|#[^\n]*|"(?:[^"\\]|\\.)*"|[()]|[^\s()"#]+|\s+', re.DOTALL)
-    name, depth, line, begin = "", 0, 1, 1
-    arguments: list[str] = []
-    for match in token.finditer(text):
-        word = match[0]
-        if word == "(":
-            depth += 1
-            if depth == 1:
-                arguments, begin = [], line
-        elif word == ")":
-            depth -= 1
-            if depth == 0:
-                yield _Call(name, arguments, file, begin)
-        elif not word.isspace() and not word.startswith("#"):
-            if depth:
-                arguments.append(word[1:-1] if word.startswith('"') else word)
-            else:
-                name = word
-        line += word.count("\n")
-
-
-def _fetches(calls: Sequence[_Call]) -> Iterator[Fetch]:
-    reader = _Reader()
-    overrides: dict[str, str] = {}
-    found: list[Fetch] = []
-    for call in calls:
-        command = call.name.lower()
-        if command == "set" and len(call.arguments) >= 2:
-            reader.variables[call.arguments[0]] = call.arguments[1]
-        elif command == "fetchcontent_declare":
-            fetch = _declared(call, reader, overrides)
-            found += [fetch] if fetch else []
-        elif _fetches_otherwise(call):
-            raise _unknown(call, f"{call.name}({' '.join(call.arguments[:3])} …)")
-    for fetch in found:
-        yield Fetch(**{**fetch.__dict__, "variable": overrides.get(fetch.name, "")})
-
-
-def _declared(call: _Call, reader: _Reader, overrides: dict[str, str]) -> Fetch | None:
-    """Return the fetch that a FetchContent_Declare describes; one that only names a folder is noted as an override."""
-    name, *rest = call.arguments
-    if name.lower() in CPU_ONLY:
-        return None
-    values = {key: rest[i + 1] for i, key in enumerate(rest[:-1]) if re.fullmatch(r"[A-Z][A-Z_]+", key)}
-    if "GIT_REPOSITORY" not in values:
-        variable = re.fullmatch(r"\$(?:ENV)?\{(\w+)\}", values.get("SOURCE_DIR", ""))
-        if variable is None:
-            raise _unknown(call, f"FetchContent_Declare({name}) without GIT_REPOSITORY")
-        overrides[name] = variable[1]
-        return None
-    pin = reader.expand(values.get("GIT_TAG", ""))
-    if not re.fullmatch(r"[0-9a-f]{40}|v?\d+(\.\d+)+\S*", pin):
-        raise _unknown(call, f"FetchContent_Declare({name}) at {pin or 'no GIT_TAG'!r}, which is no tag or commit")
-    repository = reader.expand(values["GIT_REPOSITORY"])
-    return Fetch(name, repository, pin, submodules=_list_after(rest, "GIT_SUBMODULES"), file=call.file)
-
-
-def _list_after(words: Sequence[str], key: str) -> tuple[str, ...]:
-    if key not in words:
-        return ()
-    listed = []
-    for word in words[words.index(key) + 1 :]:
-        if re.fullmatch(r"[A-Z][A-Z_]+", word):
-            break
-        listed.append(word)
-    return tuple(listed)
-
-
-def _fetches_otherwise(call: _Call) -> bool:
-    words = [word.lower() for word in call.arguments]
-    command = call.name.lower()
-    if command == "file":
-        return words[:1] == ["download"]
-    if command == "execute_process":
-        return any(word in {"git", "curl", "wget"} or "git_executable" in word for word in words)
-    return bool(_OTHER_FETCHES.fullmatch(call.name)) or (
-        command == "fetchcontent_populate" and len(words) > 1 and words[0] not in CPU_ONLY
-    )
-
-
-def _unknown(call: _Call, what: str) -> FetchError:
-    return FetchError(
-        f"{call.file}:{call.line}: a fetch that wheelsmith does not recognise: {what}",
-        why="it would run unpinned at configure time, and no recipe would say so",
-        fix="teach scripts/upstream/tree.py and scripts/commands/lock.py about it, with a pin and an override",
-        docs=DOCS,
-    )
-
-
-def _archs(calls: Sequence[_Call]) -> dict[str, tuple[str, ...]]:
+def _archs(calls: Sequence[Call]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     cuda = ""
     for call in calls:
@@ -227,7 +105,7 @@ def _archs(calls: Sequence[_Call]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _torch(tree: Path, calls: Sequence[_Call]) -> str:
+def _torch(tree: Path, calls: Sequence[Call]) -> str:
     """Return the torch pin; CMakeLists.txt, pyproject.toml and requirements/cuda.txt must agree on it."""
     pins = {
         call.file: call.arguments[1]
@@ -246,9 +124,12 @@ def _torch(tree: Path, calls: Sequence[_Call]) -> str:
     return next(iter(pins.values()))
 
 
+def _pyproject(tree: Path) -> dict[str, Any]:
+    return tomllib.loads(_text(tree / "pyproject.toml"))
+
+
 def _build_requires(tree: Path) -> list[str]:
-    data = tomllib.loads(_text(tree / "pyproject.toml"))
-    return [str(item) for item in data["build-system"]["requires"]]
+    return [str(item) for item in _pyproject(tree)["build-system"]["requires"]]
 
 
 def _name(requirement: str) -> str:
@@ -256,33 +137,3 @@ def _name(requirement: str) -> str:
         return Requirement(requirement).name.lower()
     except InvalidRequirement:
         return requirement
-
-
-def _extensions(text: str) -> Iterator[Extension]:
-    seen = set()
-    for call, conditions in _guarded_calls(ast.parse(text).body, ()):
-        if not isinstance(call.func, ast.Name) or call.func.id != "CMakeExtension":
-            continue
-        shown = " and ".join(conditions)
-        if re.search(r"_is_cpu\(\)", shown) or (shown and not re.search(r"_is_cuda\(\)|_build_custom_ops\(\)", shown)):
-            continue
-        options = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
-        name = str(options["name"]).rsplit(".", 1)[-1]
-        if name in seen:
-            continue
-        seen.add(name)
-        cuda = re.findall(r"get_nvcc_cuda_version\(\) >= Version\('([\d.]+)'\)", shown)
-        yield Extension(name, bool(options.get("optional", False)), cuda[-1] if cuda else "")
-
-
-def _guarded_calls(body: Sequence[ast.stmt], conditions: tuple[str, ...]) -> Iterator[tuple[ast.Call, tuple[str, ...]]]:
-    """Yield the calls of module-level statements with the conditions of the ifs around them."""
-    for statement in body:
-        if isinstance(statement, ast.If):
-            test = ast.unparse(statement.test)
-            yield from _guarded_calls(statement.body, (*conditions, test))
-            yield from _guarded_calls(statement.orelse, (*conditions, f"not ({test})"))
-        elif isinstance(statement, ast.Expr):
-            for node in ast.walk(statement):
-                if isinstance(node, ast.Call):
-                    yield node, conditions

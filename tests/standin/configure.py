@@ -21,7 +21,7 @@ from scripts.core.console import Console
 from scripts.core.paths import RECIPES
 from scripts.downloads.unpack import unpack_sdist
 from scripts.recipe.files import load_recipe
-from scripts.recipe.model import SdistSource
+from scripts.recipe.sources import SdistSource
 from scripts.sources.fetch import fetch_archive
 from scripts.sources.patch import apply_patches
 from scripts.sources.series import recipe_patches

@@ -11,6 +11,9 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
 from scripts.core.process import capture
 from scripts.doctor.checks.installed import judged
 from scripts.doctor.registry import Result, Subject, Verdict, blocked, check, ok, unknown, warning
@@ -35,10 +38,10 @@ def _compiler(subject: Subject) -> HostCompiler | None:
         return None
 
 
-def gcc_major(version: str) -> int | None:
-    """Return g++'s major version from the first line of --version; None for another compiler."""
-    match = re.search(r"(?:g\+\+|gcc|GCC|c\+\+)\S*\s.*?\b(\d+)\.\d+", version)
-    return int(match[1]) if match and "clang" not in version else None
+def gcc_version(version: str) -> tuple[int, int] | None:
+    """Return g++'s version from the first line of --version; None for another compiler."""
+    match = re.search(r"(?:g\+\+|gcc|GCC|c\+\+)\S*\s.*?\b(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match and "clang" not in version else None
 
 
 @check("no-host-compiler")
@@ -74,9 +77,10 @@ def host_compiler_works(subject: Subject) -> Result:
 def compiler_not_too_new(subject: Subject) -> Result:
     """Check g++ against the newest that the recipe's nvcc accepts."""
     compiler, cuda = _compiler(subject), subject.recipe.toolchain.cuda
-    major, newest = gcc_major(compiler.version) if compiler else None, NEWEST_GCC.get(cuda)
-    if compiler is None or major is None or newest is None:
+    found, newest = gcc_version(compiler.version) if compiler else None, NEWEST_GCC.get(cuda)
+    if compiler is None or found is None or newest is None:
         return unknown("the compiler is not g++, or the table has no limit for this CUDA")
+    major = found[0]
     text = f"g++ {major}; nvcc {cuda} accepts g++ up to {newest}"
     fix = f"apt-get install g++-{newest}; CXX=g++-{newest} nox -s wheel -- --recipe {subject.recipe.name}"
     return ok(text) if major <= newest else blocked(text, fix)
@@ -84,13 +88,23 @@ def compiler_not_too_new(subject: Subject) -> Result:
 
 @check("gcc-or-nvcc-std-flag-ignored")
 def compiler_not_too_old(subject: Subject) -> Result:
-    """Check that g++ is new enough for torch's headers."""
+    """Check that g++ is new enough for torch's headers, and for what upstream's CMake asks for."""
     compiler = _compiler(subject)
-    major = gcc_major(compiler.version) if compiler else None
-    if major is None:
+    found = gcc_version(compiler.version) if compiler else None
+    if found is None:
         return unknown("the compiler is not g++")
-    text = f"g++ {major}; torch's headers need {OLDEST_GCC}"
-    return ok(text) if major >= OLDEST_GCC else blocked(text, "apt-get install g++-11; CXX=g++-11 nox -s wheel -- ...")
+    who, oldest = "torch's headers", str(OLDEST_GCC)
+    for component, version in subject.recipe.toolchain.host.gcc.items():
+        if component in {"all", *subject.recipe.components} and Version(version) > Version(oldest):
+            who, oldest = "vLLM's CMake" if component == "all" else component.value, version
+    text = (
+        f"g++ {found[0]}.{found[1]}; {who} needs {oldest}"
+        if who != "torch's headers"
+        else (f"g++ {found[0]}; {who} need {oldest}")
+    )
+    major = max(11, Version(oldest).major)
+    fine = found >= Version(oldest).release[:2]
+    return ok(text) if fine else blocked(text, f"apt-get install g++-{major}; CXX=g++-{major} nox -s wheel -- ...")
 
 
 @check("inductor-libc-headers-missing")
@@ -162,6 +176,9 @@ def python_version(subject: Subject) -> Result:
     if (theirs := judged(subject, "python-version-out-of-range", "")) and theirs.verdict is Verdict.BLOCKED:
         return theirs
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    wanted = subject.recipe.toolchain.host.python
+    if not SpecifierSet(wanted).contains(version):
+        return blocked(f"Python {version}; this vLLM wants {wanted}", "nox -s wheel --force-python 3.12 -- ...")
     if (3, 10) <= sys.version_info[:2] <= (3, 13):
         return ok(f"Python {version}")
     return blocked(f"Python {version}; 3.10 to 3.13 are supported", "nox -s wheel --force-python 3.12 -- ...")
@@ -177,10 +194,13 @@ def python_readable(_: Subject) -> Result:
 
 @check("rust-toolchain-missing")
 def rust(subject: Subject) -> Result:
-    """Check for cargo where the recipe's build requirements want Rust."""
+    """Check for cargo where the recipe insists on the Rust front end, which upstream makes optional."""
     wanted = any(re.match(r"setuptools[-_]rust", item) for item in subject.recipe.toolchain.build_requirements)
+    insists = subject.recipe.environment.get("VLLM_REQUIRE_RUST_FRONTEND", "").lower() not in {"", "0", "false", "no"}
     if not wanted:
         return ok("the recipe needs no Rust")
+    if not insists:
+        return ok("the optional Rust front end is left out")
     found = subject.which("cargo")
     return ok(str(found)) if found else blocked("the recipe needs Rust, and cargo is not on PATH")
 

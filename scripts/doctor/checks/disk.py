@@ -11,7 +11,8 @@ from scripts.core.console import human_bytes
 from scripts.doctor.preflight import missing_git
 from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
 from scripts.recipe.costs import TOOLCHAIN_GB
-from scripts.recipe.model import Component, GitSource
+from scripts.recipe.model import Component
+from scripts.recipe.sources import GitSource
 from scripts.toolchain.provide import environment_key
 
 GB = 1e9

@@ -13,7 +13,8 @@ from scripts.cuda.drivers import parse_target
 from scripts.formats.fatbin_types import DeviceCode
 from scripts.formats.unit_names import device_codes
 from scripts.recipe.files import load_recipe
-from scripts.recipe.model import Component, GitSource, Recipe
+from scripts.recipe.model import Component, Recipe
+from scripts.recipe.sources import GitSource
 from tests.fatbins import container, ptx_entry, sass, shared_object
 from tests.wheels import METADATA, digest, make_wheel
 

@@ -19,7 +19,8 @@ from scripts.core.files import file_sha256
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import parse_mirrors
 from scripts.recipe.files import load_recipe
-from scripts.recipe.model import GitSource, Recipe, SdistSource, WheelSource
+from scripts.recipe.model import Recipe
+from scripts.recipe.sources import GitSource, SdistSource, WheelSource
 from scripts.sources.bundle import Manifest, read_bundle, write_bundle
 from scripts.sources.fetch import fetch_archive
 from scripts.sources.git_source import fetch_git

@@ -15,7 +15,7 @@ from scripts.core.console import Console
 from scripts.core.errors import FetchError
 from scripts.downloads.download import download, open_client
 from scripts.downloads.indexes import Indexes
-from scripts.recipe.model import SdistSource
+from scripts.recipe.sources import SdistSource
 from scripts.sources.fetch import fetch_archive
 from scripts.sources.types import Archive
 from tests.accesses import make_access

@@ -16,7 +16,7 @@ from scripts.core.errors import FetchError
 from scripts.core.files import remove_tree
 from scripts.core.paths import RECIPES
 from scripts.downloads.mirrors import parse_mirrors, repository_key
-from scripts.recipe.model import GitSource
+from scripts.recipe.sources import GitSource
 from scripts.sources.digests import tree_digest
 from scripts.sources.git_process import Repository, git_program
 from scripts.sources.git_source import fetch_git
@@ -417,6 +417,13 @@ def test_submodules_arrive_at_their_pinned_commit_and_skipped_ones_stay_away(
     tree = fetch(attention_source(server, attention), cache)
     assert (tree.path / "csrc/cutlass/include/cute/a.hpp").read_bytes() == b"a\n"
     assert not (tree.path / "csrc/composable_kernel").exists()
+    assert tree.submodules == {"csrc/cutlass": attention.gitlinks["csrc/cutlass"]}
+
+
+def test_a_submodule_may_be_pinned_by_the_tree_that_names_it(
+    server: GitServer, attention: Upstream, cache: Cache
+) -> None:
+    tree = fetch(attention_source(server, attention, submodules={"csrc/cutlass": "tree"}), cache)
     assert tree.submodules == {"csrc/cutlass": attention.gitlinks["csrc/cutlass"]}
 
 

@@ -13,7 +13,8 @@ from scripts.core.console import Console
 from scripts.core.errors import PatchError, UsageError
 from scripts.core.paths import RECIPES
 from scripts.recipe.files import load_recipe
-from scripts.recipe.model import Recipe, SdistSource
+from scripts.recipe.model import Recipe
+from scripts.recipe.sources import SdistSource
 from scripts.sources.fetch import source_tree
 from scripts.sources.patch import load_patch
 from scripts.sources.series import Verdict, check_series, locked_versions, recipe_patches

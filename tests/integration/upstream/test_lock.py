@@ -17,12 +17,22 @@ from scripts.downloads.access import Access
 from scripts.downloads.listing import find_sdist
 from scripts.downloads.mirrors import parse_mirrors
 from scripts.downloads.unpack import unpack_sdist
+from scripts.recipe.fields import FROM_TREE
 from scripts.recipe.files import load_recipe
-from scripts.recipe.model import GitSource, Recipe, SdistSource
+from scripts.recipe.model import Recipe
+from scripts.recipe.sources import GitSource, SdistSource
 from scripts.recipe.written import recipe_text
 from scripts.sources.fetch import fetch_archive, source_tree
 from scripts.upstream.agreement import disagreements
-from scripts.upstream.pins import UNRESOLVED, Resolver, recipe_data, source_table, torch_cuda
+from scripts.upstream.pins import (
+    UNRESOLVED,
+    Resolver,
+    recipe_data,
+    remarks,
+    source_table,
+    torch_cuda,
+    torch_toolkit,
+)
 from scripts.upstream.tree import read_upstream
 from tests import trees
 from tests.accesses import make_access
@@ -99,13 +109,15 @@ def test_a_tag_that_no_server_can_resolve_is_an_error_or_shown_as_unresolved(acc
     lenient = Resolver(access, [], strict=False)
     assert lenient.commit_of("https://github.com/nvidia/cutlass", "v9") == UNRESOLVED
     modules = lenient.submodules("https://github.com/nvidia/cutlass", "a" * 40, ["sub"])
-    assert modules == {"sub": UNRESOLVED}
-    assert len(lenient.unresolved) == 2
+    assert modules == {"sub": FROM_TREE}  # pinned by the commit, though no server says which it is
+    assert len(lenient.unresolved) == 1
+    assert Resolver(access, []).submodules("https://github.com/nvidia/cutlass", "a" * 40, ["sub"]) == modules
 
 
 def test_a_tag_that_the_server_does_not_have_is_an_error(access: Access, servers: dict[str, Upstream]) -> None:
     with pytest.raises(FetchError, match="has no tag 'v1'"):
         Resolver(access, []).commit_of("https://github.com/triton-lang/triton", "v1")
+    assert Resolver(access, [], strict=False).commit_of("https://github.com/triton-lang/triton", "v1") == UNRESOLVED
 
 
 @pytest.mark.parametrize(
@@ -147,6 +159,30 @@ def test_cuda_13_takes_its_compiler_from_the_package_index(access: Access, tmp_p
 )
 def test_the_cuda_of_torch_follows_from_what_it_depends_on(text: str, cuda: str) -> None:
     assert torch_cuda(text) == cuda
+
+
+def test_the_compiler_is_of_the_release_that_torch_pins(access: Access, tmp_path: Path) -> None:
+    release = torch_toolkit("cuda-toolkit[cudart]==13.0.3.0 ; sys_platform == 'linux' \\\n")
+    assert release == "13.0.3"
+    assert torch_toolkit("nvidia-cuda-runtime-cu12==12.8.90 \\\n") == ""
+    upstream = read_upstream(vllm_tree(tmp_path / "tree"))
+    resolver = Resolver(access, [load_recipe("vllm-0.15.1-cu128")])
+    table = recipe_data("0.99.0", {}, upstream, resolver, cuda="13.0", toolkit=release)["toolchain"]
+    assert table["cuda_packages"] == ["cuda-toolkit[nvcc,nvvm,crt,cccl]==13.0.3"]
+
+
+def test_a_lock_says_what_no_index_has_and_what_is_left_out(access: Access, tmp_path: Path) -> None:
+    project = trees.PYPROJECT.replace('"ninja"', '"ninja", "setuptools-rust>=1.9"')
+    gcc = 'if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND V VERSION_LESS "11.3")\nmessage(FATAL_ERROR x)\nendif()\n'
+    tree = vllm_tree(tmp_path / "tree", pyproject=project, cmake=f"{trees.CMAKE}set(CMAKE_CXX_STANDARD 20)\n{gcc}")
+    upstream = read_upstream(tree)
+    data = recipe_data("0.99.0", {}, upstream, Resolver(access, [load_recipe("vllm-0.15.1-cu128")]), cuda="12.8")
+    said = remarks(upstream, data)
+    assert "cutlass 4.2.1 (all components); triton_kernels 3.5.0 (triton_kernels)" in said[0]
+    assert "Rust front end (vllm-rs) is left out" in said[1]
+    assert said[2] == "upstream configures with GCC 11.3 or newer, in C++20"
+    assert data["toolchain"]["host"] == {"cxx": 20, "gcc": {"all": "11.3"}}
+    assert 'gcc = {all = "11.3"}' in recipe_text(data)
 
 
 def test_a_cpu_build_of_torch_is_an_error() -> None:

@@ -261,7 +261,9 @@ def _(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
 
 @blocks("rust-toolchain-missing", "cargo is not on PATH")
 def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
-    wanted = recipe(toolchain={"build_requirements": ["setuptools-rust>=1.9"]})
+    wanted = recipe(
+        toolchain={"build_requirements": ["setuptools-rust>=1.9"]}, environment={"VLLM_REQUIRE_RUST_FRONTEND": "1"}
+    )
     return make_subject(folder, wanted, environment={"PATH": str(folder)})
 
 
@@ -478,17 +480,52 @@ def test_network_checks_are_left_out_offline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "major"),
+    ("text", "version"),
     [
-        ("g++ (Debian 12.2.0-14+deb12u1) 12.2.0", 12),
-        ("x86_64-conda-linux-gnu-c++ (conda-forge gcc 13.3.0-1) 13.3.0", 13),
-        ("g++ (GCC) 16.1.1 20260501 (Red Hat 16.1.1-1)", 16),
+        ("g++ (Debian 12.2.0-14+deb12u1) 12.2.0", (12, 2)),
+        ("x86_64-conda-linux-gnu-c++ (conda-forge gcc 13.3.0-1) 13.3.0", (13, 3)),
+        ("g++ (GCC) 16.1.1 20260501 (Red Hat 16.1.1-1)", (16, 1)),
         ("Debian clang version 14.0.6", None),
         ("", None),
     ],
 )
-def test_gcc_says_its_version_in_several_ways(text: str, major: int | None) -> None:
-    assert compiler_checks.gcc_major(text) == major
+def test_gcc_says_its_version_in_several_ways(text: str, version: tuple[int, int] | None) -> None:
+    assert compiler_checks.gcc_version(text) == version
+
+
+@pytest.mark.parametrize(
+    ("found", "gcc", "components", "blocking"),
+    [
+        ("11.2.0", {"all": "11.3"}, ["_C"], "g++ 11.2; vLLM's CMake needs 11.3"),
+        ("11.3.0", {"all": "11.3"}, ["_C"], ""),
+        ("12.2.0", {"all": "11.3", "_deep_gemm_C": "13"}, ["_C"], ""),
+        ("12.2.0", {"all": "11.3", "_deep_gemm_C": "13"}, ["_C", "_deep_gemm_C"], "g++ 12.2; _deep_gemm_C needs 13"),
+        ("13.1.0", {"all": "11.3", "_deep_gemm_C": "13"}, ["_C", "_deep_gemm_C"], ""),
+    ],
+)
+def test_gcc_is_held_to_what_upstream_asks_for_the_components_that_are_built(
+    tmp_path: Path, found: str, gcc: dict[str, str], components: list[str], blocking: str
+) -> None:
+    wanted = recipe(toolchain={"host": {"gcc": gcc}}, components=components)
+    result = answer("gcc-or-nvcc-std-flag-ignored", gxx(tmp_path, found, recipe=wanted))
+    assert (result.verdict is Verdict.BLOCKED, blocking in result.measured) == (bool(blocking), True)
+
+
+def test_python_is_held_to_what_upstream_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = recipe(toolchain={"host": {"python": ">=3.11,<3.15"}})
+    monkeypatch.setattr(sys, "version_info", (3, 10, 4, "final", 0))
+    result = answer("python-version-out-of-range", make_subject(tmp_path, wanted))
+    assert result.verdict is Verdict.BLOCKED
+    assert "this vLLM wants >=3.11" in result.measured
+    monkeypatch.setattr(sys, "version_info", (3, 12, 4, "final", 0))
+    assert answer("python-version-out-of-range", make_subject(tmp_path, wanted)).verdict is Verdict.OK
+
+
+def test_an_optional_rust_front_end_needs_no_cargo(tmp_path: Path) -> None:
+    wanted = recipe(toolchain={"build_requirements": ["setuptools-rust>=1.9"]})
+    result = answer("rust-toolchain-missing", make_subject(tmp_path, wanted, environment={"PATH": str(tmp_path)}))
+    assert result.verdict is Verdict.OK
+    assert "left out" in result.measured
 
 
 def test_the_real_recipes_agree_with_their_own_lock_files(tmp_path: Path) -> None:

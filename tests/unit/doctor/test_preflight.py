@@ -22,7 +22,8 @@ from scripts.doctor.registry import require
 from scripts.downloads.access import Access
 from scripts.downloads.mirrors import parse_mirrors
 from scripts.recipe.files import load_recipe
-from scripts.recipe.model import Component, GitSource, Recipe
+from scripts.recipe.model import Component, Recipe
+from scripts.recipe.sources import GitSource
 from scripts.sources.git_source import tree_key
 from scripts.toolchain.installed import find_system_toolkit
 from tests.accesses import make_access

@@ -14,7 +14,8 @@ from scripts.cuda.archs import parse_arch_list
 from scripts.pipeline.plan import show_plan
 from scripts.recipe.costs import cpu_seconds, unit_count
 from scripts.recipe.files import load_recipe, recipe_names
-from scripts.recipe.model import Cost, Recipe, describe
+from scripts.recipe.model import Cost, Recipe
+from scripts.recipe.sources import describe
 from scripts.sources.series import recipe_patches
 from scripts.toolchain.installed import find_system_toolkit
 from tests.support import make_recipe

@@ -11,7 +11,10 @@ from scripts.core.console import Console
 from scripts.core.errors import DoctorError, FetchError
 from scripts.recipe.model import Recipe
 from scripts.upstream.agreement import check_agreement, disagreements
-from scripts.upstream.tree import Extension, Fetch, read_upstream
+from scripts.upstream.extensions import Extension
+from scripts.upstream.fetches import Fetch
+from scripts.upstream.known import KNOWN
+from scripts.upstream.tree import read_upstream
 from tests import trees
 from tests.trees import vllm_tree
 
@@ -51,6 +54,7 @@ def test_torch_fetches_extensions_requirements_and_archs_are_read(tmp_path: Path
         "FetchContent_Declare(thing GIT_REPOSITORY https://example.org/x GIT_TAG main)",
         "FetchContent_Declare(thing GIT_REPOSITORY https://example.org/x)",
         "FetchContent_Populate(thing GIT_REPOSITORY https://example.org/x)",
+        "FetchContent_Populate(thing SUBBUILD_DIR a GIT_REPOSITORY https://example.org/x GIT_TAG main)",
     ],
 )
 def test_a_fetch_that_is_not_recognised_is_an_error(tmp_path: Path, extra: str) -> None:
@@ -189,3 +193,143 @@ def test_a_lesser_build_requirement_is_a_warning(tmp_path: Path, capsys: pytest.
     toolchain = recipe().toolchain.model_copy(update={"build_requirements": ()})
     check_agreement(recipe().model_copy(update={"toolchain": toolchain}), vllm_tree(tmp_path), Console())
     assert "warning" in capsys.readouterr().err
+
+
+DEEPGEMM = """
+if(DEFINED ENV{DEEPGEMM_SRC_DIR})
+  set(DEEPGEMM_SRC_DIR $ENV{DEEPGEMM_SRC_DIR})
+endif()
+if(DEEPGEMM_SRC_DIR)
+  set(deepgemm_SOURCE_DIR "${DEEPGEMM_SRC_DIR}")
+else()
+  set(_TAG "0820030756945b2daec208e8e8255268360f337d")
+  set(_deepgemm_src "${FETCHCONTENT_BASE_DIR}/deepgemm-src")
+  if(EXISTS "${_deepgemm_src}/x")
+    set(deepgemm_SOURCE_DIR "${_deepgemm_src}")
+  else()
+    FetchContent_Populate(
+      deepgemm
+      SOURCE_DIR "${_deepgemm_src}"
+      GIT_REPOSITORY "https://github.com/vllm-project/DeepGEMM.git"
+      GIT_TAG "${_TAG}"
+      GIT_SUBMODULES "third-party/cutlass" "third-party/deep_jit"
+      GIT_PROGRESS TRUE)
+  endif()
+endif()
+"""
+
+
+def test_a_populate_that_names_its_repository_is_a_fetch_like_any_other(tmp_path: Path) -> None:
+    """DeepGEMM from 0.24 on, QuTLASS in 0.33: given as a directory by a variable of the environment."""
+    upstream = read_upstream(vllm_tree(tmp_path, cmake=trees.CMAKE + DEEPGEMM))
+    [fetch] = [item for item in upstream.fetches if item.name == "deepgemm"]
+    modules = ("third-party/cutlass", "third-party/deep_jit")
+    commit = "0820030756945b2daec208e8e8255268360f337d"
+    assert (fetch.variable, fetch.pin, fetch.submodules) == ("DEEPGEMM_SRC_DIR", commit, modules)
+
+
+def test_a_folder_that_no_user_gives_replaces_nothing(tmp_path: Path) -> None:
+    upstream = read_upstream(vllm_tree(tmp_path, cmake=trees.CMAKE + DEEPGEMM.replace(" $ENV{DEEPGEMM_SRC_DIR}", " x")))
+    assert [item.variable for item in upstream.fetches if item.name == "deepgemm"] == [""]
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_a_build_for_rocm_sets_is_not_ours(tmp_path: Path, *, swapped: bool) -> None:
+    cuda = 'set(GIT "https://github.com/triton-lang/triton.git")\nset(TAG "v3.5.1")\n'
+    rocm = 'set(GIT "https://github.com/ROCm/triton.git")\nset(TAG "669b31acc1dd1b3fd93286afd5db67f65d9f7557")\n'
+    question = '(NOT VLLM_TARGET_DEVICE STREQUAL "rocm")' if swapped else '(VLLM_TARGET_DEVICE STREQUAL "rocm")'
+    first, second = (cuda, rocm) if swapped else (rocm, cuda)
+    declared = "FetchContent_Declare(triton_kernels GIT_REPOSITORY ${GIT} GIT_TAG ${TAG})\n"
+    text = f"if {question}\n{first}else()\n{second}endif()\n{declared}"
+    [fetch] = [f for f in read_upstream(vllm_tree(tmp_path, triton=text)).fetches if f.name == "triton_kernels"]
+    assert (fetch.repository, fetch.pin) == ("https://github.com/triton-lang/triton.git", "v3.5.1")
+
+
+def test_the_copies_of_cutlass_that_upstream_includes_are_submodules_to_fetch(tmp_path: Path) -> None:
+    root = "${flashmla_SOURCE_DIR}/csrc"
+    extra = f"\nset(A {root}/3rdparty/cutlass/include {root}/cutlass/included)\n"
+    text = trees.FLASHMLA.replace('GIT_SUBMODULES "csrc/cutlass" "csrc/other"', "") + extra
+    [fetch] = [f for f in read_upstream(vllm_tree(tmp_path, flashmla=text)).fetches if f.name == "flashmla"]
+    assert fetch.cutlass == ("csrc/3rdparty/cutlass",)
+    known = KNOWN["flashmla"]
+    assert known.submodules_of(fetch) == ("csrc/3rdparty/cutlass",)
+    assert known.folders_of(fetch) == ("csrc/3rdparty/cutlass/include", "csrc/3rdparty/cutlass/tools/util/include")
+
+
+SETUP = """
+if not _is_xpu():
+    ext_modules.append(CMakeExtension(name="vllm.spinloop"))
+if USE_PRECOMPILED_EXTENSIONS or (CUDA_HOME and get_nvcc_cuda_version() >= Version("12.9")):
+    ext_modules.append(CMakeExtension(name="vllm._deepselect_C", optional=True))
+if _build_custom_ops():
+    if _is_hip():
+        ext_modules.append(CMakeExtension(name="vllm._C"))
+    if _is_cuda() or _is_hip():
+        ext_modules.append(CMakeExtension(name="vllm._moe_C_stable_libtorch"))
+if not (_is_cuda() or _is_hip()):
+    ext_modules.append(CMakeExtension(name="vllm._other"))
+if not (_is_hip() and _is_cuda()):
+    ext_modules.append(CMakeExtension(name="vllm.fs_io_C"))
+if _is_cuda() and unheard_of():
+    ext_modules.append(CMakeExtension(name="vllm.new"))
+if not unheard_of(_is_hip()):
+    ext_modules.append(CMakeExtension(name="vllm.newer"))
+else:
+    ext_modules.append(CMakeExtension(name="vllm.newest"))
+"""
+
+
+def test_extensions_are_those_of_a_machine_with_cuda(tmp_path: Path) -> None:
+    found = read_upstream(vllm_tree(tmp_path, setup=SETUP)).extensions
+    cuda = ["_deepselect_C", "_moe_C_stable_libtorch", "fs_io_C", "new", "newer", "newest"]
+    assert [item.name for item in found] == ["spinloop", *cuda]
+    assert found[1] == Extension("_deepselect_C", optional=True, cuda="12.9")
+
+
+HOST = """
+set(CMAKE_CXX_STANDARD 20)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS "11.3")
+  message(FATAL_ERROR "GCC >= 11.3")
+endif()
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS "99")
+  message(WARNING "only a warning")
+endif()
+"""
+NARROW = """
+wants_components(VLLM_WANTS_FORMAT _deep_gemm_C _deepselect_C)
+if (VLLM_GPU_LANG STREQUAL "CUDA" AND VLLM_WANTS_FORMAT
+    AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS "13")
+  message(FATAL_ERROR "GCC >= 13")
+endif()
+"""
+
+
+def test_the_standard_and_the_oldest_gcc_are_read(tmp_path: Path) -> None:
+    facts = read_upstream(vllm_tree(tmp_path / "a", cmake=trees.CMAKE + HOST))
+    assert (facts.host.cxx, facts.host.gcc, facts.rust) == (20, {"all": "11.3"}, False)
+    upstreams_own = NARROW.replace("AND VLLM_WANTS_FORMAT", "")
+    assert read_upstream(vllm_tree(tmp_path / "b", cmake=trees.CMAKE + HOST + upstreams_own)).host.gcc == {"all": "13"}
+    patched = read_upstream(vllm_tree(tmp_path / "c", cmake=trees.CMAKE + HOST + NARROW)).host
+    assert patched.gcc == {"all": "11.3", "_deep_gemm_C": "13", "_deepselect_C": "13"}
+
+
+def test_python_and_a_rust_front_end_are_read_from_pyproject(tmp_path: Path) -> None:
+    text = trees.PYPROJECT.replace('"ninja"', '"ninja", "setuptools-rust>=1.9.0"')
+    facts = read_upstream(vllm_tree(tmp_path, pyproject=text + '[project]\nrequires-python = ">=3.11,<3.15"\n'))
+    assert (facts.host.python, facts.rust) == (">=3.11,<3.15", True)
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ({}, ""),
+        ({"python": "", "cxx": 20, "gcc": {"all": "11.3"}}, ""),
+        ({"python": "", "cxx": 17, "gcc": {"all": "11.3"}}, "C++17, upstream wants"),
+        ({"python": "", "cxx": 20, "gcc": {"all": "9"}}, "names no GCC 11.3"),
+    ],
+)
+def test_a_recipe_that_says_otherwise_of_the_machine_disagrees(tmp_path: Path, host: dict[str, Any], said: str) -> None:
+    tree = vllm_tree(tmp_path, cmake=trees.CMAKE + HOST)
+    data = recipe().model_dump(mode="json")
+    found = disagreements(recipe(toolchain={**data["toolchain"], "host": host}), tree)
+    assert [said in text for text in found] == ([True] if said else [])
