@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 
 from scripts.core.errors import ImageError
 from scripts.core.process import capture
-from scripts.image.engine import Engine, Layer, Plan, fed, layers_folder, plan_words
+from scripts.image.engine import Engine, Layer, Plan, Program, fed, layers_folder, plan_words
 
 # Bind-mounts the root read-only in a mount namespace of its own, with memory over the writable places.
 _READ_ONLY = """\
@@ -81,29 +81,19 @@ class Buildah(Engine):
         finally:
             self._remove({container})
 
-    def run(
-        self,
-        image: str,
-        command: Sequence[str],
-        *,
-        script: Path,
-        user: str,
-        read_only: bool = False,
-        timeout: float = 600,
-    ) -> tuple[int, str]:
-        """Run `command` with `script` on stdin in a container of its own; return code and output.
+    def run(self, image: str, program: Program) -> tuple[int, str]:
+        """Run a program in a container of its own; return code and output.
 
         chroot isolation knows no read-only root: that is a chroot of our own in a mount namespace.
         """
         with self._container(image, f"starting {image}") as container:
-            if not read_only:
-                words = ["buildah", "run", "--isolation", "chroot", "--user", user, container, "--", *command]
-                return fed(words, script, timeout)
+            if not program.read_only:
+                words = ["buildah", "run", "--isolation", "chroot", "--user", program.user, container, "--"]
+                return fed([*words, *program.command], program)
             root = self._mounted(container, image)
             settings = self.inspect(image).get("Docker", {}).get("config", {}).get("Env") or []
-            return fed(
-                ["unshare", "-m", "sh", "-c", _READ_ONLY, "sh", root, user, *settings, *command], script, timeout
-            )
+            words = ["unshare", "-m", "sh", "-c", _READ_ONLY, "sh", root, program.user, *settings]
+            return fed([*words, *program.command], program)
 
     @contextmanager
     def _container(self, image: str, doing: str) -> Iterator[str]:

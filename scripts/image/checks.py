@@ -10,7 +10,7 @@ from typing import Any
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import ImageError
 from scripts.core.paths import ROOT
-from scripts.image.engine import Engine, Layer
+from scripts.image.engine import Engine, Layer, Program
 from scripts.image.layers import LARGEST
 
 CHECKS = ROOT / "runtime" / "checks"
@@ -63,7 +63,7 @@ class Facts:
 
 def read_facts(engine: Engine, image: str) -> Facts:
     """Return an image's facts. Raises ImageError when it has no Python that can tell them."""
-    code, text = engine.run(image, ["python3", "-"], script=CHECKS / "facts.py", user="0")
+    code, text = engine.run(image, Program(["python3", "-"], CHECKS / "facts.py", user="0"))
     start = text.find("{")
     try:
         data = json.loads(text[start:]) if code == 0 and start >= 0 else None
@@ -132,9 +132,8 @@ def _none(title: str, found: set[str]) -> Result:
 def inside(engine: Engine, image: str, *, title: str, user: str, read_only: bool) -> list[Result]:
     """Run runtime/checks/inside.py in the image and return what it told."""
     start = ["sh", "-c", "cat > /tmp/inside.py && exec python3 /tmp/inside.py"]
-    code, text = engine.run(
-        image, [ENTRY, *start], script=CHECKS / "inside.py", user=user, read_only=read_only, timeout=900
-    )
+    program = Program([ENTRY, *start], CHECKS / "inside.py", user, read_only, limit=900)
+    code, text = engine.run(image, program)
     results = []
     for line in text.splitlines():
         if line.startswith('{"check"'):

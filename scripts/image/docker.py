@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from scripts.core.errors import ImageError
 from scripts.core.process import capture
-from scripts.image.engine import USER_DIRS, Engine, Layer, Plan, fed, plan_words
+from scripts.image.engine import USER_DIRS, Engine, Layer, Plan, Program, fed, plan_words
 
 
 class ContainerEngine(Engine):
@@ -25,23 +25,14 @@ class ContainerEngine(Engine):
         """Make an image of one layer from a root filesystem."""
         self._run(["import", tar, name], f"importing {name}")
 
-    def run(
-        self,
-        image: str,
-        command: Sequence[str],
-        *,
-        script: Path,
-        user: str,
-        read_only: bool = False,
-        timeout: float = 600,
-    ) -> tuple[int, str]:
-        """Run `command` with `script` on stdin in a container of its own, without network; return code and output."""
-        words = ["run", "--rm", "-i", "--network", "none", "--user", user, "--entrypoint", command[0]]
-        if read_only:
+    def run(self, image: str, program: Program) -> tuple[int, str]:
+        """Run a program in a container of its own, without network; return code and output."""
+        words = ["run", "--rm", "-i", "--network", "none", "--user", program.user, "--entrypoint", program.command[0]]
+        if program.read_only:
             words.append("--read-only")
             for folder in USER_DIRS:
                 words += ["--tmpfs", folder]
-        return fed([self.name, *words, image, *command[1:]], script, timeout)
+        return fed([self.name, *words, image, *program.command[1:]], program)
 
     def layers(self, image: str) -> list[Layer]:
         """Return the image's layers, the base first, without those that hold nothing."""

@@ -47,6 +47,19 @@ class Plan:
     """SOURCE_DATE_EPOCH of layers, in seconds."""
 
 
+@dataclass(frozen=True)
+class Program:
+    """What to run inside an image, with a file on stdin."""
+
+    command: Sequence[str]
+    script: Path
+    user: str
+    read_only: bool = False
+    """Whether only USER_DIRS can be written."""
+    limit: float = 600
+    """Seconds."""
+
+
 def layers_folder(environment: Mapping[str, str]) -> Path:
     """Return where engines write layers before they store them: TMPDIR, else their own default."""
     return Path(environment.get("TMPDIR") or "/var/tmp")  # noqa: S108 - a folder of its own is made there
@@ -147,17 +160,8 @@ class Engine(ABC):
         """Make an image of one layer from a root filesystem."""
 
     @abstractmethod
-    def run(
-        self,
-        image: str,
-        command: Sequence[str],
-        *,
-        script: Path,
-        user: str,
-        read_only: bool = False,
-        timeout: float = 600,
-    ) -> tuple[int, str]:
-        """Run `command` with `script` on stdin in a container of its own, without network; return code and output."""
+    def run(self, image: str, program: Program) -> tuple[int, str]:
+        """Run a program in a container of its own, without network; return code and output."""
 
     @abstractmethod
     def layers(self, image: str) -> list[Layer]:
@@ -246,11 +250,11 @@ class StepClock:
 _STEP = re.compile(rb"(?:\[\S+\] )?STEP \d+/\d+: |#\d+ \[")
 
 
-def fed(words: Sequence[str], script: Path, timeout: float) -> tuple[int, str]:
-    """Run a command with a file on stdin; return its exit code (124: too late) and what it wrote."""
-    with script.open("rb") as stdin:
-        done = call(words, stdin=stdin, limit=timeout, merged=True)
-    return done.code, done.text if done.code != TOO_LATE else f"no answer within {timeout:.0f} s"
+def fed(words: Sequence[str], program: Program) -> tuple[int, str]:
+    """Run an engine's words with a program's script on stdin; return the exit code (124: too late) and the output."""
+    with program.script.open("rb") as stdin:
+        done = call(words, stdin=stdin, limit=program.limit, merged=True)
+    return done.code, done.text if done.code != TOO_LATE else f"no answer within {program.limit:.0f} s"
 
 
 _CAUSES = (

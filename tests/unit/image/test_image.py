@@ -48,7 +48,7 @@ from scripts.image.context import (
     read_wheel,
     write_secrets,
 )
-from scripts.image.engine import Engine, Layer, Plan, StepClock, explained
+from scripts.image.engine import Engine, Layer, Plan, Program, StepClock, explained
 from scripts.image.report import ImageReport, Phase, as_json, file_stem, show
 from scripts.image.sbom import image_sbom, licence_label, spdx
 from scripts.index.provenance import KeyPair
@@ -324,7 +324,7 @@ def test_an_engine_is_found_or_its_absence_explained(
 def test_a_container_engine_runs_checks_without_network_and_read_only_when_asked(stand_in: Path) -> None:
     script = stand_in / "s.py"
     script.write_text("")
-    engine(stand_in, "podman").run("x:1", ["python3", "-"], script=script, user="12345", read_only=True)
+    engine(stand_in, "podman").run("x:1", Program(["python3", "-"], script, "12345", read_only=True))
     assert calls(stand_in)[-1] == (
         "podman run --rm -i --network none --user 12345 --entrypoint python3"
         " --read-only --tmpfs /tmp --tmpfs /cache x:1 -"
@@ -626,7 +626,7 @@ def test_buildah_runs_in_a_container_that_is_removed(stand_in: Path) -> None:
     script = stand_in / "s.py"
     script.write_text("")
     (stand_in / "answer-run").write_text("said")
-    found = engine(stand_in, "buildah").run("x:1", ["python3", "-"], script=script, user="0")
+    found = engine(stand_in, "buildah").run("x:1", Program(["python3", "-"], script, "0"))
     assert found == (0, "said")
     assert calls(stand_in)[-2:] == ["buildah run --isolation chroot --user 0 c1 -- python3 -", "buildah rm c1"]
 
