@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from html import escape
 from pathlib import PurePosixPath
 
 from scripts.audit.models import AuditReport, Coverage, Level, TargetVerdict
 from scripts.core.console import Console, human_bytes, human_seconds
-from scripts.core.html import page
+from scripts.core.html import render
 
+TEMPLATE = "audit/page.html"
 MAX_SHOWN = 3  # findings of one kind on the terminal
 _HEADER = "native/compatible/JIT/missing"
 _UNICODE = {"ok": "✓", "no": "✗", "dash": "\u2013"}
@@ -136,88 +136,7 @@ def _cell(item: Coverage, dash: str) -> str:
 
 def html(report: AuditReport) -> str:
     """Return the report as one HTML page that loads nothing from elsewhere."""
-    facts = (
-        f"<p>{human_bytes(report.size)}, sha256 <code>{report.sha256 or 'not a wheel'}</code>, "
-        f"torch <code>{escape(report.torch or 'not named')}</code></p>"
-    )
-    return page(f"Audit of {report.subject}", facts + sections(report))
-
-
-def sections(report: AuditReport) -> str:
-    """Return the verdicts, findings and contents of a report as parts of an HTML page."""
-    passed, failed = ("ok", "&#10003;"), ("error", "&#10007;")
-    verdicts = "".join(
-        f'<li class="{kind}">{sign} {escape(item.summary)}{_html_warnings(item)}</li>'
-        for item in report.targets
-        for kind, sign in [passed if item.ok else failed]
-    )
-    findings = "".join(
-        f'<li class="{item.level.value}"><b>{item.level.value}</b> {escape(item.where)} {escape(item.text)} '
-        f"<code>{item.code}</code></li>"
-        for item in report.findings
-    )
-    return (
-        f"<h2>Verdicts</h2><ul>{verdicts}</ul>{_html_matrix(report)}"
-        f"<h2>Findings</h2><ul>{findings or '<li>none</li>'}</ul>{_html_contents(report)}{_html_jit(report)}"
-        "<p>native: SASS of this arch. compatible: SASS of an earlier minor version. JIT: the driver compiles PTX. "
-        "missing: nothing this GPU can run. Counted in containers, one per translation unit.</p>"
-    )
-
-
-def _html_warnings(item: TargetVerdict) -> str:
-    rows = "".join(f"<li>{escape(text)}</li>" for text in item.warnings)
-    return f'<ul class="warning">{rows}</ul>' if rows else ""
-
-
-def _html_matrix(report: AuditReport) -> str:
-    head = "".join(f"<th>{escape(_label(item))}</th>" for item in report.targets)
-    rows = "".join(
-        f"<tr><th>{escape(member)}</th>{''.join(_html_cell(item.components[member]) for item in report.targets)}</tr>"
-        for member, component in report.components.items()
-        if component.containers
-    )
-    return f"<h2>Components and GPUs</h2><table><tr><th>shared object</th>{head}</tr>{rows}</table>"
-
-
-def _html_cell(item: Coverage) -> str:
-    total = max(item.native + item.compatible + item.jit + item.missing, 1)
-    parts = (("native", item.native), ("compatible", item.compatible), ("jit", item.jit))
-    bars = "".join(f'<i class="{name}" style="width:{100 * count / total:.1f}%"></i>' for name, count in parts if count)
-    text = f"{item.native} native, {item.compatible} compatible, {item.jit} JIT, {item.missing} missing"
-    return f'<td title="{text}"><div class="bar">{bars}</div>{text}</td>'
-
-
-def _html_contents(report: AuditReport) -> str:
-    rows = "".join(
-        f"<tr><th>{escape(member)}</th><td class=n>{human_bytes(item.size)}</td><td class=n>{item.containers}</td>"
-        f"<td>{_counts(item.elf)}</td><td>{_counts(item.ptx)}</td><td>{_counts(item.ptx_versions)}</td>"
-        f"<td>{_counts(item.compression)}</td><td>{escape(item.host.glibc or '-')}</td>"
-        f"<td>{escape(', '.join(item.host.base_images) or '-')}</td><td>{escape(item.torch or '-')}</td></tr>"
-        for member, item in report.components.items()
-    )
-    names = ("shared object", "size", "containers", "SASS", "PTX", "PTX ISA", "stored as", "glibc", "loads on", "torch")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    return f"<h2>Contents</h2><table><tr>{head}</tr>{rows}</table>"
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return escape(" ".join(f"{name}:{count}" for name, count in counts.items()))
-
-
-def _html_jit(report: AuditReport) -> str:
-    parts = []
-    for verdict in report.targets:
-        units = [(member, unit) for member, item in verdict.components.items() for unit in item.jit_units]
-        if units:
-            rows = "".join(
-                f"<li>{escape(member)}: <code>{escape(unit.unit)}</code> {unit.arch}, PTX {unit.ptx} (CUDA {unit.cuda})"
-                f"{', no kernels' if unit.kernels == 0 else ''}</li>"
-                for member, unit in units
-            )
-            parts.append(
-                f"<details><summary>{escape(_label(verdict))}: {len(units)} units</summary><ul>{rows}</ul></details>"
-            )
-    return f"<h2>Compiled by the driver (JIT)</h2>{''.join(parts) or '<p>nothing</p>'}"
+    return render(TEMPLATE, title=f"Audit of {report.subject}", audit=report)
 
 
 def failures(report: AuditReport) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from scripts.commands.cli import Parser, run, user_path
 from scripts.commands.options import recipe_argument
@@ -13,7 +15,8 @@ from scripts.core.files import write_atomic
 from scripts.core.paths import DEFAULT_RECIPE
 from scripts.recipe.costs import CostData, cost_file, costs_json, read_costs
 from scripts.recipe.files import load_recipe, recipe_names
-from scripts.recipe.measured import enter, read_records
+from scripts.recipe.measured import enter, measurements, read_events
+from scripts.report.models import report_of
 
 
 def main(arguments: Sequence[str], console: Console) -> int:
@@ -46,6 +49,17 @@ def main(arguments: Sequence[str], console: Console) -> int:
     write_atomic(path, costs_json(data).encode())
     show(data, path, console)
     return 0
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the compiler calls that a build tree, its events or a wheel's report tells of. Raises UsageError."""
+    if not path.name.endswith(".report.json"):
+        return read_events(path)
+    try:
+        report = report_of(path.read_bytes(), path.name)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read", why=error.strerror or str(error), fix="name a report") from error
+    return measurements(map(asdict, report.units.records if report.units else ()), path)
 
 
 def show(data: CostData, path: Path, console: Console) -> None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from scripts.audit.collect import audit_wheel
-from scripts.audit.models import AuditReport
 from scripts.audit.subjects import matching_recipe
 from scripts.commands.cli import Parser, run, user_path
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.files import file_sha256, write_json
 from scripts.core.paths import ROOT
-from scripts.cuda.archs import Arch, arch_list, parse_arch_list
+from scripts.cuda.archs import arch_list, parse_arch_list
 from scripts.cuda.drivers import default_targets
-from scripts.formats.wheel import wheel_name
-from scripts.report.wheelhouse import SCHEMA, read_report, report_path
+from scripts.report.build_report import slim_report
+from scripts.report.models import CutFrom
+from scripts.report.wheelhouse import read_report, report_path
 from scripts.slim.wheel import SlimmedMember, SlimResult, slim
 
 DESCRIPTION = """\
@@ -57,7 +56,10 @@ def main(arguments: Sequence[str], console: Console) -> int:
     audit = audit_wheel(
         result.wheel, default_targets(archs, result.cuda or "12.0"), optional=matching_recipe(result.wheel)
     )
-    write_json(report_path(result.wheel), build_report(options.wheel, archs, result, audit, drop=options.drop_empty))
+    source = CutFrom(name=options.wheel.name, sha256=result.source_sha256, size=result.before)
+    built = read_report(options.wheel)
+    report = slim_report(result.wheel, source, archs, audit, built, drop_empty=options.drop_empty)
+    write_json(report_path(result.wheel), report.data())
     for note in result.notes:
         console.warn(note)
     if options.json:
@@ -75,36 +77,6 @@ def main(arguments: Sequence[str], console: Console) -> int:
         ],
     )
     return 0
-
-
-def build_report(
-    source: Path, archs: Sequence[Arch], result: SlimResult, audit: AuditReport, *, drop: bool
-) -> dict[str, Any]:
-    """Return what is put beside a slim wheel, so that it can be published and signed: its audit and where it is from.
-
-    Of a wheel that wheelsmith built, the build's facts (recipe, sources, patches, toolchain) go along.
-    """
-    built = read_report(source) or {}
-    kept: dict[str, Any] = {
-        key: built[key] for key in ("recipe", "sources", "patches", "toolchain", "torch") if key in built
-    }
-    return {
-        "schema": SCHEMA,
-        "wheel": {
-            "name": result.wheel.name,
-            "sha256": audit.sha256,
-            "size": audit.size,
-            "version": wheel_name(result.wheel).version,
-            "platform": audit.tags[-1],
-        },
-        "build": "",
-        "recipe": {"name": "", "digest": ""},
-        **kept,
-        "archs": arch_list(archs),
-        "drop_empty": drop,
-        "slimmed_from": {"name": source.name, "sha256": result.source_sha256, "size": result.before},
-        "audit": audit.model_dump(mode="json"),
-    }
 
 
 def _tell(console: Console, item: SlimmedMember) -> None:

@@ -1,4 +1,4 @@
-"""Renew every lock file with uv (requirements/, recipes/locks/, runtime/requirements/) and the schema."""
+"""Renew every lock file with uv (requirements/, recipes/locks/, runtime/requirements/) and the JSON Schemas."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from scripts.commands.cli import Parser, run
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_json
-from scripts.core.paths import ROOT
 from scripts.recipe.files import json_schema, load_recipe, recipe_names
 from scripts.recipe.model import SCHEMA_FILE
+from scripts.report.models import SCHEMA_FILE as REPORT_SCHEMA
+from scripts.report.models import json_schema as report_schema
 from scripts.toolchain.locks import (
     OLDEST_RUNTIME_PYTHON,
     RUNTIME,
@@ -26,19 +27,18 @@ from scripts.toolchain.locks import (
 
 
 def main(arguments: Sequence[str], console: Console) -> int:
-    """Renew all lock files and the recipes' schema, or those named."""
+    """Renew all lock files and schemas, or those named."""
     groups = dependency_groups()
     images = [*sorted(RUNTIME.glob("vllm-*.in")), RUNTIME / "worker.in"]  # the worker's lock keeps to vLLM's
     known = ["schema", *groups, *(source.stem for source in images), *recipe_names()]
-    parser = Parser("upgrade", "Renew the lock files and the recipes' JSON Schema: all, or those named.")
+    parser = Parser("upgrade", "Renew the lock files and the JSON Schemas of recipes and reports: all, or those named.")
     parser.add_argument("name", nargs="*", help=f"some of: {', '.join(known)}")
     names = parser.parse_args(arguments).name
     for name in names:
         if name not in known:
             raise UsageError(f"there is no {name!r}.{nearest(name, known)}", fix=f"choose from: {', '.join(known)}")
     if not names or "schema" in names:
-        console.stage("schema", str(SCHEMA_FILE.relative_to(ROOT)))
-        write_json(SCHEMA_FILE, json_schema())
+        _write_schemas(console)
     for group in groups:
         if not names or group in names:
             console.stage("lock", group)
@@ -61,6 +61,12 @@ def main(arguments: Sequence[str], console: Console) -> int:
             source.write_text(lock_inputs(recipe))
             compile_lock([source], recipe.lock_file, os.environ)
     return 0
+
+
+def _write_schemas(console: Console) -> None:
+    for path, schema in ((SCHEMA_FILE, json_schema()), (REPORT_SCHEMA, report_schema())):
+        console.stage("schema", path.name)
+        write_json(path, schema)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from scripts.core.errors import PublishError
 from scripts.formats.sbom import FOLDER, NAME
 from scripts.formats.wheel import open_wheel
 from scripts.index.entry import Origin
+from scripts.report.models import BuildReport, GitPin, IndexPin
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
@@ -18,32 +18,30 @@ BUILDER = "urn:wheelsmith:builder:local"
 BUILD, SLIM, MIRROR = (f"urn:wheelsmith:{kind}:v1" for kind in ("build", "slim", "mirror"))
 
 
-def built(name: str, sha256: str, report: Mapping[str, Any], *, report_sha256: str) -> dict[str, Any]:
-    """Return the statement about a wheel that `nox -s wheel` made. Raises PublishError for another report."""
-    try:
-        definition = {
-            "buildType": BUILD,
-            "externalParameters": {"recipe": report["recipe"]["name"], "archs": report["archs"]},
-            "internalParameters": {
-                "recipe_digest": report["recipe"]["digest"],
-                "torch": report["torch"],
-                "toolchain": report["toolchain"],
-                "patches": report["patches"],
-            },
-            "resolvedDependencies": [_material(row) for row in report["sources"]],
-        }
-        details = {
-            "builder": _builder(report),
-            "metadata": {"invocationId": report["build"]},
-            "byproducts": [{"name": f"{name}.report.json", "digest": {"sha256": report_sha256}}],
-        }
-    except (KeyError, TypeError) as error:
+def built(name: str, sha256: str, report: BuildReport | None, *, report_sha256: str) -> dict[str, Any]:
+    """Return the statement about a wheel that `nox -s wheel` made. Raises PublishError without such a report."""
+    if report is None or report.toolchain is None or report.torch is None or not report.sources:
         raise PublishError(
             f"the report of {name} does not say how it was built",
-            why=f"{error} is missing: it is not a report of `nox -s wheel`, and the wheel has no SBOM that names "
-            "what it was cut out of",
+            why="it is not a report of `nox -s wheel`, and the wheel has no SBOM that names what it was cut out of",
             fix="publish it without --sign-key",
-        ) from error
+        )
+    definition = {
+        "buildType": BUILD,
+        "externalParameters": {"recipe": report.recipe.name, "archs": report.archs},
+        "internalParameters": {
+            "recipe_digest": report.recipe.digest,
+            "torch": report.torch.model_dump(),
+            "toolchain": report.toolchain.model_dump(),
+            "patches": [patch.model_dump() for patch in report.patches],
+        },
+        "resolvedDependencies": [_material(row) for row in report.sources],
+    }
+    details = {
+        "builder": _builder(report),
+        "metadata": {"invocationId": report.build},
+        "byproducts": [{"name": f"{name}.report.json", "digest": {"sha256": report_sha256}}],
+    }
     return _statement(name, sha256, definition, details)
 
 
@@ -77,10 +75,9 @@ def mirrored(name: str, sha256: str, origin: Origin) -> dict[str, Any]:
     return _statement(name, sha256, definition, {"builder": {"id": BUILDER}})
 
 
-def _builder(report: Mapping[str, Any]) -> dict[str, Any]:
+def _builder(report: BuildReport) -> dict[str, Any]:
     """Return who built a wheel; reports of older versions do not say which wheelsmith it was."""
-    ours = report.get("wheelsmith") or {}
-    found = {"wheelsmith": ours.get("version"), "commit": ours.get("commit")}
+    found = {"wheelsmith": report.wheelsmith.version, "commit": report.wheelsmith.commit} if report.wheelsmith else {}
     known = {name: text for name, text in found.items() if text}
     return {"id": BUILDER, **({"version": known} if known else {})}
 
@@ -94,9 +91,9 @@ def _statement(name: str, sha256: str, definition: dict[str, Any], details: dict
     }
 
 
-def _material(row: Mapping[str, Any]) -> dict[str, Any]:
-    if "commit" in row:
-        uri = f"git+{row['repository']}@{row['commit']}"
-        return {"name": row["name"], "uri": uri, "digest": {"gitCommit": row["commit"]}}
-    project, _, version = str(row["project"]).partition(" ")
-    return {"name": row["name"], "uri": f"pkg:pypi/{project}@{version}", "digest": {"sha256": row["sha256"]}}
+def _material(row: GitPin | IndexPin) -> dict[str, Any]:
+    if isinstance(row, GitPin):
+        uri = f"git+{row.repository}@{row.commit}"
+        return {"name": row.name, "uri": uri, "digest": {"gitCommit": row.commit}}
+    project, _, version = row.project.partition(" ")
+    return {"name": row.name, "uri": f"pkg:pypi/{project}@{version}", "digest": {"sha256": row.sha256}}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from scripts.audit.collect import audit_wheel
 from scripts.audit.models import AuditReport, Level
@@ -31,6 +30,7 @@ from scripts.package.prove import Proof, prove_wheel
 from scripts.recipe.costs import Unit, cost_book
 from scripts.recipe.model import Recipe
 from scripts.report.build_report import Stages, make_report
+from scripts.report.models import BuildReport
 from scripts.report.wheelhouse import enter, find_built
 from scripts.sources.fetch import fetch_recipe
 from scripts.sources.patch import prepare_tree
@@ -69,7 +69,7 @@ class Job:
         return self.access.cache.lock(f"build-{tree.key}", self.console)
 
 
-def build_wheel(job: Job) -> tuple[Path, Mapping[str, Any]]:
+def build_wheel(job: Job) -> tuple[Path, BuildReport]:
     """Run all stages; return the wheel in the wheelhouse and its report. Raises the failing stage's error."""
     stages = Stages()
     check_wheelhouse(job.wheelhouse)
@@ -144,7 +144,7 @@ def _subject(job: Job) -> Subject:
     )
 
 
-def _build_in(tree: BuildTree, job: Job, fetched: Fetched, stages: Stages) -> tuple[Path, Mapping[str, Any]]:
+def _build_in(tree: BuildTree, job: Job, fetched: Fetched, stages: Stages) -> tuple[Path, BuildReport]:
     tree.path.mkdir(exist_ok=True)
     with stages.kept_in(tree.path / "stages.json"):
         with stages.timed("configure"):
@@ -158,10 +158,7 @@ def _build_in(tree: BuildTree, job: Job, fetched: Fetched, stages: Stages) -> tu
         proof = prove_wheel(wheel.path, job.recipe, job.archs, tree.toolchain, job.access)
     with stages.timed("audit"):
         audit = _audit(wheel.path, job, tree, proof)
-    report = {
-        **make_report(job.recipe, fetched, tree, compiled, wheel, proof, stages),
-        "audit": audit.model_dump(mode="json"),
-    }
+    report = make_report(job.recipe, fetched, tree, compiled, wheel, proof, stages, audit)
     return enter(wheel.path, report, job.wheelhouse), report
 
 

@@ -13,11 +13,8 @@ from scripts.recipe.costs import CostData, Measured, unit_name
 BUSY = 0.02  # core-seconds per second below which a call was a cache's client, whose own figures say nothing
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the successful compiler calls that a file tells of: events.jsonl of a build tree, or NAME.report.json.
-
-    Raises UsageError when it has none.
-    """
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Return the successful compiler calls that events.jsonl of a build tree tells of. Raises UsageError for none."""
     path = path / "events.jsonl" if path.is_dir() else path
     try:
         text = path.read_text(errors="replace")
@@ -25,7 +22,16 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         raise UsageError(
             f"{path} cannot be read", why=error.strerror or str(error), fix="name a build tree, events or a report"
         ) from error
-    found = [record for data in _parsed(text) for record in _records(data)]
+    return measurements(_parsed(text), path)
+
+
+def measurements(records: Iterable[Any], path: Path) -> list[dict[str, Any]]:
+    """Return the records of successful calls whose figures are the compiler's. Raises UsageError when none is."""
+    found = [
+        record
+        for record in records
+        if isinstance(record, dict) and record.get("event", "end") == "end" and _is_measurement(record)
+    ]
     if not found:
         raise UsageError(
             f"{path} lists no compiled unit",
@@ -36,23 +42,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _parsed(text: str) -> Iterator[Any]:
-    try:
-        yield json.loads(text)
-    except ValueError:
-        for line in text.splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:  # torn by a kill
-                continue
-
-
-def _records(data: Any) -> Iterator[dict[str, Any]]:
-    if not isinstance(data, dict):
-        return
-    units = data.get("units")
-    for record in units.get("records", []) if isinstance(units, dict) else [data]:
-        if isinstance(record, dict) and record.get("event", "end") == "end" and _is_measurement(record):
-            yield record
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # torn by a kill
+            continue
 
 
 def _is_measurement(record: dict[str, Any]) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scripts.audit.models import AuditReport
 from scripts.compile.build import Compiled
 from scripts.compile.tree import BuildTree
 from scripts.core import interrupt
@@ -23,16 +24,33 @@ from scripts.core.errors import (
     WheelsmithError,
     from_os_error,
 )
-from scripts.core.files import write_json
+from scripts.core.files import file_sha256, write_json
 from scripts.core.version import commit, version
-from scripts.cuda.archs import arch_list
+from scripts.cuda.archs import Arch, arch_list
 from scripts.formats.unit_names import DeviceFacts, device_facts
+from scripts.formats.wheel import wheel_name
 from scripts.package.build import Wheel
 from scripts.package.prove import Proof
 from scripts.recipe.model import Recipe
 from scripts.recipe.sources import GitSource, Source
+from scripts.report.models import (
+    SCHEMA,
+    BuildReport,
+    ComponentFacts,
+    CutFrom,
+    DoctorRow,
+    GitPin,
+    IndexPin,
+    PatchFacts,
+    RecipeFacts,
+    StageFacts,
+    ToolchainFacts,
+    TorchFacts,
+    UnitsFacts,
+    WheelFacts,
+    Wheelsmith,
+)
 from scripts.report.timeline import read_timeline
-from scripts.report.wheelhouse import SCHEMA
 from scripts.sources.types import Fetched
 from scripts.toolchain.provide import toolchain_report
 
@@ -46,6 +64,9 @@ STAGE_ERRORS: Mapping[str, type[WheelsmithError]] = {
     "prove": AuditError,
     "audit": AuditError,
 }
+
+
+_OF_THE_BUILD = ("recipe", "sources", "patches", "toolchain", "torch")
 
 
 @dataclass
@@ -92,71 +113,113 @@ class Stages:
 
 
 def make_report(
-    recipe: Recipe, fetched: Fetched, tree: BuildTree, compiled: Compiled, wheel: Wheel, proof: Proof, stages: Stages
-) -> dict[str, Any]:
-    """Return the report as JSON-able data; sizes in bytes, times in seconds. Documented in docs/report.md."""
-    facts = {member.split(".", 1)[0]: item for member, item in device_facts(proof.device).items()}
-    of_component = {item.value: facts.get(item.member) for item in recipe.shared_objects}
-    return {
-        "schema": SCHEMA,
-        "wheelsmith": {"version": version(), "commit": commit()},
-        "wheel": {
-            "name": wheel.path.name,
-            "sha256": wheel.sha256,
-            "size": wheel.size,
-            "version": wheel.version,
-            "platform": wheel.platform,
-        },
-        "recipe": {"name": recipe.name, "digest": recipe.digest, "notice": recipe.package.notice},
-        "build": tree.key,
-        "sources": _sources(recipe, fetched),
-        "patches": [{"name": patch.name, "sha256": patch.sha256} for patch in tree.source.patches],
-        "toolchain": {**toolchain_report(tree.toolchain), "nvcc": recipe.toolchain.cuda},
-        "torch": {"version": recipe.torch.version, "cuda": recipe.torch.cuda},
-        "archs": arch_list(tree.archs),
-        "components": [
-            {
-                "name": name,
-                "size": size,
-                "cubins": proof.cubins[name],
-                "ptx": proof.ptx[name],
-                "operators": proof.operators[name],
-                **_device(of_component[name]),
-            }
-            for name, size in wheel.components.items()
-        ],
-        "units": {
-            "total": len(compiled.units),
-            "compiled_in_this_run": compiled.units_now,
-            "stock_headers": [unit.source for unit in compiled.units if unit.headers == "stock"],
-            "records": [asdict(unit) for unit in compiled.units],
-        },
-        "compiler_cache": compiled.cache.data() if compiled.cache else None,
-        "timeline": read_timeline(tree.events).data(),
-        "stages": {
-            name: {"seconds": round(seconds, 2), "peak_bytes": stages.peak_bytes.get(name, 0)}
+    recipe: Recipe,
+    fetched: Fetched,
+    tree: BuildTree,
+    compiled: Compiled,
+    wheel: Wheel,
+    proof: Proof,
+    stages: Stages,
+    audit: AuditReport,
+) -> BuildReport:
+    """Return the report of a wheel that was built. Documented in docs/report.md."""
+    return BuildReport(
+        schema_version=SCHEMA,
+        wheelsmith=Wheelsmith(version=version(), commit=commit()),
+        wheel=WheelFacts(
+            name=wheel.path.name,
+            sha256=wheel.sha256,
+            size=wheel.size,
+            version=wheel.version,
+            platform=wheel.platform,
+        ),
+        recipe=RecipeFacts(name=recipe.name, digest=recipe.digest, notice=recipe.package.notice),
+        build=tree.key,
+        sources=tuple(_sources(recipe, fetched)),
+        patches=tuple(PatchFacts(name=patch.name, sha256=patch.sha256) for patch in tree.source.patches),
+        toolchain=ToolchainFacts(**toolchain_report(tree.toolchain), nvcc=recipe.toolchain.cuda),
+        torch=TorchFacts(version=recipe.torch.version, cuda=recipe.torch.cuda),
+        archs=arch_list(tree.archs),
+        components=_components(recipe, wheel, proof),
+        units=UnitsFacts(
+            total=len(compiled.units),
+            compiled_in_this_run=compiled.units_now,
+            stock_headers=tuple(unit.source for unit in compiled.units if unit.headers == "stock"),
+            records=compiled.units,
+        ),
+        compiler_cache=compiled.cache,
+        timeline=read_timeline(tree.events),
+        stages={
+            name: StageFacts(seconds=round(seconds, 2), peak_bytes=stages.peak_bytes.get(name, 0))
             for name, seconds in stages.seconds.items()
         },
-        "doctor": stages.doctor,
-    }
+        doctor=tuple(DoctorRow(**row) for row in stages.doctor),
+        audit=audit,
+    )
+
+
+def slim_report(
+    slim: Path, source: CutFrom, archs: Sequence[Arch], audit: AuditReport, built: BuildReport | None, **said: Any
+) -> BuildReport:
+    """Return the report of a wheel that was cut out of another one, so that it can be published and signed.
+
+    Of a wheel that wheelsmith `built`, the build's facts (recipe, sources, patches, toolchain, torch) go along.
+    """
+    kept: dict[str, Any] = {"recipe": RecipeFacts(name="", digest="")}
+    if built:
+        kept = {key: getattr(built, key) for key in _OF_THE_BUILD if key in built.model_fields_set}
+    return BuildReport(
+        schema_version=SCHEMA,
+        wheelsmith=Wheelsmith(version=version(), commit=commit()),
+        wheel=WheelFacts(
+            name=slim.name,
+            sha256=audit.sha256 or file_sha256(slim),
+            size=audit.size,
+            version=wheel_name(slim).version,
+            platform=audit.tags[-1],
+        ),
+        build="",
+        archs=arch_list(archs),
+        slimmed_from=source,
+        audit=audit,
+        **kept,
+        **said,
+    )
+
+
+def _components(recipe: Recipe, wheel: Wheel, proof: Proof) -> tuple[ComponentFacts, ...]:
+    facts = {member.split(".", 1)[0]: item for member, item in device_facts(proof.device).items()}
+    of_component = {item.value: facts.get(item.member) for item in recipe.shared_objects}
+    return tuple(
+        ComponentFacts(
+            name=name,
+            size=size,
+            cubins=proof.cubins[name],
+            ptx=proof.ptx[name],
+            operators=tuple(proof.operators[name]),
+            **_device(of_component[name]),
+        )
+        for name, size in wheel.components.items()
+    )
 
 
 def _device(facts: DeviceFacts | None) -> dict[str, Any]:
-    return {"bytes_per_arch": facts.bytes_per_arch, "containers": facts.units} if facts else {}
+    return {"bytes_per_arch": facts.bytes_per_arch, "containers": tuple(facts.units)} if facts else {}
 
 
-def _sources(recipe: Recipe, fetched: Fetched) -> list[dict[str, Any]]:
-    rows = [_pin("source", recipe.package.version, recipe.source)]
-    rows += [_pin(name, item.version, item.source) for name, item in recipe.needed_dependencies().items()]
-    rows[0]["file"] = fetched.source.path.name
-    for row in rows:
-        if row["name"] in fetched.received:
-            row["received"] = fetched.received[row["name"]]
-    return rows
+def _sources(recipe: Recipe, fetched: Fetched) -> Iterator[GitPin | IndexPin]:
+    said = {"file": fetched.source.path.name}
+    yield _pin("source", recipe.package.version, recipe.source, said | _received("source", fetched))
+    for name, item in recipe.needed_dependencies().items():
+        yield _pin(name, item.version, item.source, _received(name, fetched))
 
 
-def _pin(name: str, version: str, source: Source) -> dict[str, Any]:
+def _received(name: str, fetched: Fetched) -> dict[str, Any]:
+    return {"received": fetched.received[name]} if name in fetched.received else {}
+
+
+def _pin(name: str, version: str, source: Source, said: Mapping[str, Any]) -> GitPin | IndexPin:
     if isinstance(source, GitSource):
-        return {"name": name, "version": version, "repository": source.repository, "commit": source.commit}
-    taken = {"name": name, "version": version, "project": f"{source.name} {source.version}"}
-    return {**taken, "kind": source.kind, "sha256": source.sha256}
+        return GitPin(name=name, version=version, repository=source.repository, commit=source.commit, **said)
+    project = f"{source.name} {source.version}"
+    return IndexPin(name=name, version=version, project=project, kind=source.kind, sha256=source.sha256, **said)

@@ -1,12 +1,12 @@
-"""Drawings of the build report as inline SVG: the timeline of units, and memory over time."""
+"""Geometry of the drawings of the build report: the timeline of units, and memory over time. drawings.html draws it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
+from dataclasses import dataclass
 
 from scripts.compile.sampling import Phase
-from scripts.core.console import human_bytes, human_seconds
+from scripts.core.console import human_bytes
 from scripts.report.timeline import Span, Timeline
 
 WIDTH, ROW, LEFT, AXIS = 1160, 26, 40, 18  # user units of the drawing
@@ -22,41 +22,61 @@ _CLASSES = {
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800)  # seconds between grid lines
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A unit of the timeline; places in user units, times in seconds."""
+
+    unit: str
+    kind: str
+    """CSS class: the phase that cost most, `hit` or `failed`."""
+    x: str
+    y: int
+    width: str
+    start: float
+    seconds: str
+    told: str
+    label: str
+    """The source's name where there is room for it, else ""."""
+    label_x: str
+
+
 def phase_class(phase: str) -> str:
     """Return the CSS class of a phase."""
     return _CLASSES.get(phase, "other")
 
 
-def legend(timeline: Timeline) -> str:
-    """Return the key to the colours that occur: units by the phase that cost most."""
-    seen = dict.fromkeys((_class(span), _label(span)) for span in timeline.spans)
-    return f'<p class="key">{"".join(f"<i class={kind}></i>{escape(label)}" for kind, label in seen)}</p>'
+def legend(timeline: Timeline) -> list[tuple[str, str]]:
+    """Return the classes and labels that occur: units by the phase that cost most."""
+    return list(dict.fromkeys((_class(span), _label(span)) for span in timeline.units))
 
 
-def gantt(timeline: Timeline) -> str:
-    """Return the units as bars: a row per unit that ran beside others, coloured by the phase that cost most."""
-    height = timeline.lanes * ROW + AXIS
-    bars = "".join(_bar(span, timeline) for span in timeline.spans)
-    names = "".join(f'<text x="0" y="{lane * ROW + 17}">{lane + 1}</text>' for lane in range(timeline.lanes))
-    return f'<svg id="gantt" viewBox="0 0 {WIDTH} {height}">{_grid(timeline, height)}{names}{bars}</svg>'
+def bars(timeline: Timeline) -> list[Bar]:
+    """Return the units: a row per unit that ran beside others, coloured by the phase that cost most."""
+    return [_bar(span, timeline) for span in timeline.units]
 
 
-def _bar(span: Span, timeline: Timeline) -> str:
+def gantt_height(timeline: Timeline) -> int:
+    """Return the height of the timeline's drawing."""
+    return timeline.lanes * ROW + AXIS
+
+
+def _bar(span: Span, timeline: Timeline) -> Bar:
     x, end = _x(span.start, timeline), _x(span.end, timeline)
-    width = max(end - x, 0.5)
-    y = span.lane * ROW
-    told = (
-        f"{span.source}: {span.end - span.start:.1f} s, {span.cpu_seconds:.1f} s CPU, {human_bytes(span.peak_mb * 1e6)}"
-    )
-    phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in span.costs.items())
-    text = span.source.rsplit("/", 1)[-1]
-    label = (
-        f'<text x="{x + 3:.1f}" y="{y + 16}" style="fill:#fff">{escape(text)}</text>' if width > 7 * len(text) else ""
-    )
-    return (
-        f'<g><rect class="{_class(span)}" x="{x:.2f}" y="{y + 2}" width="{width:.2f}" height="{ROW - 4}" rx="2" '
-        f'data-unit="{escape(span.source)}" data-start="{span.start}" data-seconds="{span.end - span.start:.2f}">'
-        f"<title>{escape(told)}{escape('; ' + phases if phases else '')}</title></rect>{label}</g>"
+    width, seconds = max(end - x, 0.5), span.end - span.start
+    told = f"{span.source}: {seconds:.1f} s, {span.cpu_seconds:.1f} s CPU, {human_bytes(span.peak_mb * 1e6)}"
+    phases = ", ".join(f"{name} {cost:.1f} s" for name, cost in span.costs.items())
+    name = span.source.rsplit("/", 1)[-1]
+    return Bar(
+        unit=span.source,
+        kind=_class(span),
+        x=f"{x:.2f}",
+        y=span.lane * ROW,
+        width=f"{width:.2f}",
+        start=span.start,
+        seconds=f"{seconds:.2f}",
+        told=f"{told}; {phases}" if phases else told,
+        label=name if width > 7 * len(name) else "",
+        label_x=f"{x + 3:.1f}",
     )
 
 
@@ -72,32 +92,30 @@ def _label(span: Span) -> str:
     return "from the cache" if span.cache == "hit" else next(iter(span.costs), "phases not seen")
 
 
-def memory_curve(timeline: Timeline) -> str:
-    """Return memory of all processes over time as a filled curve."""
-    peak = max([rss for _, rss in timeline.memory], default=0) or 1
-    points = [(_x(time, timeline), HEIGHT * (1 - rss / peak)) for time, rss in timeline.memory]
+def peak(timeline: Timeline) -> int:
+    """Return the most bytes that all processes had together."""
+    return max([rss for _, rss in timeline.memory], default=0)
+
+
+def memory_path(timeline: Timeline) -> str:
+    """Return memory of all processes over time as the path of a filled curve, "" when none was measured."""
+    if not timeline.memory:
+        return ""
+    most = peak(timeline) or 1
+    points = [(_x(time, timeline), HEIGHT * (1 - rss / most)) for time, rss in timeline.memory]
     path = " ".join(f"L{x:.1f} {y:.1f}" for x, y in points)
-    left, right = points[0][0], points[-1][0]
-    return (
-        f'<svg id="memory" viewBox="0 0 {WIDTH} {HEIGHT + AXIS}" data-peak="{peak}">{_grid(timeline, HEIGHT + AXIS)}'
-        f'<path class="memory" d="M{left:.1f} {HEIGHT} {path} L{right:.1f} {HEIGHT} Z"/>'
-        f'<text x="0" y="12">{human_bytes(peak)}</text></svg>'
-    )
+    return f"M{points[0][0]:.1f} {HEIGHT} {path} L{points[-1][0]:.1f} {HEIGHT} Z"
+
+
+def ticks(timeline: Timeline) -> list[dict[str, object]]:
+    """Return at most 13 grid lines: where, and at how many seconds."""
+    return [{"x": f"{_x(seconds, timeline):.1f}", "seconds": seconds} for seconds in _steps(timeline.seconds)]
 
 
 def _x(time: float, timeline: Timeline) -> float:
     return LEFT + (WIDTH - LEFT) * time / max(timeline.seconds, 1e-9)
 
 
-def _grid(timeline: Timeline, height: int) -> str:
-    return "".join(
-        f'<line class="grid" x1="{_x(time, timeline):.1f}" x2="{_x(time, timeline):.1f}" y1="0" y2="{height - AXIS}"/>'
-        f'<text x="{_x(time, timeline):.1f}" y="{height - 4}">{human_seconds(time)}</text>'
-        for time in _ticks(timeline.seconds)
-    )
-
-
-def _ticks(seconds: float) -> Iterator[int]:
-    """Yield at most 13 times for grid lines."""
+def _steps(seconds: float) -> Iterator[int]:
     step = next((step for step in _STEPS if seconds / step <= 12), max(_STEPS[-1], int(seconds / 12) + 1))
     yield from range(0, int(seconds) + 1, step)

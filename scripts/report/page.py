@@ -1,160 +1,139 @@
 """NAME.whl.report.html: how a wheel was built and what is inside, one page that loads nothing from elsewhere.
 
-Made from the JSON report alone. Figures carry their exact values in `data-` attributes, for tests and for scripts.
+Made from the JSON report alone: this module says what is shown, page.html how. Figures carry their exact values in
+`data-` attributes, for tests and for scripts.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scripts.audit.models import AuditReport
-from scripts.audit.show import sections
 from scripts.core.console import human_bytes, human_seconds
-from scripts.core.html import facts, page, table
-from scripts.report.drawings import gantt, legend, memory_curve, phase_class
+from scripts.core.html import render
+from scripts.report.drawings import (
+    HEIGHT,
+    ROW,
+    WIDTH,
+    bars,
+    gantt_height,
+    legend,
+    memory_path,
+    peak,
+    phase_class,
+    ticks,
+)
+from scripts.report.models import BuildReport, ComponentFacts
 from scripts.report.timeline import Span, Timeline
 
+TEMPLATE = "report/page.html"
 MOST_EXPENSIVE = 20
 
 
-def report_page(report: Mapping[str, Any]) -> str:
+def report_page(report: BuildReport) -> str:
     """Return the page of a report."""
-    parts = [_summary(report)]
-    if report.get("timeline"):
-        timeline = Timeline.of(report["timeline"])
-        parts += [_stages(report), _units(timeline), _expensive(timeline), _cache(report, timeline), _memory(timeline)]
-    if report.get("components"):
-        parts.append(_sizes(report))
-    parts.append(_origin(report))
-    parts.append(f"<h2>Audit</h2>{sections(AuditReport.model_validate(report['audit']))}")
-    return page(report["wheel"]["name"], "".join(parts))
-
-
-def _summary(report: Mapping[str, Any]) -> str:
-    wheel, recipe = report["wheel"], report["recipe"]
-    rows = [
-        ["size", f"{human_bytes(wheel['size'])} ({wheel['size']:,} bytes)"],
-        ["sha256", f"<code>{escape(wheel['sha256'])}</code>"],
-        ["version", escape(wheel["version"])],
-        ["for", escape(f"torch {report['torch']['version']}, CUDA {report['torch']['cuda']}, {wheel['platform']}")],
-        ["archs", escape(report["archs"])],
-        ["recipe", escape(recipe["name"])],
-    ]
-    if recipe.get("notice"):
-        rows.append(["note", escape(recipe["notice"])])
-    if report.get("slimmed_from"):
-        rows.append(["cut out of", escape(report["slimmed_from"]["name"])])
-    return facts(rows, name="summary")
-
-
-def _stages(report: Mapping[str, Any]) -> str:
-    rows = [
-        [escape(name), human_seconds(row["seconds"]), human_bytes(row["peak_bytes"]) if row["peak_bytes"] else ""]
-        for name, row in report["stages"].items()
-    ]
-    return f"<h2>Stages</h2>{table(['stage', 'time', 'most memory'], rows, name='stages')}"
-
-
-def _units(timeline: Timeline) -> str:
-    cpu = sum(span.cpu_seconds for span in timeline.spans)
-    busy = sum(span.end - span.start for span in timeline.spans)
-    share = busy / max(timeline.seconds * timeline.lanes, 1e-9)
-    text = (
-        f"{len(timeline.spans)} compiler calls, {human_seconds(timeline.seconds)}, {cpu:,.0f} core-seconds; "
-        f"{timeline.lanes} side by side at most, their rows filled to {share:.0%}."
+    timeline = report.timeline or Timeline()
+    first = sorted(timeline.units, key=lambda span: -span.cpu_seconds)[:MOST_EXPENSIVE]
+    archs = list(dict.fromkeys(arch for item in report.components for arch in item.bytes_per_arch))
+    return render(
+        TEMPLATE,
+        title=report.wheel.name,
+        report=report,
+        summary=list(_summary(report)),
+        stages=[
+            (name, human_seconds(row.seconds), human_bytes(row.peak_bytes) if row.peak_bytes else "")
+            for name, row in report.stages.items()
+        ],
+        timeline=_timeline(timeline),
+        expensive=[_unit(span) for span in first],
+        cache=_cache(report, timeline),
+        archs=archs,
+        sizes=[_sizes(item, archs) for item in report.components],
     )
-    return f"<h2>Timeline</h2><p>{text}</p>{legend(timeline)}{gantt(timeline)}"
 
 
-def _expensive(timeline: Timeline) -> str:
-    first = sorted(timeline.spans, key=lambda span: -span.cpu_seconds)[:MOST_EXPENSIVE]
-    rows = [
-        [
-            escape(span.source),
-            f"{span.cpu_seconds:.1f} s",
-            f"{span.end - span.start:.1f} s",
-            human_bytes(span.peak_mb * 1e6),
-            _costliest(span),
-            _phases(span),
-        ]
-        for span in first
-    ]
-    columns = ["unit", "CPU", "wall", "most memory", "phase that cost", "phases"]
-    return f"<h2>The {len(first)} most expensive units</h2>{table(columns, rows, name='expensive')}"
+def _summary(report: BuildReport) -> Iterator[tuple[str, str]]:
+    wheel = report.wheel
+    yield "size", f"{human_bytes(wheel.size)} ({wheel.size:,} bytes)"
+    yield "sha256", wheel.sha256
+    yield "version", wheel.version
+    if report.torch:
+        yield "for", f"torch {report.torch.version}, CUDA {report.torch.cuda}, {wheel.platform}"
+    yield "archs", report.archs
+    if report.recipe.name:
+        yield "recipe", report.recipe.name
+    if report.recipe.notice:
+        yield "note", report.recipe.notice
+    if report.slimmed_from:
+        yield "cut out of", report.slimmed_from.name
+    if report.wheelsmith:
+        commit = f" ({report.wheelsmith.commit})" if report.wheelsmith.commit else ""
+        yield "built by", f"wheelsmith {report.wheelsmith.version}{commit}"
+
+
+def _timeline(timeline: Timeline) -> dict[str, Any]:
+    """Return the text and the drawings' geometry."""
+    cpu = sum(span.cpu_seconds for span in timeline.units)
+    busy = sum(span.end - span.start for span in timeline.units)
+    share = busy / max(timeline.seconds * timeline.lanes, 1e-9)
+    return {
+        "text": (
+            f"{len(timeline.units)} compiler calls, {human_seconds(timeline.seconds)}, {cpu:,.0f} core-seconds; "
+            f"{timeline.lanes} side by side at most, their rows filled to {share:.0%}."
+        ),
+        "legend": legend(timeline),
+        "width": WIDTH,
+        "height": gantt_height(timeline),
+        "row": ROW,
+        "lanes": timeline.lanes,
+        "bars": bars(timeline),
+        "ticks": ticks(timeline),
+        "memory_height": HEIGHT,
+        "memory_path": memory_path(timeline),
+        "peak": peak(timeline),
+    }
+
+
+def _unit(span: Span) -> dict[str, Any]:
+    total = sum(span.costs.values()) or 1.0
+    wall, memory = f"{span.end - span.start:.1f} s", human_bytes(span.peak_mb * 1e6)
+    return {
+        "cells": (span.source, f"{span.cpu_seconds:.1f} s", wall, memory, _costliest(span)),
+        "phases": [
+            {"kind": phase_class(phase), "share": f"{100 * cost / total:.1f}", "told": f"{phase} {cost:.1f} s"}
+            for phase, cost in span.costs.items()
+        ],
+    }
 
 
 def _costliest(span: Span) -> str:
-    costs = span.costs
-    if not sum(costs.values()):
+    total = sum(span.costs.values())
+    if not total:
         return "cache" if span.cache == "hit" else "not seen"
-    phase, seconds = next(iter(costs.items()))
-    return f"{escape(phase)} ({seconds / (sum(costs.values()) or 1):.0%})"
+    phase, seconds = next(iter(span.costs.items()))
+    return f"{phase} ({seconds / total:.0%})"
 
 
-def _phases(span: Span) -> str:
-    total = sum(span.costs.values()) or 1.0
-    bars = "".join(
-        f'<i class="{phase_class(phase)}" style="width:{100 * seconds / total:.1f}%" '
-        f'title="{escape(phase)} {seconds:.1f} s"></i>'
-        for phase, seconds in span.costs.items()
-    )
-    return f'<div class="bar">{bars}</div>'
-
-
-def _cache(report: Mapping[str, Any], timeline: Timeline) -> str:
-    counts = Counter(span.cache or "off" for span in timeline.spans if not span.code)
-    rows = [[name, str(counts[name])] for name in ("hit", "miss", "failed", "off") if counts[name]]
-    rows += [[name.replace("_", " "), _value(value)] for name, value in (report.get("compiler_cache") or {}).items()]
+def _cache(report: BuildReport, timeline: Timeline) -> dict[str, Any]:
+    counts = Counter(span.cache or "off" for span in timeline.units if not span.code)
+    rows = [(name, str(counts[name])) for name in ("hit", "miss", "failed", "off") if counts[name]]
+    said = vars(report.compiler_cache) if report.compiler_cache else {}
+    rows += [(name.replace("_", " "), _value(value)) for name, value in said.items()]
     total = sum(counts.values())
     share = counts["hit"] / max(total, 1)
-    text = f'<p id="hits" data-share="{share:.4f}">{counts["hit"]} of {total} units came from the cache.</p>'
-    return f"<h2>Compiler cache</h2>{text}{facts(rows, name='cache')}"
+    return {"rows": rows, "share": f"{share:.4f}", "text": f"{counts['hit']} of {total} units came from the cache."}
 
 
 def _value(value: object) -> str:
     if isinstance(value, Mapping):
-        return escape(", ".join(f"{key}: {item}" for key, item in value.items()))
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
     if isinstance(value, list):
-        return escape("; ".join(str(item) for item in value))
-    return escape(str(value))
+        return "; ".join(str(item) for item in value)
+    return str(value)
 
 
-def _memory(timeline: Timeline) -> str:
-    if not timeline.memory:
-        return ""
-    peak = max(rss for _, rss in timeline.memory)
-    text = f"<p>{human_bytes(peak)} at most, all processes of the compile stage together.</p>"
-    return f"<h2>Memory</h2>{text}{memory_curve(timeline)}"
-
-
-def _sizes(report: Mapping[str, Any]) -> str:
-    archs = list(dict.fromkeys(arch for item in report["components"] for arch in item.get("bytes_per_arch", {})))
-    rows = [
-        [
-            escape(item["name"]),
-            human_bytes(item["size"]),
-            *(
-                human_bytes(item["bytes_per_arch"][arch]) if arch in item.get("bytes_per_arch", {}) else ""
-                for arch in archs
-            ),
-            str(len(item["operators"])),
-        ]
-        for item in report["components"]
-    ]
-    return f"<h2>Sizes</h2>{table(['component', 'file', *archs, 'operators'], rows, name='sizes')}"
-
-
-def _origin(report: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            escape(row["name"]),
-            escape(row["version"]),
-            f"<code>{escape(row.get('sha256') or row.get('commit', ''))}</code>",
-        ]
-        for row in report["sources"]
-    ]
-    rows += [[f"patch {escape(row['name'])}", "", f"<code>{escape(row['sha256'])}</code>"] for row in report["patches"]]
-    return f"<h2>Made from</h2>{table(['what', 'version', 'sha256 or commit'], rows, name='sources')}"
+def _sizes(item: ComponentFacts, archs: list[str]) -> tuple[str, ...]:
+    bytes_per_arch = item.bytes_per_arch
+    sizes = (human_bytes(bytes_per_arch[arch]) if arch in bytes_per_arch else "" for arch in archs)
+    return (item.name, human_bytes(item.size), *sizes, str(len(item.operators)))

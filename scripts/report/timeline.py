@@ -8,21 +8,21 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from scripts.compile.sampling import SAMPLES
+from scripts.core.models import Model
 from scripts.recipe.costs import short_name
 
 PAUSE = 30.0  # seconds without any sign of life that are a pause between runs
 MEMORY_POINTS = 600  # of the curve in the report
 
 
-@dataclass(frozen=True)
-class PhaseSpan:
+class PhaseSpan(Model):
     """One program's work for a unit; times in seconds from the start of the build."""
 
     phase: str
@@ -31,8 +31,7 @@ class PhaseSpan:
     cpu_seconds: float
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(Model):
     """One compiler call that ended; times in seconds from the start of the build."""
 
     unit: str
@@ -57,42 +56,21 @@ class Span:
         return dict(sorted(sums.items(), key=lambda row: -row[1]))
 
 
-@dataclass(frozen=True)
-class Timeline:
+class Timeline(Model):
     """All compiler calls of a build tree."""
 
-    epoch: float = 0.0
+    started: float = 0.0
     """When the first one started, seconds since 1970."""
-    spans: tuple[Span, ...] = ()
+    seconds: float = 0.0
+    """Length of the time axis."""
+    units: tuple[Span, ...] = ()
     memory: tuple[tuple[float, int], ...] = ()
-    """(seconds, bytes of all processes together)."""
-
-    @property
-    def seconds(self) -> float:
-        """Length of the time axis."""
-        return max([span.end for span in self.spans], default=0.0)
+    """[seconds, bytes of all processes together], at most 600 points."""
 
     @property
     def lanes(self) -> int:
         """How many units ran side by side at most."""
-        return max([span.lane + 1 for span in self.spans], default=0)
-
-    def data(self) -> dict[str, Any]:
-        """Return it for the report, documented in docs/report.md."""
-        return {
-            "started": self.epoch,
-            "seconds": round(self.seconds, 2),
-            "units": [asdict(span) for span in self.spans],
-            "memory": [list(point) for point in _thinned(self.memory)],
-        }
-
-    @classmethod
-    def of(cls, data: dict[str, Any]) -> Timeline:
-        """Return the timeline of a report's data."""
-        spans = tuple(
-            Span(**{**row, "phases": tuple(PhaseSpan(**phase) for phase in row["phases"])}) for row in data["units"]
-        )
-        return cls(data["started"], spans, tuple((time, rss) for time, rss in data["memory"]))
+        return max([span.lane + 1 for span in self.units], default=0)
 
 
 @dataclass
@@ -128,8 +106,13 @@ def read_timeline(events: Path, samples: Path | None = None) -> Timeline:
     marks = [time for row in ends for time in _alive(row)] + [time for time, _ in memory]
     axis = _Axis(sorted(marks))
     first = min(row["time"] - row["seconds"] for row in ends)
-    spans = _spans(sorted(ends, key=lambda row: float(row["time"] - row["seconds"])), _phases(rows), axis)
-    return Timeline(first, tuple(spans), tuple((axis.place(time), int(rss)) for time, rss in memory))
+    spans = tuple(_spans(sorted(ends, key=lambda row: float(row["time"] - row["seconds"])), _phases(rows), axis))
+    return Timeline(
+        started=first,
+        seconds=max(span.end for span in spans),
+        units=spans,
+        memory=thinned([(axis.place(time), int(rss)) for time, rss in memory]),
+    )
 
 
 def _alive(row: dict[str, Any]) -> Iterator[float]:
@@ -157,7 +140,12 @@ def _spans(ends: list[dict[str, Any]], phases: dict[str, list[dict[str, Any]]], 
             code=row["code"],
             cache=row.get("cache", ""),
             phases=tuple(
-                PhaseSpan(item["phase"], axis.place(item["start"]), axis.place(item["end"]), item["cpu"])
+                PhaseSpan(
+                    phase=item["phase"],
+                    start=axis.place(item["start"]),
+                    end=axis.place(item["end"]),
+                    cpu_seconds=item["cpu"],
+                )
                 for item in sorted(own, key=lambda item: float(item["start"]))
             ),
         )
@@ -184,8 +172,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _thinned(memory: tuple[tuple[float, int], ...]) -> Iterator[tuple[float, int]]:
-    """Yield at most MEMORY_POINTS points; of those that are put together the highest stays."""
+def thinned(memory: Sequence[tuple[float, int]]) -> tuple[tuple[float, int], ...]:
+    """Return at most MEMORY_POINTS points; of those that are put together the highest stays."""
     step = -(-len(memory) // MEMORY_POINTS) or 1
-    for index in range(0, len(memory), step):
-        yield max(memory[index : index + step], key=lambda point: point[1])
+    return tuple(max(memory[index : index + step], key=lambda point: point[1]) for index in range(0, len(memory), step))

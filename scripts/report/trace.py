@@ -18,7 +18,7 @@ def trace(timeline: Timeline, title: str) -> dict[str, Any]:
     """Return a trace as JSON-able data."""
     events = [_named("process_name", title, 0)]
     events += [_named("thread_name", f"unit {lane + 1}", lane + 1) for lane in range(timeline.lanes)]
-    for span in timeline.spans:
+    for span in timeline.units:
         events += _unit(span)
     events += [_counter("memory", "bytes", time, rss) for time, rss in timeline.memory]
     events += [_counter("units", "running", time, count) for time, count in running(timeline)]
@@ -27,7 +27,7 @@ def trace(timeline: Timeline, title: str) -> dict[str, Any]:
 
 def running(timeline: Timeline) -> Iterator[tuple[float, int]]:
     """Yield (seconds, units that run from then on)."""
-    changes = sorted([(span.start, 1) for span in timeline.spans] + [(span.end, -1) for span in timeline.spans])
+    changes = sorted([(span.start, 1) for span in timeline.units] + [(span.end, -1) for span in timeline.units])
     count = 0
     for time, change in changes:
         count += change

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from scripts.audit.models import AuditReport
 from scripts.core.cache import Cache
 from scripts.core.errors import PackageError, PublishError, UsageError, from_os_error
 from scripts.core.files import digest, file_sha256, install_file, write_atomic, write_json
 from scripts.downloads.access import Access
 from scripts.formats.wheel import open_wheel, wheel_name
+from scripts.report.models import BuildReport, report_of
 from scripts.report.page import report_page
-from scripts.report.timeline import Timeline
 from scripts.report.trace import trace
-
-SCHEMA = 1
 
 _SETTLED = 1e9  # nanoseconds that a file must not have changed before its digest is remembered
 
@@ -32,22 +33,25 @@ class Local:
     sha256: str
     size: int
     """Bytes."""
-    report: dict[str, Any] | None
+    report: BuildReport | AuditReport | None
     """NAME.whl.report.json: of the build, or of `nox -s audit -- --json`; None when there is none about these bytes."""
+    unread: str = ""
+    """Why there is a report and it could not be read; "" mostly."""
 
     @property
-    def audit(self) -> dict[str, Any] | None:
+    def audit(self) -> AuditReport | None:
         """The audit inside the report."""
-        if self.report is None:
-            return None
-        found = self.report.get("audit") if "schema" in self.report else self.report
-        return found if isinstance(found, dict) and isinstance(found.get("ok"), bool) else None
+        return self.report.audit if isinstance(self.report, BuildReport) else self.report
+
+    @property
+    def build(self) -> BuildReport | None:
+        """The report of the build; None when there is none, or an audit's alone."""
+        return self.report if isinstance(self.report, BuildReport) else None
 
     @property
     def notice(self) -> str:
         """What the recipe says people must know of this wheel."""
-        recipe = (self.report or {}).get("recipe")
-        return str(recipe.get("notice") or "") if isinstance(recipe, dict) else ""
+        return self.build.recipe.notice if self.build else ""
 
 
 def find_wheels(named: Sequence[Path], wheelhouse: Path, access: Access, *, audit: bool) -> list[Local]:
@@ -78,8 +82,8 @@ def find_wheels(named: Sequence[Path], wheelhouse: Path, access: Access, *, audi
 def audit_problem(wheel: Local) -> str:
     """Return why a wheel may not be published without --no-audit, "" when it may."""
     if wheel.audit is None:
-        return "it has no audit report about these bytes"
-    return "" if wheel.audit["ok"] else "its audit did not pass"
+        return wheel.unread or "it has no audit report about these bytes"
+    return "" if wheel.audit.ok else "its audit did not pass"
 
 
 def read_local(path: Path, cache: Cache) -> Local:
@@ -88,7 +92,8 @@ def read_local(path: Path, cache: Cache) -> Local:
     with open_wheel(path):
         pass
     sha256 = known_sha256(path, cache)
-    return Local(path, sha256, path.stat().st_size, _report(path, sha256))
+    report, unread = _report(path, sha256)
+    return Local(path, sha256, path.stat().st_size, report, unread)
 
 
 def known_sha256(path: Path, cache: Cache) -> str:
@@ -111,14 +116,27 @@ def _identity(path: Path) -> list[Any]:
     return [os.fspath(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def _report(path: Path, sha256: str) -> dict[str, Any] | None:
-    """Return the report beside a wheel when it is about these bytes."""
+def _report(path: Path, sha256: str) -> tuple[BuildReport | AuditReport | None, str]:
+    """Return the report beside a wheel when it is about these bytes, and else why it could not be read."""
     try:
-        report = json.loads(report_path(path).read_text())
-        about = report["wheel"]["sha256"] if "schema" in report else report["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        text = report_path(path).read_bytes()
+    except OSError:
+        return None, ""
+    try:
+        if audit := _audit_of(text):
+            return (audit, "") if audit.sha256 == sha256 else (None, "")
+        report = report_of(text, report_path(path).name)
+    except UsageError as error:
+        return None, f"{error.what} ({error.why})"
+    return (report, "") if report.wheel.sha256 == sha256 else (None, "")
+
+
+def _audit_of(text: bytes) -> AuditReport | None:
+    """Return the report of `nox -s audit`, None for other text."""
+    try:
+        return AuditReport.model_validate_json(text)
+    except ValidationError:
         return None
-    return dict(report) if about == sha256 else None
 
 
 def report_path(wheel: Path) -> Path:
@@ -126,17 +144,17 @@ def report_path(wheel: Path) -> Path:
     return wheel.with_name(wheel.name + ".report.json")
 
 
-def enter(wheel: Path, report: Mapping[str, Any], wheelhouse: Path) -> Path:
+def enter(wheel: Path, report: BuildReport, wheelhouse: Path) -> Path:
     """Put the reports and then the wheel into the wheelhouse, each by rename: a wheel there always has its report.
 
     Raises PackageError.
     """
     final = wheelhouse / wheel.name
     try:
-        write_json(report_path(final), report)
+        write_json(report_path(final), report.data())
         write_atomic(final.with_name(final.name + ".report.html"), report_page(report).encode())
-        if report.get("timeline"):
-            events = trace(Timeline.of(report["timeline"]), final.name)
+        if report.timeline:
+            events = trace(report.timeline, final.name)
             write_atomic(final.with_name(final.name + ".trace.json"), json.dumps(events).encode())
     except OSError as error:
         raise from_os_error(PackageError, error, doing="writing", path=wheelhouse, variable="--wheelhouse") from error
@@ -144,24 +162,26 @@ def enter(wheel: Path, report: Mapping[str, Any], wheelhouse: Path) -> Path:
     return final
 
 
-def read_report(wheel: Path, **wanted: str) -> dict[str, Any] | None:
-    """Return the report of a wheel when both are whole: readable, and about this very file. Else None.
-
-    `wanted` are values that the report must have (`build`, `recipe_digest`): the file is hashed only then.
-    """
+def read_report(wheel: Path) -> BuildReport | None:
+    """Return the report of a wheel when both are whole: readable, and about this very file. Else None."""
     try:
-        report = json.loads(report_path(wheel).read_text())
-        found = {"build": report.get("build"), "recipe_digest": report["recipe"]["digest"]} if wanted else {}
-        if report["schema"] == SCHEMA and found == wanted and report["wheel"]["sha256"] == file_sha256(wheel):
-            return dict(report)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    return None
+        report = report_of(report_path(wheel).read_bytes(), wheel.name)
+        return report if report.wheel.sha256 == file_sha256(wheel) else None
+    except (OSError, UsageError):
+        return None
 
 
-def find_built(wheelhouse: Path, build: str, recipe_digest: str) -> tuple[Path, Mapping[str, Any]] | None:
-    """Return the wheel (and its report) that this recipe's build has left in the wheelhouse, if it is whole."""
+def find_built(wheelhouse: Path, build: str, recipe_digest: str) -> tuple[Path, BuildReport] | None:
+    """Return the wheel (and its report) that this recipe's build has left in the wheelhouse, if it is whole.
+
+    A wheel is hashed only when its report is of this build.
+    """
     for path in sorted(wheelhouse.glob("*.whl")):
-        if report := read_report(path, build=build, recipe_digest=recipe_digest):
+        try:
+            report = report_of(report_path(path).read_bytes(), path.name)
+        except (OSError, UsageError):
+            continue
+        mine = (report.build, report.recipe.digest) == (build, recipe_digest)
+        if mine and report.wheel.sha256 == file_sha256(path):
             return path, report
     return None

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from scripts.core.console import human_seconds
 from scripts.core.errors import ToolchainError
@@ -235,7 +236,7 @@ def check_python_headers(torch: InstalledTorch | None = None, include: str | Non
         )
 
 
-def toolchain_report(toolchain: Toolchain) -> dict[str, object]:
+def toolchain_report(toolchain: Toolchain) -> dict[str, Any]:
     """Return what the wheel's report says of the toolchain."""
     wanted = (
         "torch",

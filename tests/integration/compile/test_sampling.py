@@ -61,12 +61,12 @@ def test_phases_of_a_unit_and_memory_are_seen_while_it_runs(tmp_path: Path) -> N
     run_logged(command, log=tmp_path / "log", cwd=tmp_path, environment=environment, look=sampler.look)
     sampler.close()
     timeline = read_timeline(tmp_path / "events.jsonl")
-    (span,) = timeline.spans
+    (span,) = timeline.units
     assert set(span.costs) == {"cicc", "ptxas"}
     assert 0.3 < sum(span.costs.values()) <= span.cpu_seconds * 1.05 + 0.1
     assert [phase.phase for phase in span.phases] == ["cicc", "ptxas"]
     assert all(rss > 1_000_000 for _, rss in timeline.memory[1:-1])
-    assert abs(timeline.epoch - started) < 5
+    assert abs(timeline.started - started) < 5
 
 
 def test_processes_without_a_launcher_above_belong_to_no_unit(tmp_path: Path) -> None:

@@ -27,22 +27,21 @@ from scripts.index.provenance import check, load_key
 from scripts.package.sbom import add_sbom, make_sbom
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.slim.wheel import slim_wheel
+from tests.builds import put_report
 from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
 
-REPORT = {
-    "schema": 1,
+REPORT: dict[str, Any] = {
     "recipe": {"name": "quickstart", "digest": "d", "notice": ""},
     "archs": "9.0",
     "build": "key",
     "torch": {"version": "2.11.0", "cuda": "13.0"},
-    "toolchain": {"packages": {}},
+    "toolchain": {"key": "k", "python": "3.11.2", "host_compiler": "g++ 12", "cuda": "wheels", "packages": {}},
     "patches": [],
     "sources": [
-        {"name": "source", "project": "vllm 0.20.1", "kind": "sdist", "sha256": "7" * 64},
-        {"name": "cutlass", "repository": "https://x/c", "commit": "8" * 40},
+        {"name": "source", "version": "0.20.1", "project": "vllm 0.20.1", "kind": "sdist", "sha256": "7" * 64},
+        {"name": "cutlass", "version": "4.4.2", "repository": "https://x/c", "commit": "8" * 40},
     ],
-    "audit": {"ok": True},
 }
 
 
@@ -61,8 +60,7 @@ def wheel_with_sbom(folder: Path, version: str = "0.20.1+cu130") -> Path:
     raw = make_wheel(folder, {"vllm/__init__.py": b"x = 1\n" * 50}, version=version)
     sbom = make_sbom(recipe, version, patches=[("vllm/a.patch", "0" * 64)], packages={"cmake": "3.31"})
     wheel = add_sbom(raw, sbom, folder / "final")
-    about = {**REPORT, "wheel": {"sha256": file_sha256(wheel)}}
-    wheel.with_name(wheel.name + ".report.json").write_text(json.dumps(about))
+    put_report(wheel, **REPORT)
     return wheel
 
 

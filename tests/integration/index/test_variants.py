@@ -19,6 +19,7 @@ from scripts.commands import publish
 from scripts.core.console import Console
 from scripts.core.errors import PublishError, UsageError
 from scripts.core.files import file_sha256
+from tests.builds import put_report
 from tests.fatbins import container, sass, shared_object
 from tests.integration.index_servers import clean_environment, serve, tool, venv
 from tests.wheels import make_wheel
@@ -38,8 +39,7 @@ def wheel_for(folder: Path, version: str, arch: str) -> Path:
     library = shared_object(folder / f"{arch}.so", {"a.cu": container(sass(arch, "k"))}).read_bytes()
     members = {"vllm/_C.abi3.so": library, "vllm/__init__.py": f"VERSION = {version!r}\n".encode()}
     wheel = make_wheel(folder, members, version=version, metadata=METADATA, tags="py3-none-any")
-    about = {"schema": 1, "wheel": {"sha256": file_sha256(wheel)}, "audit": {"ok": True}}
-    wheel.with_name(wheel.name + ".report.json").write_text(json.dumps(about))
+    put_report(wheel)
     return wheel
 
 

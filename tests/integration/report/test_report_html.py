@@ -6,14 +6,17 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scripts.compile.compiler_cache import CacheSummary
+from scripts.report.models import report_of
 from scripts.report.page import report_page
 from scripts.report.timeline import Timeline, read_timeline
-from tests.builds import end_event, make_report, memory, phase, write_lines
+from tests.builds import end_event, make_report, memory, phase, report_data, write_lines
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 PROBE = """<script>
@@ -79,7 +82,7 @@ def timeline(folder: Path, count: int = 25) -> Timeline:
 @pytest.fixture(scope="module")
 def figures(browser: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("page")
-    cache = {"level": "local", "saved_seconds": 12.5, "trouble": [], "shared": {"hits": 3}}
+    cache = asdict(CacheSummary("local", saved_seconds=12.5, shared={"hits": 3}))
     return look(browser, report_page(make_report(timeline(folder), compiler_cache=cache)), folder)
 
 
@@ -135,10 +138,10 @@ def test_cache_memory_stages_and_sizes_are_told(figures: dict[str, Any]) -> None
 
 
 def test_a_slim_wheels_page_has_no_timeline_and_says_what_it_was_cut_from(browser: str, tmp_path: Path) -> None:
-    report = make_report(slimmed_from={"name": "fat.whl"})
+    data = report_data(slimmed_from={"name": "fat.whl", "sha256": "ab" * 32, "size": 9})
     for key in ("components", "timeline", "stages"):
-        del report[key]
-    told = look(browser, report_page(report), tmp_path)
+        del data[key]
+    told = look(browser, report_page(report_of(json.dumps(data), "x")), tmp_path)
     assert told["gantt"] is None
     assert ["cut out of", "fat.whl"] in told["summary"]
 

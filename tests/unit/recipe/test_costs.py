@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from scripts.commands.costs import main
+from scripts.commands.costs import main, read_records
 from scripts.core.console import Console
 from scripts.core.errors import UsageError
 from scripts.recipe.costs import Measured, read_costs
-from scripts.recipe.measured import read_records
+from tests.builds import report_data
 from tests.support import write_recipe
 from tests.unit.recipe.test_cost_model import COST
 
@@ -69,7 +69,8 @@ def test_a_second_build_adds_to_what_is_known_unless_it_starts_afresh(recipe: Pa
 def test_a_report_serves_as_well(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = {key: value for key, value in event("a.cu", peak_mb=512.0).items() if key not in {"event", "peak_kb"}}
     report = tmp_path / "x.whl.report.json"
-    report.write_text(json.dumps({"units": {"total": 1, "records": [record]}}, indent=2))
+    units = {"total": 1, "compiled_in_this_run": 1, "records": [record]}
+    report.write_text(json.dumps(report_data(units=units), indent=2))
     assert enter(recipe, str(report)) == {"_C/a.cu": {2: Measured(cpu_seconds=9.0, peak_mb=512)}}
     assert "_C/a.cu" in capsys.readouterr().out
 

@@ -19,6 +19,7 @@ from scripts.core.paths import RECIPES, ROOT
 from scripts.downloads.indexes import read_indexes
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.model import SCHEMA_FILE
+from scripts.report.models import SCHEMA_FILE as REPORT_SCHEMA
 from scripts.toolchain import locks as toolchain_locks
 from tests.support import make_recipe
 
@@ -34,9 +35,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "requirements").mkdir()
     (tmp_path / "pyproject.toml").write_text("[dependency-groups]\ntests = []\nlint = [{ include-group = 'tests' }]\n")
     (tmp_path / "docs").mkdir()
-    monkeypatch.setattr(upgrade, "ROOT", tmp_path)
     monkeypatch.setattr(toolchain_locks, "ROOT", tmp_path)
     monkeypatch.setattr(upgrade, "SCHEMA_FILE", tmp_path / "docs" / "schema.json")
+    monkeypatch.setattr(upgrade, "REPORT_SCHEMA", tmp_path / "docs" / "report.json")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
@@ -98,6 +99,7 @@ def test_the_schema_alone_is_written_on_request_and_the_committed_one_is_current
 ) -> None:
     assert upgrade.main(["schema"], console) == 0
     assert (project / "docs/schema.json").read_text() == SCHEMA_FILE.read_text()
+    assert (project / "docs/report.json").read_text() == REPORT_SCHEMA.read_text()
     assert "extends" in json.loads(SCHEMA_FILE.read_text())["properties"]
     assert not list((project / "requirements").glob("*.txt"))
 
