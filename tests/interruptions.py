@@ -157,6 +157,7 @@ def told(text: str) -> None:
 def experiment(folder: Path, *, count: int, seed: int, through: int = 20) -> list[Seen]:
     """Interrupt the main job on the miniature `count` times; let each `through`-th finish. Raises on a bad wheel."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would nox
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, which we respect
     source = random.Random(seed)
     miniature = make_miniature(folder / "miniature")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -90,6 +90,8 @@ def main(arguments: Sequence[str], console: Console) -> int:
         diagnosis = diagnose(stream)
     if not options.log:
         console.note(f"reading {path}")
+    if diagnosis.slow:
+        console.note("Hyperscan is not installed here: the answer is the same, a large log only takes longer")
     show(diagnosis, str(path or "standard input"), console)
     if options.json:
         write_json(options.json, as_json(diagnosis.findings))

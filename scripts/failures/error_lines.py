@@ -6,7 +6,7 @@ import re
 from functools import cache
 from itertools import islice
 
-from scripts.failures.prefilter import SMALL, Prefilter
+from scripts.failures.prefilter import SMALL, Prefilter, library
 
 _ERRORS = (
     r"\berror\s*:",
@@ -80,14 +80,15 @@ def weight(line: str) -> int:
 
 
 @cache
-def _fast() -> Prefilter:
-    return Prefilter([f"(?i){text}" for text in _ERRORS], places=True)
+def _fast() -> Prefilter | None:
+    hyperscan = library()
+    return Prefilter(hyperscan, [f"(?i){text}" for text in _ERRORS], places=True) if hyperscan else None
 
 
 def places(text: bytes, limit: int) -> list[int]:
     """Return where lines that look like errors may be, one place a line, `limit` places at most."""
-    if len(text) > SMALL:
-        return [end - 1 for end in _fast().ends(text, limit)]
+    if len(text) > SMALL and (fast := _fast()):
+        return [end - 1 for end in fast.ends(text, limit)]
     return [match.start() for match in islice(_ERROR.finditer(text), limit)]
 
 

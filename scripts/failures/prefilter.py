@@ -1,7 +1,8 @@
 """Which patterns can be in a block of text: one pass for all of them, by Hyperscan.
 
 Hyperscan reads about a gigabyte a second, whatever the number of patterns; it says which patterns may match, and
-Python's `re` then says whether and where. Small texts are not worth compiling its database.
+Python's `re` then says whether and where. Small texts are not worth compiling its database. Where Hyperscan cannot be
+loaded, each pattern is looked for by itself, as in small texts: the answer is the same.
 """
 
 from __future__ import annotations
@@ -9,10 +10,22 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
+from types import ModuleType
 
 from scripts.failures.catalogue import literal
 
 SMALL = 1 << 18  # bytes below which each pattern is looked for by itself
+
+
+@cache
+def library() -> ModuleType | None:
+    """Return Hyperscan; None where it is not installed or not made for this machine."""
+    try:
+        import hyperscan  # noqa: PLC0415  (only who reads a large log loads it)
+    except ImportError:
+        return None
+    return hyperscan
 
 
 def expression(pattern: str) -> str:
@@ -28,9 +41,7 @@ def expression(pattern: str) -> str:
 class Prefilter:
     """A compiled set of patterns; with `places` they are taken as they are, for `ends`."""
 
-    def __init__(self, patterns: Sequence[str], *, places: bool = False) -> None:
-        import hyperscan  # noqa: PLC0415  (only who reads a large log loads it)
-
+    def __init__(self, hyperscan: ModuleType, patterns: Sequence[str], *, places: bool = False) -> None:
         self._ended = hyperscan.ScanTerminated
         flags = hyperscan.HS_FLAG_PREFILTER | hyperscan.HS_FLAG_MULTILINE
         flags |= 0 if places else hyperscan.HS_FLAG_SINGLEMATCH

@@ -17,7 +17,7 @@ from scripts.failures import error_lines
 from scripts.failures.catalogue import Failure, catalogue, literal
 from scripts.failures.log_files import Readable, open_logs
 from scripts.failures.logs import Block, plain, read_blocks
-from scripts.failures.prefilter import SMALL, Prefilter
+from scripts.failures.prefilter import SMALL, Prefilter, library
 
 SHOWN = 300  # characters of a line that are shown
 END = 65536  # bytes at the end of a log in which success is looked for
@@ -61,6 +61,8 @@ class Diagnosis:
     ended_well: bool
     empty: bool = False
     """Whether there was nothing to read."""
+    slow: bool = False
+    """Whether it was read without Hyperscan, which large logs are many times faster with."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,10 @@ def _patterns() -> tuple[_Pattern, ...]:
 
 
 @cache
-def _prefilter() -> Prefilter:
-    return Prefilter([text for failure in catalogue().values() for text in failure.patterns])
+def _prefilter() -> Prefilter | None:
+    hyperscan = library()
+    patterns = [text for failure in catalogue().values() for text in failure.patterns]
+    return Prefilter(hyperscan, patterns) if hyperscan else None
 
 
 @dataclass
@@ -106,6 +110,8 @@ class _Seen:
     well: int = 0
     """Line of the last sign of success that no error follows; 0 for none."""
     rows: int = 0
+    slow: bool = False
+    """Whether large parts were read without Hyperscan."""
 
 
 def diagnose(stream: Readable) -> Diagnosis:
@@ -130,7 +136,8 @@ def diagnose(stream: Readable) -> Diagnosis:
     ranked = sorted(first.values(), key=lambda it: (known[it.id].order, order[it.file], it.line, place[it.id]))
     error = min(errors)[2] if errors else next((part.error for _, part in parts if part.error), None)
     well = bool(parts) and not errors and any(part.ended_well for _, part in parts)
-    return Diagnosis(tuple(ranked), error, well, empty=all(part.empty for _, part in parts))
+    empty, slow = all(part.empty for _, part in parts), any(part.slow for _, part in parts)
+    return Diagnosis(tuple(ranked), error, well, empty=empty, slow=slow)
 
 
 def _one(stream: Readable) -> Diagnosis:
@@ -147,7 +154,8 @@ def _one(stream: Readable) -> Diagnosis:
                 _find_error(block, seen)
     if last is not None:
         seen.well = _ended_well(last)
-    return Diagnosis(_ranked(seen), seen.error, bool(seen.well) and not seen.ci_error, empty=not seen.rows)
+    well = bool(seen.well) and not seen.ci_error
+    return Diagnosis(_ranked(seen), seen.error, well, empty=not seen.rows, slow=seen.slow)
 
 
 def diagnose_text(text: str) -> Diagnosis:
@@ -158,7 +166,10 @@ def diagnose_text(text: str) -> Diagnosis:
 def _candidates(block: Block, seen: _Seen) -> Iterator[_Pattern]:
     """Yield the patterns that may be in a block and whose failures are not found twice yet."""
     patterns = _patterns()
-    for place in sorted(_prefilter().candidates(block.text)) if len(block.text) > SMALL else range(len(patterns)):
+    large = len(block.text) > SMALL
+    fast = _prefilter() if large else None
+    seen.slow = seen.slow or (large and fast is None)
+    for place in sorted(fast.candidates(block.text)) if fast else range(len(patterns)):
         if seen.found.get(patterns[place].failure.id, 0) < (1 if block.again else 2):
             yield patterns[place]
 

@@ -16,6 +16,7 @@ from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import UsageError
 from scripts.doctor.registry import CHECKS
+from scripts.failures import error_lines, prefilter, recognise
 from scripts.failures.catalogue import catalogue
 
 LOG = "one\nfatal: write error: No space left on device\n"
@@ -103,3 +104,25 @@ def test_each_entry_of_the_page_says_what_why_and_do_in_three_lines() -> None:
         assert lines[2].startswith("- Why: "), lines[0]
         assert lines[3].startswith("- Do: "), lines[0]
         assert lines[4] == "", lines[0]
+
+
+def test_a_large_log_is_read_without_hyperscan_too_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "x.log"
+    log.write_text(f"{LOG}{'-- compiling' * 8}\n" * 4000 + "error: the moon is full\n")
+    run(str(log))
+    fast = capsys.readouterr()
+    assert "Hyperscan" not in fast.err
+    for made in (prefilter.library, recognise._prefilter, error_lines._fast):
+        made.cache_clear()
+    monkeypatch.setitem(sys.modules, "hyperscan", None)  # importing it raises ImportError
+    try:
+        run(str(log))
+    finally:
+        for made in (prefilter.library, recognise._prefilter, error_lines._fast):
+            made.cache_clear()
+    slow = capsys.readouterr()
+    assert "Hyperscan is not installed" in slow.err
+    assert slow.out == fast.out
+    assert "disk-full-triton-clone" in slow.out
