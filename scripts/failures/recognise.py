@@ -143,17 +143,16 @@ def diagnose(stream: Readable) -> Diagnosis:
 def _one(stream: Readable) -> Diagnosis:
     """Read one log and return what it shows."""
     seen = _Seen()
-    last: Block | None = None
+    ends: list[Block] = []
     for block in read_blocks(stream):
         _match(block, seen)
         if not block.again:
-            last = block
+            ends = [*ends[-1:], block]
             seen.rows += len(block.text)
             seen.ci_error = seen.ci_error or _CI_ERROR in block.text
             if not seen.loud:
                 _find_error(block, seen)
-    if last is not None:
-        seen.well = _ended_well(last)
+    seen.well = _ended_well(ends)
     well = bool(seen.well) and not seen.ci_error
     return Diagnosis(_ranked(seen), seen.error, well, empty=not seen.rows, slow=seen.slow)
 
@@ -238,8 +237,18 @@ def _around(line: str, at: int) -> str:
     return ("…" if begin else "") + line[begin : begin + SHOWN] + ("…" if len(line) > begin + SHOWN else "")
 
 
-def _ended_well(block: Block) -> int:
-    """Return the line in a log's last block that says that all went well; 0 when none does or an error follows."""
+def _ended_well(blocks: list[Block]) -> int:
+    """Return the line in a log's last blocks that says that all went well; 0 when none does or an error follows."""
+    for block in reversed(blocks):
+        if line := _well_line(block):
+            return line
+        if len(block.text) >= END or error_lines.follows(block.text, 0):
+            break
+    return 0
+
+
+def _well_line(block: Block) -> int:
+    """Return the line near a block's end that says that all went well; 0 when none does or an error follows."""
     well = list(_WELL.finditer(block.text, max(0, len(block.text) - END)))
     if not well or error_lines.follows(block.text, well[-1].end()):
         return 0

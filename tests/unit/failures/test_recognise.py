@@ -241,3 +241,12 @@ def test_stages_are_those_of_the_page() -> None:
 def test_a_failure_refuses_keys_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="extra"):
         Failure.model_validate({"id": "x", "stage": "fetch", "title": "", "cause": "", "fix": "", "colour": "red"})
+
+
+@pytest.mark.parametrize("last", [b"", b"sent", b"sent\n", b"error: no logs", b"error: no logs\n"])
+@pytest.mark.parametrize("beyond", [0, 5, 40, 200])
+def test_a_log_that_ended_well_did_so_wherever_its_last_block_begins(last: bytes, beyond: int) -> None:
+    end = b"Successfully built vllm\n" + b"uploading a log\n" * 8 + last
+    filler = b"-- checking one thing after another\n" * (BLOCK // 36 + 1)
+    diagnosis = diagnose(io.BytesIO(filler[len(end) - beyond - BLOCK :] + end))
+    assert diagnosis.ended_well is not last.startswith(b"error")
