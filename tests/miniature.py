@@ -238,6 +238,7 @@ def make_miniature(root: Path) -> Miniature:
         "setup.py": SETUP,
         "pyproject.toml": PYPROJECT,
         "vllm/__init__.py": "import torch\n",
+        "vllm/templates/chat.jinja": "{{ messages }}\n",
         "csrc/cumem_allocator/main.cpp": MODULE.replace("NAME", "cumem_allocator")
         + '#include <cstdio>\nint other() { return std::puts("other"); }\n',
         "csrc/_moe_C/a.cpp": MODULE.replace("NAME", "_moe_C"),

@@ -28,6 +28,7 @@ from scripts.core.console import Console, human_bytes
 from scripts.core.errors import PackageError
 from scripts.core.files import remove_tree
 from scripts.core.process import Command
+from scripts.package.data_files import warn_of_missing, write_manifest
 from scripts.package.finish import finish_wheel
 from scripts.package.requires import wanted_torch, with_torch
 from scripts.recipe.model import Component, Recipe
@@ -69,7 +70,8 @@ def package_wheel(tree: BuildTree, recipe: Recipe, *, jobs: int, console: Consol
     folder = tree.path / "package"
     remove_tree(folder)
     folder.mkdir()
-    raw = _build(tree, version, folder, jobs)
+    name = recipe.package.name.replace("-", "_")
+    raw = _build(tree, name, version, folder, jobs)
     repaired = _repair(tree, raw, folder / "repaired")
     patches = [(patch.name, patch.sha256) for patch in tree.source.patches]
     from scripts.package.sbom import add_sbom, make_sbom  # noqa: PLC0415  (0.15 s that only a new wheel needs)
@@ -86,6 +88,7 @@ def package_wheel(tree: BuildTree, recipe: Recipe, *, jobs: int, console: Consol
         environment=tree.environment,
     )
     wheel = check_wheel(finished, recipe, version, torch)
+    warn_of_missing(tree.source.path, finished, name, console)
     _abi3audit(tree, finished)
     console.note(
         f"{finished.name} ({human_bytes(wheel.size)}), abi3audit clean, RECORD and metadata right, SBOM inside"
@@ -93,9 +96,10 @@ def package_wheel(tree: BuildTree, recipe: Recipe, *, jobs: int, console: Consol
     return wheel
 
 
-def _build(tree: BuildTree, version: str, folder: Path, jobs: int) -> Path:
+def _build(tree: BuildTree, name: str, version: str, folder: Path, jobs: int) -> Path:
     """Run `python -m build` on the patched tree; CMake and ninja find everything compiled."""
     config, seen = folder / "distutils.cfg", tree.inside(folder)
+    write_manifest(tree.source.path, folder, name)
     config.write_text(
         f"[build]\nbuild_base = {seen / 'build'}\n[build_ext]\nbuild_temp = {tree.inside(tree.binary)}\n"
         f"[egg_info]\negg_base = {seen}\n[bdist_wheel]\npy_limited_api = {ABI_TAG}\n"

@@ -94,6 +94,7 @@ def test_the_main_job_leaves_a_checked_wheel_and_its_report(fresh: None, make: M
     [wheel] = wheelhouse.glob("*.whl")
     assert wheel.name.startswith("vllm-0.20.1+cu130.mini-cp38-abi3-manylinux")
     names = zipfile.ZipFile(wheel).namelist()
+    assert "vllm/templates/chat.jinja" in names  # setup.py lists no data files: SOURCES.txt does
     assert {name for name in names if name.endswith(".so")} == {"vllm/_moe_C.abi3.so", "vllm/cumem_allocator.abi3.so"}
     report = report_of(wheelhouse)
     assert report["wheel"]["name"] == wheel.name
