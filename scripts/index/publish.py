@@ -209,9 +209,9 @@ def statement_of(wheel: Local, origin: Origin | None) -> dict[str, Any]:
     """Return what a signature claims of a wheel. Raises PublishError for one of which nothing is known."""
     if origin:
         return mirrored(wheel.path.name, wheel.sha256, origin)
-    if wheel.build is None:
-        cut = slimmed(wheel.path, wheel.sha256)
+    digest = file_sha256(report_path(wheel.path)) if wheel.report is not None else ""
+    if wheel.build is None or wheel.build.slimmed_from:
+        cut = slimmed(wheel.path, wheel.sha256, wheel.build, report_sha256=digest)
         if cut:
             return cut
-    digest = file_sha256(report_path(wheel.path)) if wheel.report is not None else ""
     return built(wheel.path.name, wheel.sha256, wheel.build, report_sha256=digest)

@@ -40,13 +40,16 @@ def built(name: str, sha256: str, report: BuildReport | None, *, report_sha256: 
     details = {
         "builder": _builder(report),
         "metadata": {"invocationId": report.build},
-        "byproducts": [{"name": f"{name}.report.json", "digest": {"sha256": report_sha256}}],
+        "byproducts": [_byproduct(name, report_sha256)],
     }
     return _statement(name, sha256, definition, details)
 
 
-def slimmed(wheel: Path, sha256: str) -> dict[str, Any] | None:
-    """Return the statement about a wheel that `nox -s slim` cut out of another, None for one without such an SBOM."""
+def slimmed(wheel: Path, sha256: str, report: BuildReport | None, *, report_sha256: str = "") -> dict[str, Any] | None:
+    """Return the statement about a wheel that was cut out of another, None for one without an SBOM that says so.
+
+    `report` is what lies beside it; of a wheel that was built here it has the sources.
+    """
     with open_wheel(wheel) as opened:
         data = opened.read(f"{opened.dist_info}/{FOLDER}/{NAME}")
     try:
@@ -60,9 +63,15 @@ def slimmed(wheel: Path, sha256: str) -> dict[str, Any] | None:
     definition = {
         "buildType": SLIM,
         "externalParameters": {"archs": archs},
-        "resolvedDependencies": [{"name": kept["wheelsmith:slim-of"], "digest": {"sha256": digest}}],
+        "resolvedDependencies": [
+            {"name": kept["wheelsmith:slim-of"], "digest": {"sha256": digest}},
+            *(_material(row) for row in (report.sources if report else ())),
+        ],
     }
-    return _statement(wheel.name, sha256, definition, {"builder": {"id": BUILDER}})
+    details: dict[str, Any] = {"builder": {"id": BUILDER}}
+    if report_sha256:
+        details["byproducts"] = [_byproduct(wheel.name, report_sha256)]
+    return _statement(wheel.name, sha256, definition, details)
 
 
 def mirrored(name: str, sha256: str, origin: Origin) -> dict[str, Any]:
@@ -80,6 +89,10 @@ def _builder(report: BuildReport) -> dict[str, Any]:
     found = {"wheelsmith": report.wheelsmith.version, "commit": report.wheelsmith.commit} if report.wheelsmith else {}
     known = {name: text for name, text in found.items() if text}
     return {"id": BUILDER, **({"version": known} if known else {})}
+
+
+def _byproduct(wheel: str, sha256: str) -> dict[str, Any]:
+    return {"name": f"{wheel}.report.json", "digest": {"sha256": sha256}}
 
 
 def _statement(name: str, sha256: str, definition: dict[str, Any], details: dict[str, Any]) -> dict[str, Any]:

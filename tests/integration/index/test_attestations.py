@@ -17,15 +17,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.commands import publish
+from scripts.commands import publish, slim, verify
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError
 from scripts.core.files import file_sha256
 from scripts.index.attestations import bundle, check_provenance
+from tests.integration.audit.test_official_wheel import wheel as official
 from tests.integration.index.test_provenance import key_pair, wheel_with_sbom
 from tests.integration.index_servers import tool
 from tests.integration.upload_servers import CACHE
 
+__all__ = ["official"]
 READERS = ("sigstore==4.5.1", "pypi-attestations==0.0.30", "in-toto-attestation==0.9.3")
 _SOURCE, _WORKFLOW = "https://github.com/team/vllm-wheels", ".github/workflows/release.yml"
 
@@ -189,11 +191,37 @@ def readers() -> Path:
     return python
 
 
+@pytest.mark.servers
 @pytest.mark.large
 def test_sigstore_in_toto_and_pypi_attestations_read_what_is_published(published: Path, tmp_path: Path) -> None:
-    command = [str(readers()), "-c", READ, str(published), str(tmp_path / "key.pub")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path)}, check=False
-    )
+    assert read_by_others(published, tmp_path) == "https://slsa.dev/provenance/v1"
+
+
+def read_by_others(wheel: Path, folder: Path) -> str:
+    """Let sigstore, in-toto and pypi-attestations read what lies beside a wheel, signed with `folder`/key.pub."""
+    command = [str(readers()), "-c", READ, str(wheel), str(folder / "key.pub")]
+    environment = {**os.environ, "HOME": str(folder)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "https://slsa.dev/provenance/v1"
+    return done.stdout.strip()
+
+
+@pytest.mark.large
+def test_the_official_wheel_slimmed_is_signed_published_verified_and_read_by_others(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHEELSMITH_CACHE", str(tmp_path / "cache"))
+    private, public = key_pair(tmp_path, "key")
+    console = Console(quiet=True)
+    slim.main([str(official), "--arch", "8.6", "--out", str(tmp_path / "slim")], console)
+    [wheel] = (tmp_path / "slim").glob("*.whl")
+    wheel.with_name(wheel.name + ".publish.attestation").write_bytes(attestation(wheel.name, file_sha256(wheel)))
+    publish.main([str(wheel), "--to", str(tmp_path / "index"), "--sign-key", str(private)], console)
+    [there] = (tmp_path / "index/files").rglob("*.whl")
+    bill = json.loads(there.with_name(there.name + ".cdx.json").read_text())
+    [ancestor] = bill["metadata"]["component"]["pedigree"]["ancestors"]
+    assert (ancestor["version"], ancestor["hashes"][0]["content"]) == ("0.15.1", file_sha256(official))
+    assert verify.main([str(there), "--key", str(public), "--json", str(tmp_path / "said.json")], console) == 0
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert (said["archs"], said["source"]) == ("8.6", f"{official.name} {file_sha256(official)}")
+    assert read_by_others(there, tmp_path) == "https://slsa.dev/provenance/v1"

@@ -211,6 +211,7 @@ SERVED = {
 }
 
 
+@pytest.mark.servers
 @pytest.mark.large
 def test_what_the_button_copies_installs_exactly_the_wheel_that_is_named_for_every_gpu(
     tmp_path: Path, tab: Browser, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.commands import publish
+from scripts.commands import slim as slim_command
 from scripts.commands import verify as verify_command
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError, UsageError
@@ -229,6 +230,34 @@ def test_a_slimmed_upstream_wheel_can_be_signed_and_its_sbom_names_the_original(
     said = json.loads((tmp_path / "v.json").read_text())
     assert said["archs"] == "9.0"
     assert said["source"] == f"{official.name} {file_sha256(official)}"
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_wheel_that_nox_slim_cut_is_signed_as_what_it_is_with_its_report(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ours: bool,  # noqa: FBT001
+) -> None:
+    monkeypatch.setenv("WHEELSMITH_CACHE", str(tmp_path / "cache"))
+    private, public = key_pair(tmp_path, "key")
+    library = shared_object(tmp_path / "x.so", {"a.cu": container(sass("90", "a"), sass("80", "b"))}).read_bytes()
+    fat = make_wheel(tmp_path, {"vllm/_C.abi3.so": library}, version="0.15.1")
+    if ours:
+        put_report(fat, **REPORT)
+    slim_command.main([str(fat), "--arch", "9.0", "--out", str(tmp_path / "out")], Console(quiet=True))
+    [slim] = (tmp_path / "out").glob("*.whl")
+    publish.main([str(slim), "--to", str(tmp_path / "index"), "--sign-key", str(private)], Console(quiet=True))
+    [there] = (tmp_path / "index/files").rglob("*.whl")
+    assert verify(there, "--key", public) == 0
+    envelope = json.loads(there.with_name(there.name + ".intoto.jsonl").read_text())
+    predicate = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
+    definition = predicate["buildDefinition"]
+    assert definition["buildType"] == "urn:wheelsmith:slim:v1"
+    original, *sources = definition["resolvedDependencies"]
+    assert original == {"name": fat.name, "digest": {"sha256": file_sha256(fat)}}
+    assert [item["name"] for item in sources] == (["source", "cutlass"] if ours else [])
+    [report] = predicate["runDetails"]["byproducts"]
+    assert report["digest"]["sha256"] == file_sha256(there.with_name(there.name + ".report.json"))
 
 
 @pytest.mark.parametrize("kind", ["cosign", "bundle", "two lines", "attestation", "rsa", "url alphabet", "no keyid"])

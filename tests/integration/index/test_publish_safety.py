@@ -261,6 +261,7 @@ CACHES = [
 ]
 
 
+@pytest.mark.servers
 @pytest.mark.large
 @needs("nginx")
 @pytest.mark.parametrize("shared", CACHES)
@@ -318,6 +319,7 @@ ACCEPTS = {
 }
 
 
+@pytest.mark.servers
 @pytest.mark.large
 @needs("nginx")
 def test_nginx_minds_how_much_each_kind_of_page_is_wanted(tmp_path: Path) -> None:

@@ -303,6 +303,7 @@ def test_any_page_of_an_index_is_read_or_refused(data: bytes) -> None:
     html_files(data.decode("latin-1"))
 
 
+@pytest.mark.servers
 @pytest.mark.large
 def test_devpi_upload_repeat_other_bytes_and_wrong_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with devpi(tmp_path) as url:
@@ -402,6 +403,7 @@ def test_devpi_300_mb_under_200_mb_of_client_memory(tmp_path: Path) -> None:
         assert listed(url) == {wheel.name}
 
 
+@pytest.mark.servers
 @pytest.mark.large
 def test_a_real_pypiserver_is_recognised_and_its_half_wheel_is_not_taken_for_ours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

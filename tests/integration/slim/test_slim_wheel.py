@@ -280,7 +280,7 @@ def test_a_slimmed_upstream_wheel_can_be_published_signed_and_verified(fat: Path
     report = json.loads(report_path(wheel).read_text())
     assert report["slimmed_from"]["sha256"] == file_sha256(fat)
     assert report["audit"]["ok"]
-    claim = slimmed(wheel, file_sha256(wheel))
+    claim = slimmed(wheel, file_sha256(wheel), None)
     assert claim is not None
     definition = claim["predicate"]["buildDefinition"]
     assert definition["resolvedDependencies"] == [{"name": fat.name, "digest": {"sha256": file_sha256(fat)}}]
