@@ -25,7 +25,7 @@ from scripts.audit.contents import (
 from scripts.audit.host import Site, read_site
 from scripts.audit.models import AuditReport, Finding, Level
 from scripts.audit.rules import recipe_optionals
-from scripts.audit.subject import Subject
+from scripts.audit.subject import AuditSubject
 from scripts.core.errors import AuditError, UsageError, from_os_error
 from scripts.core.files import file_sha256
 from scripts.cuda.archs import Arch
@@ -37,7 +37,7 @@ from scripts.formats.unit_names import read_units_of
 from scripts.formats.wheel import SHARED_OBJECT, Hash, WheelFile, open_wheel, record_digest, wheel_name
 from scripts.recipe.model import Recipe
 
-TargetChoice = Callable[[Subject], Sequence[Target]]
+TargetChoice = Callable[[AuditSubject], Sequence[Target]]
 SMALL = 4 << 20  # bytes of an ELF member that is read in memory, not by way of a file: cubins come in thousands
 
 
@@ -63,7 +63,7 @@ def audit_wheel(
     started = time.monotonic()
     site = read_site(torch, libraries) if torch else None
     name = wheel_name(path)
-    subject = Subject(path.name, "wheel", path.stat().st_size if path.is_file() else 0, name.name, name.version)
+    subject = AuditSubject(path.name, "wheel", path.stat().st_size if path.is_file() else 0, name.name, name.version)
     subject.known, subject.optional = known, recipe_optionals(recipe or optional)
     subject.tags = name.tags.split("-")[-3:]
     with open_wheel(path) as wheel:
@@ -88,7 +88,7 @@ class _Reader:
     """Reads each member of a wheel once: its digest, and what it holds."""
 
     wheel: WheelFile
-    subject: Subject
+    subject: AuditSubject
     site: Site | None
 
     def read(self) -> dict[str, Hash]:
@@ -139,7 +139,7 @@ class _Reader:
 class _Tolerant:
     """What cannot be read ends the audit when it is called a shared object; else it is noted."""
 
-    subject: Subject
+    subject: AuditSubject
     member: str
 
     def __enter__(self) -> None:
@@ -202,7 +202,7 @@ def audit_path(
     return subject.report(targets(subject) if callable(targets) else targets, started)
 
 
-def _read_file(subject: Subject, member: str, file: Path, own: set[str], site: Site | None) -> None:
+def _read_file(subject: AuditSubject, member: str, file: Path, own: set[str], site: Site | None) -> None:
     with file.open("rb") as stream:
         kind = form(stream.read(START))
     if kind is Form.ELF:
@@ -217,10 +217,10 @@ def _read_file(subject: Subject, member: str, file: Path, own: set[str], site: S
     subject.size += file.stat().st_size if kind else 0
 
 
-def _files(path: Path, package: str, torch: Path | None) -> tuple[Subject, list[tuple[str, Path]], Path | None]:
+def _files(path: Path, package: str, torch: Path | None) -> tuple[AuditSubject, list[tuple[str, Path]], Path | None]:
     """Return the subject, the files to look at by member name, and where torch is."""
     if path.is_file():
-        return Subject(path.name, "file"), [(path.name, path)], torch
+        return AuditSubject(path.name, "file"), [(path.name, path)], torch
     if not path.is_dir():
         raise UsageError(f"{path} does not exist", fix="give a wheel, a .so file, a directory or an environment")
     site = environment_site(path)
@@ -232,11 +232,11 @@ def _files(path: Path, package: str, torch: Path | None) -> tuple[Subject, list[
                 why=f"none of its {len(files):,} files is a wheel, an ELF file, a fat binary or an archive",
                 fix="give a wheel, a .so file, a directory with some, or an environment",
             )
-        return Subject(str(path), "directory"), files, torch
+        return AuditSubject(str(path), "directory"), files, torch
     info = next(iter(sorted(site.glob(f"{package}-*.dist-info"))), None)
     if info is None:
         raise UsageError(f"{package} is not installed in {site}", fix="name what to audit: --package NAME")
-    subject = Subject(
+    subject = AuditSubject(
         str(path), "environment", name=package, version=info.name.removesuffix(".dist-info").split("-")[1]
     )
     return subject, _regular_files(site / package, site), torch or site

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from scripts.audit.models import Coverage, JitUnit, KernelCounts
 from scripts.cuda.archs import TEGRA
 from scripts.cuda.drivers import release_for_ptx
-from scripts.formats.fatbin_types import Container, DeviceCode, Entry, Kind
+from scripts.formats.fatbin_types import Container, DeviceCode, FatbinEntry, Kind
 
 MAX_UNITS = 200  # units listed per library and GPU; all are counted
 
@@ -47,7 +47,7 @@ class Choice:
     """What the driver takes from a container."""
 
     how: How
-    entry: Entry | None
+    entry: FatbinEntry | None
 
 
 def choose(container: Container, cc: tuple[int, int]) -> Choice:
@@ -65,14 +65,14 @@ def choose(container: Container, cc: tuple[int, int]) -> Choice:
 _RANK = {"": 0, "f": 1, "a": 2}  # the most specific of one arch
 
 
-def _runs(entry: Entry, cc: tuple[int, int]) -> bool:
+def _runs(entry: FatbinEntry, cc: tuple[int, int]) -> bool:
     major, minor = entry.cc
     if entry.suffix == "a" or cc in TEGRA or entry.cc in TEGRA:
         return entry.cc == cc
     return major == cc[0] and minor <= cc[1]
 
 
-def _compiles(entry: Entry, cc: tuple[int, int]) -> bool:
+def _compiles(entry: FatbinEntry, cc: tuple[int, int]) -> bool:
     major, minor = entry.cc
     if entry.suffix == "a":
         return entry.cc == cc
@@ -122,7 +122,7 @@ class Taken:
 
     container: Container
     how: How
-    entry: Entry | None
+    entry: FatbinEntry | None
     kernels: int | None
 
 
@@ -158,7 +158,7 @@ def cover(library: Library, cc: tuple[int, int]) -> Coverage:
     )
 
 
-def _jit_unit(container: Container, entry: Entry) -> JitUnit:
+def _jit_unit(container: Container, entry: FatbinEntry) -> JitUnit:
     return JitUnit(
         unit=unit_name(container),
         arch=entry.target,

@@ -38,7 +38,7 @@ _ABI_NONE = str(TorchAbi.none())
 
 
 @dataclass
-class Subject:
+class AuditSubject:
     """What is being audited."""
 
     subject: str

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
-from scripts.audit.subject import Subject
+from scripts.audit.subject import AuditSubject
 from scripts.core.paths import DEFAULT_RECIPE
 from scripts.cuda.archs import Arch, parse_arch
 from scripts.cuda.drivers import Target, default_targets, parse_target
@@ -54,7 +54,9 @@ def label_archs(path: Path) -> tuple[Arch, ...]:
     return tuple(parse_arch(part.removesuffix("ptx")) for part in parts if re.fullmatch(r"sm\d+[af]?(ptx)?", part))
 
 
-def targets_for(recipe: Recipe | None, archs: Sequence[Arch]) -> Sequence[Target] | Callable[[Subject], list[Target]]:
+def targets_for(
+    recipe: Recipe | None, archs: Sequence[Arch]
+) -> Sequence[Target] | Callable[[AuditSubject], list[Target]]:
     """Return the targets when none are given: the recipe's, else the default recipe's archs, else what is inside.
 
     The driver is that of the CUDA the wheel was compiled with: the recipe's toolchain, else what its code tells.

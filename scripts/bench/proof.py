@@ -47,7 +47,7 @@ SAMPLE = (  # light units of all kinds: element-wise, reductions, cub, fp8, quan
 
 
 @dataclass(frozen=True)
-class Subject:
+class HeadersProof:
     """What is compiled both ways."""
 
     recipe: Recipe
@@ -82,7 +82,7 @@ def compare_folders(stock: Path, lean: Path) -> list[Comparison]:
     return missing + [compare(name, stock / name, lean / name) for name in sorted(names[0] & names[1])]
 
 
-def prove_units(subject: Subject, patterns: Sequence[str], console: Console) -> list[Comparison]:
+def prove_units(subject: HeadersProof, patterns: Sequence[str], console: Console) -> list[Comparison]:
     """Compile the units that match both ways and compare them. Raises UsageError where none does, CompileError."""
     trees = {state: _tree(subject, state) for state in ("OFF", "ON")}
     found = {}
@@ -114,7 +114,7 @@ def choose_units(units: Sequence[Unit], patterns: Sequence[str]) -> list[Unit]:
     ]
 
 
-def _tree(subject: Subject, state: str) -> BuildTree:
+def _tree(subject: HeadersProof, state: str) -> BuildTree:
     """Return the planned build tree of a recipe with the lean headers switched `ON` or `OFF`."""
     recipe, access = subject.recipe, subject.access
     patches, _ = recipe_patches(recipe)

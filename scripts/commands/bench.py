@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from scripts.bench.ours import PARTS, Ours, plan_ours, run_ours
-from scripts.bench.proof import SAMPLE, SAMPLE_ARCHS, SAMPLE_RECIPE, Subject, prove_build, prove_units, report
+from scripts.bench.proof import SAMPLE, SAMPLE_ARCHS, SAMPLE_RECIPE, HeadersProof, prove_build, prove_units, report
 from scripts.bench.stock import Stock, plan_stock, run_stock, stock_patches
 from scripts.bench.table import bench_json, show
 from scripts.commands.cli import Parser, run, user_path
@@ -86,7 +86,7 @@ def prove(options: argparse.Namespace, console: Console) -> int:
     jobs = choose_jobs(options.jobs, os.environ, read_machine())
     if options.units:
         recipe = load_recipe(recipe_argument(options.recipe))
-        subject = Subject(recipe, choose_archs(recipe, options.arch), jobs, open_access(options, console, recipe))
+        subject = HeadersProof(recipe, choose_archs(recipe, options.arch), jobs, open_access(options, console, recipe))
         return report(prove_units(subject, options.units, console), console)
     stock, ours = plan(options, console)
     with ours.access.cache.lock("bench", console):
@@ -95,7 +95,7 @@ def prove(options: argparse.Namespace, console: Console) -> int:
         return code
     recipe = load_recipe(SAMPLE_RECIPE)
     access = open_access(options, console, recipe)
-    sample = Subject(recipe, parse_arch_list(SAMPLE_ARCHS), jobs, access)
+    sample = HeadersProof(recipe, parse_arch_list(SAMPLE_ARCHS), jobs, access)
     return max(code, report(prove_units(sample, SAMPLE, console), console))
 
 

@@ -16,7 +16,7 @@ from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_json
 from scripts.failures.catalogue import catalogue
 from scripts.failures.log_files import BROKEN
-from scripts.failures.recognise import Diagnosis, Finding, diagnose
+from scripts.failures.recognise import Diagnosis, LogFinding, diagnose
 
 
 def newest_log(root: Path) -> Path:
@@ -46,7 +46,7 @@ def _opened(path: Path | None) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def _where(finding: Finding) -> str:
+def _where(finding: LogFinding) -> str:
     return f"{finding.file}, line {finding.line}" if finding.file else f"line {finding.line}"
 
 
@@ -71,7 +71,7 @@ def show(diagnosis: Diagnosis, name: str, console: Console) -> None:
         console.result("  that is the first line of a tool's own error; what follows is often only its consequence")
 
 
-def as_json(findings: Iterable[Finding]) -> list[Mapping[str, object]]:
+def as_json(findings: Iterable[LogFinding]) -> list[Mapping[str, object]]:
     """Return findings as a JSON-able list of {id, stage, line, text}."""
     return [{key: value for key, value in asdict(item).items() if key != "file" or value} for item in findings]
 

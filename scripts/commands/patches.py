@@ -17,7 +17,7 @@ from scripts.downloads.listing import find_sdist
 from scripts.recipe.files import load_recipe
 from scripts.recipe.sources import SdistSource, WheelSource
 from scripts.sources.fetch import source_tree
-from scripts.sources.series import Verdict, check_series, recipe_patches
+from scripts.sources.series import PatchVerdict, check_series, recipe_patches
 
 
 def _against(text: str, access: Access) -> SdistSource:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     console.grid(("patch", "verdict", "detail"), [(item.patch, item.verdict.value, item.detail) for item in findings])
     if options.json:
         write_json(options.json, [asdict(item) for item in findings])
-    wrong = [item for item in findings if item.verdict in {Verdict.CONFLICT, Verdict.NOTHING}]
+    wrong = [item for item in findings if item.verdict in {PatchVerdict.CONFLICT, PatchVerdict.NOTHING}]
     return PatchError.exit_code if wrong else 0
 
 

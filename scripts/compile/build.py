@@ -18,7 +18,7 @@ from scripts.compile.schedule import Task
 from scripts.compile.sources import copy_sources, mend_sources
 from scripts.compile.standalone.launcher import arch_count, unit_of
 from scripts.compile.tree import BuildTree, put_launcher
-from scripts.compile.units import Failure, UnitRecord, UnitWatch, read_failures, read_units
+from scripts.compile.units import UnitFailure, UnitRecord, UnitWatch, read_failures, read_units
 from scripts.core.console import Console, human_seconds
 from scripts.core.errors import CompileError
 from scripts.core.files import remove_tree, write_json
@@ -209,7 +209,7 @@ def list_units(tree: BuildTree, targets: Sequence[str]) -> tuple[list[Unit], lis
     return lists[0], lists[1]
 
 
-def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[Failure]) -> CompileError:
+def _compile_error(tree: BuildTree, done: Finished, failures: Sequence[UnitFailure]) -> CompileError:
     if not failures:
         tail = done.tail()
         full = "No space left" in tail

@@ -37,7 +37,7 @@ class UnitRecord:
 
 
 @dataclass(frozen=True)
-class Failure:
+class UnitFailure:
     """A failed unit: what to run to repeat it and what it said."""
 
     unit: str
@@ -155,7 +155,7 @@ def read_units(events: Path) -> list[UnitRecord]:
     return list({record.unit: record for record in watch.finished if record.code == 0}.values())
 
 
-def read_failures(folder: Path) -> list[Failure]:
+def read_failures(folder: Path) -> list[UnitFailure]:
     """Return the failed units that launchers recorded in `folder`, oldest first."""
     found = []
     for path in sorted(folder.glob("*.json"), key=lambda item: item.stat().st_mtime):
@@ -165,5 +165,5 @@ def read_failures(folder: Path) -> list[Failure]:
             continue
         command = f"cd {shlex.quote(data['directory'])} && {shlex.join(data['command'])}"
         killed = not data["output"].strip() or any(word in data["output"] for word in ("Killed", "signal 9"))
-        found.append(Failure(short_name(data["unit"]), command, data["output"].strip(), killed))
+        found.append(UnitFailure(short_name(data["unit"]), command, data["output"].strip(), killed))
     return found

@@ -37,7 +37,7 @@ _CI_ERROR = b"##[error]"
 
 
 @dataclass(frozen=True)
-class Finding:
+class LogFinding:
     """A known failure in a log."""
 
     id: str
@@ -54,9 +54,9 @@ class Finding:
 class Diagnosis:
     """What a log shows."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[LogFinding, ...]
     """Likeliest root cause first."""
-    error: Finding | None
+    error: LogFinding | None
     """The line a person would look for, whether known or not; its id is ""."""
     ended_well: bool
     empty: bool = False
@@ -101,7 +101,7 @@ class _Seen:
     """By failure: on how many lines, 2 at most of those looked for."""
     tried: dict[str, int] = field(default_factory=dict)
     """By failure: how often a pattern's literal part was there and the pattern was not."""
-    error: Finding | None = None
+    error: LogFinding | None = None
     weighed: int = 0
     """In how many blocks the error was looked for."""
     loud: bool = False
@@ -120,7 +120,7 @@ def diagnose(stream: Readable) -> Diagnosis:
     Raises UsageError for what is no text; OSError, EOFError, zlib.error and their kin when it is broken.
     """
     parts = [(name, _one(log)) for name, log in open_logs(stream)]
-    first: dict[str, Finding] = {}
+    first: dict[str, LogFinding] = {}
     for name, part in parts:
         for item in part.findings:
             first.setdefault(item.id, replace(item, file=name))
@@ -269,7 +269,7 @@ def _find_error(block: Block, seen: _Seen) -> None:
         weight = error_lines.weight(line)
         if weight <= (error_lines.WEAK if seen.error else 0) or _is_quoted(block, at):
             continue
-        seen.error = Finding("", "", block.number(block.text.count(b"\n", 0, at)), line[:SHOWN])
+        seen.error = LogFinding("", "", block.number(block.text.count(b"\n", 0, at)), line[:SHOWN])
         seen.loud = weight == error_lines.LOUD
         if seen.loud:
             return
@@ -281,9 +281,9 @@ def _line(text: bytes, at: int) -> bytes:
     return text[max(at - NEAR, text.rfind(b"\n", 0, at) + 1) : end if end >= 0 else at + NEAR]
 
 
-def _ranked(seen: _Seen) -> tuple[Finding, ...]:
+def _ranked(seen: _Seen) -> tuple[LogFinding, ...]:
     known = catalogue()
-    first: dict[str, Finding] = {}
+    first: dict[str, LogFinding] = {}
     last: dict[str, int] = {}
     for line, ids in sorted(seen.lines.items()):
         hidden = {name for item in ids for name in known[item].over}
@@ -291,7 +291,7 @@ def _ranked(seen: _Seen) -> tuple[Finding, ...]:
         for item in ids:
             last[item] = line
             if item not in hidden and item not in first:
-                first[item] = Finding(item, known[item].stage.value, line, ids[item])
+                first[item] = LogFinding(item, known[item].stage.value, line, ids[item])
     well = 0 if seen.ci_error else seen.well
     kept = [
         item

@@ -51,7 +51,7 @@ from scripts.formats.fatbin_types import (
     Compression,
     Container,
     DeviceCode,
-    Entry,
+    FatbinEntry,
     Flag,
     Kind,
     Wrapper,
@@ -161,7 +161,7 @@ def _container(elf: Blob, section: Section, offset: int) -> Container:
     end = offset + CONTAINER.size + size
     if end > section.end:
         raise elf.error(f"{where} is {size:,} bytes long and reaches beyond the end of {section.name}")
-    entries: list[Entry] = []
+    entries: list[FatbinEntry] = []
     at = offset + CONTAINER.size
     while at < end:
         entry = _entry(elf, at, end)
@@ -173,7 +173,7 @@ def _container(elf: Blob, section: Section, offset: int) -> Container:
     return Container(section.name, offset, address, size, tuple(entries))
 
 
-def _entry(elf: Blob, at: int, end: int) -> Entry:
+def _entry(elf: Blob, at: int, end: int) -> FatbinEntry:
     where = f"the entry at {at:#x}"
     if at + ENTRY.size > end:
         raise elf.error(f"{where} is cut off by the end of its container")
@@ -187,7 +187,7 @@ def _entry(elf: Blob, at: int, end: int) -> Entry:
         raise elf.error(f"{where} claims {stored_size:,} compressed bytes and arch {arch}")
     compression = _compression(flags)
     known = Kind(kind) if kind in {Kind.PTX, Kind.ELF, Kind.LTO_IR} else Kind.OTHER
-    entry = Entry(
+    entry = FatbinEntry(
         offset=at,
         header_size=header_size,
         payload_size=payload_size,
@@ -204,7 +204,7 @@ def _entry(elf: Blob, at: int, end: int) -> Entry:
     return replace(entry, kernels=_kernels(elf, entry))
 
 
-def _kernels(elf: Blob, entry: Entry) -> int | None:
+def _kernels(elf: Blob, entry: FatbinEntry) -> int | None:
     if entry.kind is Kind.ELF and entry.compression is Compression.NONE:
         return sum(1 for _ in kernel_headers(elf, entry.offset + entry.header_size, entry.payload_size))
     return ptx_kernels(elf, entry)

@@ -54,7 +54,7 @@ class Flag(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class FatbinEntry:
     """One image in a container."""
 
     offset: int
@@ -110,7 +110,7 @@ class Container:
     """Where it is loaded; 0 in relocatable objects."""
     size: int
     """Bytes behind its 16-byte header: all entries."""
-    entries: tuple[Entry, ...]
+    entries: tuple[FatbinEntry, ...]
     unit: str = ""
     """Source file, when the symbol table still tells: `marlin.cu`."""
     wrapper: int = 0
@@ -166,7 +166,7 @@ class DeviceCode:
     """False for object files and archives: they are linked, not loaded."""
 
     @property
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[FatbinEntry]:
         """All entries in file order."""
         for container in self.containers:
             yield from container.entries

@@ -17,7 +17,7 @@ import zstandard
 
 from scripts.core.errors import AuditError
 from scripts.formats.elf import EHDR, EM_CUDA, SHDR, SHF_EXECINSTR, Blob
-from scripts.formats.fatbin_types import Compression, Entry, Kind
+from scripts.formats.fatbin_types import Compression, FatbinEntry, Kind
 
 MAX_PTX = 65_536  # bytes of PTX text that is decompressed to count its kernels: more is taken to have some
 MAX_PEEK = 32 << 20  # bytes of LZ4 that are decompressed to find a kernel's name: LZ4 blocks have no middle
@@ -49,7 +49,7 @@ def kernel_headers(blob: Blob, start: int, size: int) -> Iterator[int]:
             yield at
 
 
-def kernel_names(blob: Blob, entry: Entry) -> list[str]:
+def kernel_names(blob: Blob, entry: FatbinEntry) -> list[str]:
     """Return the mangled names of a cubin's kernels. Raises AuditError unless it is stored uncompressed."""
     if entry.kind is not Kind.ELF or entry.compression is not Compression.NONE:
         raise AuditError(
@@ -60,7 +60,7 @@ def kernel_names(blob: Blob, entry: Entry) -> list[str]:
     return [blob.string(at + 6, entry.end) for at in kernel_headers(blob, start, entry.payload_size)]
 
 
-def cubin_entry(blob: Blob) -> Entry | None:
+def cubin_entry(blob: Blob) -> FatbinEntry | None:
     """Return a whole file that is a cubin as an entry; None when it is not one. Raises AuditError when damaged."""
     if blob.size < EHDR.size or blob.data[:6] != b"\x7fELF\x02\x01":
         return None
@@ -72,7 +72,7 @@ def cubin_entry(blob: Blob) -> Entry | None:
     specific = bool(flags & 0x8) if new else bool(flags & 0x800)
     if not arch or kind == 1:  # relocatable device code: the driver does not load it
         return None
-    return Entry(
+    return FatbinEntry(
         offset=0,
         header_size=0,
         payload_size=blob.size,
@@ -88,7 +88,7 @@ def cubin_entry(blob: Blob) -> Entry | None:
     )
 
 
-def ptx_kernels(blob: Blob, entry: Entry) -> int | None:
+def ptx_kernels(blob: Blob, entry: FatbinEntry) -> int | None:
     """Return how many kernels a small PTX has; None when it is too large to look at or cannot be decompressed.
 
     A kernel that only returns is none: cuBLAS has one, for `sm_52`, that asks whether the hardware answers.
@@ -101,14 +101,14 @@ def ptx_kernels(blob: Blob, entry: Entry) -> int | None:
     return sum(1 for _ in _ENTRY.finditer(text)) - sum(1 for _ in _STUB.finditer(text))
 
 
-def first_kernel(blob: Blob, entry: Entry) -> str:
+def first_kernel(blob: Blob, entry: FatbinEntry) -> str:
     """Return the mangled name of the first kernel of a PTX, "" when its first 64 KiB do not have one."""
     text = _start(blob, entry, MAX_PTX) if entry.kind is Kind.PTX else None
     match = _ENTRY.search(text or b"")
     return match[1].decode("ascii", "replace") if match else ""
 
 
-def _start(blob: Blob, entry: Entry, limit: int) -> bytes | None:
+def _start(blob: Blob, entry: FatbinEntry, limit: int) -> bytes | None:
     """Return the first `limit` bytes of a payload when decompressed."""
     at = entry.offset + entry.header_size
     if entry.compression is Compression.NONE:

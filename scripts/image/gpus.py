@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scripts.audit.models import TargetVerdict
-from scripts.audit.subject import Subject
+from scripts.audit.subject import AuditSubject
 from scripts.audit.targets import judge
 from scripts.cuda.archs import TABLE, Arch
 from scripts.cuda.drivers import RELEASES, Target, numbers, parse_target
@@ -20,7 +20,7 @@ FIRST = (7, 0)  # compute capability: vLLM supports none below
 OLDEST = (12, 0)  # CUDA version whose drivers are still met
 
 
-def gpu_targets(subject: Subject) -> Iterator[Target]:
+def gpu_targets(subject: AuditSubject) -> Iterator[Target]:
     """Yield each GPU without a driver, and with each that is too old for some of the code: that may be a hazard."""
     for number in _archs():
         target = parse_target(number)

@@ -42,12 +42,12 @@ from scripts.report.models import (
     GitPin,
     IndexPin,
     PatchFacts,
+    PinnedTorch,
     RecipeFacts,
     StageFacts,
     ToolchainFacts,
-    TorchFacts,
     UnitsFacts,
-    WheelFacts,
+    WheelIdentity,
     Wheelsmith,
 )
 from scripts.report.timeline import read_timeline
@@ -126,7 +126,7 @@ def make_report(
     return BuildReport(
         schema_version=SCHEMA,
         wheelsmith=Wheelsmith(version=version(), commit=commit()),
-        wheel=WheelFacts(
+        wheel=WheelIdentity(
             name=wheel.path.name,
             sha256=wheel.sha256,
             size=wheel.size,
@@ -138,7 +138,7 @@ def make_report(
         sources=tuple(_sources(recipe, fetched)),
         patches=tuple(PatchFacts(name=patch.name, sha256=patch.sha256) for patch in tree.source.patches),
         toolchain=ToolchainFacts(**toolchain_report(tree.toolchain), nvcc=recipe.toolchain.cuda),
-        torch=TorchFacts(version=recipe.torch.version, cuda=recipe.torch.cuda),
+        torch=PinnedTorch(version=recipe.torch.version, cuda=recipe.torch.cuda),
         archs=arch_list(tree.archs),
         components=_components(recipe, wheel, proof),
         units=UnitsFacts(
@@ -171,7 +171,7 @@ def slim_report(
     return BuildReport(
         schema_version=SCHEMA,
         wheelsmith=Wheelsmith(version=version(), commit=commit()),
-        wheel=WheelFacts(
+        wheel=WheelIdentity(
             name=slim.name,
             sha256=audit.sha256 or file_sha256(slim),
             size=audit.size,

@@ -50,7 +50,7 @@ class Wheelsmith(_Said):
     """`-dirty` at its end: with changed files; null outside git."""
 
 
-class WheelFacts(_Said):
+class WheelIdentity(_Said):
     """The wheel's file."""
 
     name: str
@@ -128,7 +128,7 @@ class ToolchainFacts(_Said):
     """CUDA of nvcc: `13.0`."""
 
 
-class TorchFacts(_Said):
+class PinnedTorch(_Said):
     """The torch that the wheel was compiled against and is pinned to."""
 
     version: str
@@ -194,7 +194,7 @@ class BuildReport(_Said):
 
     schema_version: Literal[1] = Field(alias="schema")
     wheelsmith: Wheelsmith | None = None
-    wheel: WheelFacts
+    wheel: WheelIdentity
     recipe: RecipeFacts
     build: str
     """Key of the build tree, "" for a slim wheel."""
@@ -202,7 +202,7 @@ class BuildReport(_Said):
     """The source first, then the dependencies."""
     patches: tuple[PatchFacts, ...] = ()
     toolchain: ToolchainFacts | None = None
-    torch: TorchFacts | None = None
+    torch: PinnedTorch | None = None
     archs: str
     """As TORCH_CUDA_ARCH_LIST."""
     components: tuple[ComponentFacts, ...] = ()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from scripts.audit.coverage import choose
 from scripts.core.errors import AuditError
 from scripts.formats.elf import EM_X86_64, ET_DYN, PHDR, PT_LOAD, SHDR, Elf, Section, Segment
-from scripts.formats.fatbin_types import CONTAINER, SECTIONS, Container, DeviceCode, Entry, Kind
+from scripts.formats.fatbin_types import CONTAINER, SECTIONS, Container, DeviceCode, FatbinEntry, Kind
 
 PAGE = 0x1000
 PT_NULL, PT_NOTE, PT_PHDR, PT_GNU_PROPERTY = 0, 4, 6, 0x6474E553
@@ -33,7 +33,7 @@ class Placed:
     """A container, what stays of it, and where it goes (offset in the section)."""
 
     container: Container
-    kept: tuple[Entry, ...]
+    kept: tuple[FatbinEntry, ...]
     start: int
 
     @property
@@ -84,7 +84,7 @@ def plan(elf: Elf, code: DeviceCode, archs: Sequence[tuple[int, int]]) -> Layout
     return _with_cut(elf, plain)
 
 
-def _kept(elf: Elf, container: Container, archs: Sequence[tuple[int, int]]) -> tuple[Entry, ...]:
+def _kept(elf: Elf, container: Container, archs: Sequence[tuple[int, int]]) -> tuple[FatbinEntry, ...]:
     if container.wrapper != 1:  # device-linked or not registered by host code: not ours to judge
         return container.entries
     if any(entry.kind is Kind.OTHER for entry in container.entries):

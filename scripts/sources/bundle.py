@@ -29,7 +29,7 @@ from scripts.downloads.access import Access
 from scripts.downloads.mirrors import repository_key
 from scripts.recipe.model import Recipe
 from scripts.recipe.sources import GitSource, SdistSource, WheelSource
-from scripts.sources.git_checkout import Job, Work
+from scripts.sources.git_checkout import Checkout, Work
 from scripts.sources.git_source import walk
 
 FORMAT = 1
@@ -191,7 +191,7 @@ def _adopt(member: Member, content: Path, access: Access) -> None:
         final = access.cache.place(f"downloads/{member.sha256}", re.sub(r"^\.+", "", member.name))
         content.replace(final)
         return
-    with Work(replace(access, mirrors=(), offline=True), Job(member.repository, member.commit)) as work:
+    with Work(replace(access, mirrors=(), offline=True), Checkout(member.repository, member.commit)) as work:
         work.adopt(content)
     content.unlink()
 

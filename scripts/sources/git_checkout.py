@@ -32,7 +32,7 @@ _LICENSES = re.compile(r"(LICEN[CS]E|COPYING|NOTICE|COPYRIGHT)[^/]*", re.IGNOREC
 
 
 @dataclass(frozen=True)
-class Job:
+class Checkout:
     """One repository at one commit, to be written below `prefix` of the tree."""
 
     url: str
@@ -43,7 +43,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TreeEntry:
     """A line of `git ls-tree`: a file (`blob`), a link (mode 120000) or a submodule (`commit`)."""
 
     mode: str
@@ -55,7 +55,7 @@ class Entry:
 class Work:
     """One repository's cache, locked while it is worked on."""
 
-    def __init__(self, access: Access, job: Job) -> None:
+    def __init__(self, access: Access, job: Checkout) -> None:
         self.access, self.job = access, job
         self.key = repository_key(job.url)
         path = access.cache.place("git", f"{self.key}.git")
@@ -64,7 +64,7 @@ class Work:
         self.remote: Address = address(place)
         self._mirrored = place != job.url
         self._lock = access.cache.lock(f"git-{self.key}", access.console)
-        self._entries: list[Entry] | None = None
+        self._entries: list[TreeEntry] | None = None
 
     def __enter__(self) -> Work:
         self._lock.__enter__()
@@ -175,7 +175,7 @@ class Work:
             return False
         return True
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[TreeEntry]:
         """Return what the commit holds below the wanted folders, licence files of the top included."""
         if self._entries is None:
             listed = self.repository.local("ls-tree", "-r", "-z", "--full-tree", self.job.commit).decode()
@@ -276,12 +276,12 @@ class Work:
         )
 
 
-def _entry(line: str) -> Entry:
+def _entry(line: str) -> TreeEntry:
     mode, kind, oid, path = re.split(r"[ \t]", line, maxsplit=3)
-    return Entry(mode, kind, oid, path)
+    return TreeEntry(mode, kind, oid, path)
 
 
-def _write_blob(output: IO[bytes], entry: Entry, tree: Path, job: Job) -> None:
+def _write_blob(output: IO[bytes], entry: TreeEntry, tree: Path, job: Checkout) -> None:
     header = output.readline().split()
     data = output.read(int(header[2])) if header[1:2] == [b"blob"] else b""
     output.read(1)
@@ -305,7 +305,7 @@ def _write_blob(output: IO[bytes], entry: Entry, tree: Path, job: Job) -> None:
     path.chmod(0o755 if entry.mode == "100755" else 0o644)
 
 
-def _inside(tree: Path, name: str, job: Job) -> Path:
+def _inside(tree: Path, name: str, job: Checkout) -> Path:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or any(part == ".." or part.lower() == ".git" for part in parts):
         raise _hostile(job, name, "its path leads outside, or into .git")
@@ -315,7 +315,7 @@ def _inside(tree: Path, name: str, job: Job) -> Path:
     return path
 
 
-def _hostile(job: Job, path: str, why: str) -> FetchError:
+def _hostile(job: Checkout, path: str, why: str) -> FetchError:
     return FetchError(
         f"{job.url} was not taken: {path!r} is not allowed",
         why=why,

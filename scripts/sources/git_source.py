@@ -22,7 +22,7 @@ from scripts.downloads.mirrors import repository_key, resolve
 from scripts.recipe.fields import FROM_TREE
 from scripts.recipe.sources import GitSource
 from scripts.sources.digests import check_files, read_list, tree_digest, tree_files
-from scripts.sources.git_checkout import Entry, Job, Work, is_below
+from scripts.sources.git_checkout import Checkout, TreeEntry, Work, is_below
 from scripts.sources.types import GitTree
 
 RECORD = "fetched.json"
@@ -79,7 +79,7 @@ def walk(access: Access, source: GitSource) -> Iterator[tuple[Work, int]]:
 
     Raises FetchError when submodules are not as the recipe says.
     """
-    jobs = [Job(source.repository, source.commit, source.tag, source.subdirectories)]
+    jobs = [Checkout(source.repository, source.commit, source.tag, source.subdirectories)]
     pinned: dict[str, str] = dict(source.submodules)
     done: set[str] = set()
     while jobs:
@@ -96,7 +96,7 @@ def walk(access: Access, source: GitSource) -> Iterator[tuple[Work, int]]:
                 continue
             url = _checked_submodule(path, link, pinned, urls, job)
             inner = [PurePosixPath(f).relative_to(link.path).as_posix() for f in job.folders if is_below(f, link.path)]
-            jobs.append(Job(resolve(job.url, url), link.oid, "", () if "." in inner else tuple(inner), path + "/"))
+            jobs.append(Checkout(resolve(job.url, url), link.oid, "", () if "." in inner else tuple(inner), path + "/"))
             done.add(path)
     if missing := sorted(set(pinned) - done):
         raise FetchError(
@@ -106,14 +106,14 @@ def walk(access: Access, source: GitSource) -> Iterator[tuple[Work, int]]:
         )
 
 
-def _narrowed(job: Job, submodules: Sequence[str]) -> Job:
+def _narrowed(job: Checkout, submodules: Sequence[str]) -> Checkout:
     """Return the job with folders of its own only: those inside a submodule restrict that submodule, not this one."""
     inside = {folder: path for folder in job.folders for path in submodules if is_below(folder, path)}
     own = tuple(folder for folder in job.folders if folder not in inside)
     return replace(job, folders=(*own, *dict.fromkeys(inside.values())) if own else ())
 
 
-def _checked_submodule(path: str, link: Entry, pinned: dict[str, str], urls: dict[str, str], job: Job) -> str:
+def _checked_submodule(path: str, link: TreeEntry, pinned: dict[str, str], urls: dict[str, str], job: Checkout) -> str:
     """Return the URL of a submodule that the recipe pins to the commit the tree has."""
     if path not in pinned:
         raise FetchError(

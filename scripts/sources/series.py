@@ -16,7 +16,7 @@ from scripts.recipe.model import Recipe
 from scripts.sources.patch import HunkProblem, Patch, apply_to, load_patches
 
 
-class Verdict(str, Enum):
+class PatchVerdict(str, Enum):
     """What a patch does to a tree."""
 
     APPLIES = "applies"
@@ -27,16 +27,16 @@ class Verdict(str, Enum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class PatchFinding:
     """One patch against one tree."""
 
     patch: str
-    verdict: Verdict
+    verdict: PatchVerdict
     detail: str = ""
     """Where it conflicts, or why it is not needed."""
 
 
-def check_series(tree: Path, patches: Sequence[Patch]) -> tuple[Finding, ...]:
+def check_series(tree: Path, patches: Sequence[Patch]) -> tuple[PatchFinding, ...]:
     """Return what each patch does after those before it; one that does not fit is left out for the next ones."""
     contents: dict[str, list[str] | None] = {}
     findings = []
@@ -49,18 +49,18 @@ def check_series(tree: Path, patches: Sequence[Patch]) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def _finding(patch: Patch, problems: Sequence[HunkProblem]) -> Finding:
+def _finding(patch: Patch, problems: Sequence[HunkProblem]) -> PatchFinding:
     if not problems:
-        return Finding(patch.name, Verdict.APPLIES)
+        return PatchFinding(patch.name, PatchVerdict.APPLIES)
     shown = "; ".join(f"{problem.file}:{problem.line}: {problem.why}" for problem in problems)
     if all(problem.reversed_applies for problem in problems):
-        return Finding(patch.name, Verdict.UPSTREAM, shown)
+        return PatchFinding(patch.name, PatchVerdict.UPSTREAM, shown)
     if all(problem.why == "there is no such file" for problem in problems):
-        return Finding(patch.name, Verdict.NOTHING, shown)
-    return Finding(patch.name, Verdict.CONFLICT, shown)
+        return PatchFinding(patch.name, PatchVerdict.NOTHING, shown)
+    return PatchFinding(patch.name, PatchVerdict.CONFLICT, shown)
 
 
-def recipe_patches(recipe: Recipe) -> tuple[tuple[Patch, ...], tuple[Finding, ...]]:
+def recipe_patches(recipe: Recipe) -> tuple[tuple[Patch, ...], tuple[PatchFinding, ...]]:
     """Return the patches that a recipe's build environment needs, and findings for those it does not need.
 
     A patch whose header says `When: setuptools<77` is needed only when the lock file pins such a version.
@@ -74,7 +74,9 @@ def recipe_patches(recipe: Recipe) -> tuple[tuple[Patch, ...], tuple[Finding, ..
             needed.append(patch)
         else:
             has = f"{condition.name} is {version}" if version else f"there is no {condition.name}"
-            others.append(Finding(patch.name, Verdict.UNNEEDED, f"for {condition}; in the build environment {has}"))
+            others.append(
+                PatchFinding(patch.name, PatchVerdict.UNNEEDED, f"for {condition}; in the build environment {has}")
+            )
     return tuple(needed), tuple(others)
 
 

@@ -39,7 +39,7 @@ RECORD = "toolkit.json"
 _NEEDED = ("bin/nvcc", "bin/ptxas", "bin/cudafe++", "bin/fatbinary", "nvvm/bin/cicc", "include/cuda_runtime.h")
 
 
-class Archive(BaseModel):
+class RedistArchive(BaseModel):
     """An entry of the manifest for one platform. NVIDIA may add fields; those we use must be right."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
@@ -64,7 +64,7 @@ class Part:
 
     name: str
     version: str
-    archive: Archive
+    archive: RedistArchive
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _part(manifest: Mapping[str, Any], name: str, url: str) -> Part:
         known = ", ".join(sorted(k for k, v in manifest.items() if isinstance(v, dict) and PLATFORM in v))
         raise _wrong(url, f"it has no component {name!r} for {PLATFORM}; it has: {known or 'none'}")
     try:
-        return Part(name, str(entry.get("version", "")), Archive.model_validate(entry[PLATFORM]))
+        return Part(name, str(entry.get("version", "")), RedistArchive.model_validate(entry[PLATFORM]))
     except ValidationError as error:
         first = error.errors()[0]
         raise _wrong(url, f"{name}.{PLATFORM}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -16,7 +16,7 @@ from scripts.downloads.mirrors import VARIABLE, repository_key
 from scripts.recipe.fields import FROM_TREE
 from scripts.recipe.model import Component, Recipe
 from scripts.recipe.sources import GitSource, SdistSource
-from scripts.sources.git_checkout import Job, Work
+from scripts.sources.git_checkout import Checkout, Work
 from scripts.upstream.fetches import Fetch
 from scripts.upstream.known import KNOWN, Known
 from scripts.upstream.tree import Upstream
@@ -64,7 +64,7 @@ class Resolver:
             if source.tag == tag:
                 return source.commit
         try:
-            with Work(self._ask(), Job(repository, "")) as work:
+            with Work(self._ask(), Checkout(repository, "")) as work:
                 commit = work.tag_commit(tag)
         except FetchError as error:
             return self._given_up(f"tag {tag} of {repository}", error)
@@ -84,7 +84,7 @@ class Resolver:
             if source.commit == commit and set(paths) <= set(source.submodules):
                 return {path: source.submodules[path] for path in paths}
         try:
-            with Work(self._ask(), Job(repository, commit, folders=tuple(paths))) as work:
+            with Work(self._ask(), Checkout(repository, commit, folders=tuple(paths))) as work:
                 work.fetch()
                 return {entry.path: entry.oid for entry in work.entries() if entry.kind == "commit"}
         except FetchError:

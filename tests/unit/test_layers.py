@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -103,3 +104,12 @@ def test_every_name_is_imported_from_the_module_that_defines_it() -> None:
         for alias in node.names
     ]
     assert [found for found in imports if found[2] not in defined[found[1]]] == []
+
+
+def test_a_class_that_is_named_in_conversation_is_one_class() -> None:
+    """Once three packages had a `Subject`, a `Finding` and an `Entry` each."""
+    names = ("Subject", "Finding", "Entry", "Verdict", "Archive", "Job", "Failure", "Engine")
+    sources = {path: path.read_text() for path in (ROOT / "scripts").rglob("*.py")}
+    for name in names:
+        found = [path for path, text in sources.items() if re.search(rf"^class {name}\b", text, re.MULTILINE)]
+        assert len(found) <= 1, name

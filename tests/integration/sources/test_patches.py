@@ -17,7 +17,7 @@ from scripts.recipe.model import Recipe
 from scripts.recipe.sources import SdistSource
 from scripts.sources.fetch import source_tree
 from scripts.sources.patch import load_patch
-from scripts.sources.series import Verdict, check_series, locked_versions, recipe_patches
+from scripts.sources.series import PatchVerdict, check_series, locked_versions, recipe_patches
 from tests.accesses import make_access
 from tests.integration.upstream.test_lock import sdist_tree
 
@@ -39,14 +39,14 @@ def tree(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("content", "verdict"),
     [
-        ("one\ntwo\nthree\n", Verdict.APPLIES),
-        ("zero\none\ntwo\nthree\n", Verdict.APPLIES),
-        ("one\n2\nthree\n", Verdict.UPSTREAM),
-        ("one\nzwei\nthree\n", Verdict.CONFLICT),
-        (None, Verdict.NOTHING),
+        ("one\ntwo\nthree\n", PatchVerdict.APPLIES),
+        ("zero\none\ntwo\nthree\n", PatchVerdict.APPLIES),
+        ("one\n2\nthree\n", PatchVerdict.UPSTREAM),
+        ("one\nzwei\nthree\n", PatchVerdict.CONFLICT),
+        (None, PatchVerdict.NOTHING),
     ],
 )
-def test_each_patch_gets_its_verdict(tree: Path, tmp_path: Path, content: str | None, verdict: Verdict) -> None:
+def test_each_patch_gets_its_verdict(tree: Path, tmp_path: Path, content: str | None, verdict: PatchVerdict) -> None:
     patch_file(tmp_path, "1.patch", CHANGE)
     if content is None:
         (tree / "a.txt").unlink()
@@ -63,7 +63,7 @@ def test_a_patch_sees_those_before_it_but_not_those_that_failed(tree: Path, tmp_
     patch_file(tmp_path, "3.patch", CHANGE.replace("-two\n+2", "-2\n+zwei"))
     series = [load_patch(f"{number}.patch", folder=tmp_path) for number in (1, 2, 3)]
     verdicts = [finding.verdict for finding in check_series(tree, series)]
-    assert verdicts == [Verdict.APPLIES, Verdict.CONFLICT, Verdict.APPLIES]
+    assert verdicts == [PatchVerdict.APPLIES, PatchVerdict.CONFLICT, PatchVerdict.APPLIES]
     assert (tree / "a.txt").read_text() == "one\ntwo\nthree\n"
 
 
@@ -90,7 +90,7 @@ def test_a_patch_with_a_condition_is_taken_only_where_the_lock_file_meets_it(
     patch_file(tmp_path, "2.patch", CHANGE, more="When: setuptools<77\n")
     taken, others = recipe_patches(recipe_with(lock, tmp_path))
     assert [patch.name for patch in taken] == needed
-    assert all(item.verdict is Verdict.UNNEEDED and "setuptools" in item.detail for item in others)
+    assert all(item.verdict is PatchVerdict.UNNEEDED and "setuptools" in item.detail for item in others)
     assert len(taken) + len(others) == 2
 
 
@@ -148,14 +148,14 @@ def test_a_cached_sdist_is_unpacked_without_patches(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("version", ["0.14.1", "0.16.0"])
 def test_the_production_series_applies_to_both_neighbours(version: str) -> None:
     series = [load_patch(name) for name in load_recipe("vllm-0.15.1-cu128").patches]
-    assert {item.verdict for item in check_series(sdist_tree(version), series)} == {Verdict.APPLIES}
+    assert {item.verdict for item in check_series(sdist_tree(version), series)} == {PatchVerdict.APPLIES}
 
 
 @pytest.mark.large
 def test_the_0_20_series_applies_to_its_release_and_to_0_19_but_for_deepgemm() -> None:
     names = [*load_recipe("quickstart").patches, "vllm/0004-license-table.patch", "vllm/0005-compress-mode.patch"]
     series = [load_patch(name) for name in names]
-    assert {item.verdict for item in check_series(sdist_tree("0.20.1"), series)} == {Verdict.APPLIES}
+    assert {item.verdict for item in check_series(sdist_tree("0.20.1"), series)} == {PatchVerdict.APPLIES}
     older = {item.patch: item for item in check_series(sdist_tree("0.19.1"), series)}
-    conflicts = [name for name, item in older.items() if item.verdict is not Verdict.APPLIES]
+    conflicts = [name for name, item in older.items() if item.verdict is not PatchVerdict.APPLIES]
     assert conflicts == ["vllm/0002-component-selection.patch"]  # DeepGEMM came with 0.20

@@ -8,7 +8,7 @@ import pytest
 
 from scripts.compile.build import _compile_error, _configure_error
 from scripts.compile.tree import BuildTree
-from scripts.compile.units import Failure
+from scripts.compile.units import UnitFailure
 from scripts.core.process import Finished
 from scripts.sources.patch import SourceTree
 from scripts.toolchain.provide import HostCompiler, Toolchain
@@ -61,7 +61,7 @@ def test_a_failure_without_a_failed_unit_is_of_ninja_or_of_the_linker(
 def test_a_failed_unit_is_shown_with_its_command_and_cause(
     *, output: str, killed: bool, why: str, fix: str, tree: BuildTree
 ) -> None:
-    failure = Failure("a.cu.o", "cd /x && nvcc a.cu", output, killed)
+    failure = UnitFailure("a.cu.o", "cd /x && nvcc a.cu", output, killed)
     error = _compile_error(tree, Finished(1, 1.0, tree.log, 0), [failure])
     assert error.what == "1 unit(s) failed: a.cu.o"
     assert "repeat it with:\ncd /x && nvcc a.cu" in error.detail
