@@ -27,6 +27,7 @@ _ERRORS = (
     r"undefined reference to",
     r"cannot find -l",
     r"##\[error\]",
+    r"\bcuda_error_[a-z]",
     r"^error\s",
     r"terminate called",
     r"no space left",
@@ -77,6 +78,11 @@ def weight(line: str) -> int:
     if not _ERROR.search(line.encode("utf-8", "replace")):
         return 0
     return WEAK if _WRAPPER.search(line) or _SURVIVED.search(line) else LOUD
+
+
+def is_bare(line: str) -> bool:
+    """Return whether a line is the name of an exception without a message."""
+    return re.fullmatch(r"[\w.]+(?:Error|Exception)", line) is not None
 
 
 @cache

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from enum import Enum
+from functools import lru_cache
 
 WRAPPED = range(60, 161)  # columns at which terminals and CI systems wrap
 COMMON = {*range(76, 81), *range(98, 101), *range(118, 121), 132}  # one full line is enough for these
@@ -77,7 +78,11 @@ def _html_lines(raw: bytes) -> list[bytes]:
 def _json_lines(raw: bytes) -> list[bytes]:
     text = raw.decode("utf-8", "replace")
     try:
-        value = json.loads(text.strip().rstrip(",").lstrip("[") if text.lstrip()[:2] in {"[{", "{"} else text)
+        value = (
+            json.loads(text)
+            if text[:1] == "{" and text[-1:] == "}"
+            else json.loads(text.strip().rstrip(",").lstrip("[") if text.lstrip()[:2] in {"[{", "{"} else text)
+        )
     except (ValueError, RecursionError):
         match = _VALUE.match(text)
         value = json.loads(match[1], strict=False) if match and "\\u" not in match[1] else text
@@ -85,13 +90,23 @@ def _json_lines(raw: bytes) -> list[bytes]:
     return found.encode("utf-8", "replace").rstrip(b"\n").split(b"\n")
 
 
+@lru_cache(maxsize=256)
+def _ordered(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the keys of an object, those of a log's message first: most lines of a log have the same."""
+    return tuple(sorted(keys, key=lambda name: _TOP.index(name) if name in _TOP else len(_TOP)))
+
+
 def _strings(value: object) -> Iterator[str]:
     """Yield the texts in a JSON value, those that hold a log's message first."""
     if isinstance(value, str):
         yield value.rstrip("\n")
     elif isinstance(value, dict):
-        for key in sorted(value, key=lambda name: _TOP.index(name) if name in _TOP else len(_TOP)):
-            yield from _strings(value[key])
+        for key in _ordered(tuple(value)):
+            item = value[key]
+            if isinstance(item, str):
+                yield item.rstrip("\n")
+            else:
+                yield from _strings(item)
     elif isinstance(value, list):
         for item in value:
             yield from _strings(item)

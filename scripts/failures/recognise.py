@@ -269,6 +269,9 @@ def _find_error(block: Block, seen: _Seen) -> None:
         weight = error_lines.weight(line)
         if weight <= (error_lines.WEAK if seen.error else 0) or _is_quoted(block, at):
             continue
+        if error_lines.is_bare(line):  # `AssertionError`: the code above it says more
+            above = _rows(block.text, at, before=0)[0] - 2
+            line = f"{line}: {plain(_line(block.text, max(0, above)).decode('utf-8', 'replace'))}"
         seen.error = LogFinding("", "", block.number(block.text.count(b"\n", 0, at)), line[:SHOWN])
         seen.loud = weight == error_lines.LOUD
         if seen.loud:

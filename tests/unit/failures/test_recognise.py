@@ -139,6 +139,30 @@ def test_the_first_error_is_shown_of_a_failure_that_nobody_knows() -> None:
     assert diagnose_text("-Werror -Wno-error=x\n0 errors\nerror.cpp.o\n").error is None
 
 
+UNKNOWN = [
+    "[3/9] Building\nFAILED: x.o\n/a/b.cu(3): error: the moon is full\nninja: build stopped: subcommand failed.\n",
+    "  error: subprocess-exited-with-error\n  x did not run\n  ValueError: the moon is full\n  [end of output]\n",
+    "Engine core initialization failed. See root cause above.\nRuntimeError: the moon is full\n",
+    "(EngineCore_0 pid=9) RuntimeError: the moon is full\n(APIServer pid=1) Engine core initialization failed.\n",
+    '#9 1.0 g++: error: the moon is full\nERROR: failed to solve: process "/bin/sh -c x" did not complete\n',
+    "make[1]: *** [moon.o] Error 1\nld: fatal error: the moon is full\nmake: *** [all] Error 2\n",
+    "nvcc error   : the moon is full\nsubprocess.CalledProcessError: Command '['ninja']' returned non-zero exit\n",
+    "   Compiling moon\nerror[E0463]: the moon is full\nerror: could not compile `moon`: the rest\n",
+    "WARNING: error: a mirror\nwarning: failed: twice\nthread 'main' panicked at the moon is full\n",
+    "x.cu:3:1: warning: error: in a comment\n    3 | // error: nothing\nCMake Error at x: the moon is full\n",
+    "Traceback (most recent call last):\n    assert tide, 'x'  # the moon is full\nAssertionError\n",
+]
+"""Failures that nobody knows, with the line a person would look for among those of other tools."""
+
+
+@pytest.mark.parametrize("log", UNKNOWN)
+def test_of_a_failure_that_nobody_knows_the_line_that_says_why_is_shown(log: str) -> None:
+    diagnosis = diagnose_text(f"-- begin\n{log}")
+    assert diagnosis.findings == ()
+    assert diagnosis.error is not None
+    assert "the moon is full" in diagnosis.error.text
+
+
 def test_a_message_may_go_over_two_lines_and_its_first_line_counts() -> None:
     text = "a\nb\n  │ Try increasing\n  │ UV_HTTP_TIMEOUT (current value: 30s).\n"
     assert [(item.id, item.line) for item in diagnose_text(text).findings] == [("large-wheel-download-timeout", 3)]
