@@ -3,8 +3,9 @@
     python -m tests.measure_returns [FOLDER]
 
 Every function of ours is walked once, when it is first called. A return is a call out of a module into another one that
-the walk has been in before; methods of Cache and Console count as calls of their modules. Then the settings that travel
-beside each other: arguments called cache, console, indexes, offline or environment, handed from function to function.
+the walk has been in before; methods of Cache and Console count as calls of their modules. Then how many of these
+modules import core.cache, and the settings that travel: arguments called cache, console, indexes, offline or
+environment that one function hands another.
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ class Walk:
             path = self.root / (module.replace(".", "/") + ".py")
             self._trees[module] = ast.parse(path.read_text()) if path.is_file() else None
         return self._trees[module]
+
+    def imported(self, module: str) -> set[str]:
+        """Return the modules that a module of ours takes names from."""
+        tree = self.tree(module)
+        nodes = ast.walk(tree) if tree else ()
+        return {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
 
     def enter(self, module: str, name: str) -> None:
         """Walk a function or class, and all that it calls."""
@@ -96,6 +103,8 @@ def main() -> None:
     walk.enter(*START)
     lines = [f"{len(walk.seen)} functions in {len(walk.met)} modules; {walk.returns.total()} returns"]
     lines += [f"{count:6} to {name}" for name, count in walk.returns.most_common(8)]
+    users = [module for module in walk.met if "scripts.core.cache" in walk.imported(module)]
+    lines += [f"{len(users)} of the modules import core.cache"]
     lines += [f"{walk.handed.total()} settings handed on: {dict(walk.handed.most_common())}"]
     sys.stdout.write("\n".join(lines) + "\n")
 

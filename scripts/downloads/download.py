@@ -91,7 +91,7 @@ class Transfer:
 
 
 def download(client: Client, url: str, access: Access, *, sha256: str, filename: str, size: int = 0) -> Path:
-    """Return the file with digest `sha256`, from the cache or from `url`.
+    """Return the file with digest `sha256`, from the cache or, unless `access` is offline, from `url`.
 
     A break is resumed where it was, in this run (with back-off) or a later one. Raises FetchError when the network
     fails five times, the server refuses, or the bytes are not the pinned ones (which are then deleted).
@@ -100,6 +100,8 @@ def download(client: Client, url: str, access: Access, *, sha256: str, filename:
     final = access.cache.place(f"downloads/{sha256}", filename)
     if final.is_file():
         return final
+    if access.offline:
+        raise not_in_cache(filename)
     partial = final.with_name(f".{filename}.part")
     transfer = Transfer(filename, total=size)
     with access.cache.lock(f"download-{sha256[:20]}", console):
@@ -113,6 +115,15 @@ def download(client: Client, url: str, access: Access, *, sha256: str, filename:
         except OSError as error:
             raise from_os_error(FetchError, error, doing=f"downloading {filename}", path=partial) from error
     return final
+
+
+def not_in_cache(name: str) -> FetchError:
+    """Return the error for something that --offline does not allow to be fetched."""
+    return FetchError(
+        f"{name} is not in the cache",
+        why="--offline forbids downloads",
+        fix="run once without --offline, or copy a filled cache and point WHEELSMITH_CACHE at it",
+    )
 
 
 def _retried(attempt: Callable[[], None], url: str, console: Console, pause: Callable[[float], None]) -> None:

@@ -88,7 +88,7 @@ def reachable(debian: Debian, access: Access, *, wanted: str) -> Debian:
 
     Raises ImageError when the date was asked for by name.
     """
-    if debian.snapshot == NOW:
+    if debian.snapshot == NOW or access.offline:  # offline only one that was made before will do
         return debian
     place = rewrite(debian.archive, access.mirrors).rstrip("/")
     url = f"{place}/archive/debian/{debian.snapshot}/dists/{debian.suite}/InRelease"
@@ -130,6 +130,10 @@ def debian_base(engine: Engine, debian: Debian, access: Access) -> str:
         raise ImageError("mmdebstrap is not installed", fix=["apt-get install mmdebstrap", "--base IMAGE"])
 
     def make(folder: Path) -> None:
+        if access.offline:
+            raise ImageError(
+                f"{debian.title} is not in the cache", why="--offline forbids downloads", fix="--base IMAGE"
+            )
         line = f"installing {debian.title} with mmdebstrap"
         with access.console.progress(lambda: Text(f"{'':<10}{line}"), lambda: line) as progress:
             environment = {"SOURCE_DATE_EPOCH": "0", **access.environment}

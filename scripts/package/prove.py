@@ -76,7 +76,8 @@ def prove_wheel(
             lead_to(venv, toolchain.torch)
         else:
             make_environment(venv, lock, access)
-        run_uv(["pip", "install", "--python", python, "--no-deps", wheel], replace(access, offline=True))
+        alone = replace(access, offline=True, given_indexes=access.indexes)  # pip is not asked again
+        run_uv(["pip", "install", "--python", python, "--no-deps", wheel], alone)
         seen = _import(python, recipe, toolchain, folder)
     for component, names in seen.operators.items():
         access.console.note(f"{component}: loads, registers {len(names)} operators")

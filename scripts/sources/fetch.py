@@ -9,11 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from scripts.core.console import human_bytes
-from scripts.core.errors import FetchError
 from scripts.core.files import digest, file_sha256
 from scripts.core.paths import RECIPES
 from scripts.downloads.access import Access
-from scripts.downloads.download import download, open_client
+from scripts.downloads.download import download, not_in_cache, open_client
 from scripts.downloads.listing import IndexSource, find_link
 from scripts.downloads.unpack import unpack_sdist, unpack_wheel
 from scripts.recipe.model import Recipe
@@ -71,11 +70,7 @@ def fetch_archive(source: IndexSource, access: Access) -> Archive:
     if cached:
         return cached
     if access.offline:
-        raise FetchError(
-            f"{source.name} {source.version} is not in the cache",
-            why="--offline forbids downloads",
-            fix="run once without --offline, or copy a filled cache and point WHEELSMITH_CACHE at it",
-        )
+        raise not_in_cache(f"{source.name} {source.version}")
     with open_client(access) as client:
         link = find_link(source, access.indexes, client)
         path = download(client, link.normalized, access, sha256=source.sha256, filename=link.filename)

@@ -245,6 +245,19 @@ def test_encodings_from_a_folder_are_checked(tmp_path: Path, cache: Cache) -> No
         have_encodings(tmp_path, make_access(cache, indexes=Indexes()))
 
 
+def test_offline_nothing_is_fetched_for_an_image(stand_in: Path, cache: Cache) -> None:
+    access = make_access(cache, indexes=Indexes(), offline=True)
+    with pytest.raises(ImageError, match="vocabularies of gpt-oss could not be fetched") as caught:
+        have_encodings(None, access)
+    assert caught.value.why == "--offline forbids downloads"
+    debian = reachable(parse_debian("debootstrap"), access, wanted="debootstrap")
+    (stand_in / "fail-inspect").write_text("no such image")
+    (stand_in / "bin" / "mmdebstrap").write_text("#!/bin/sh\n")
+    (stand_in / "bin" / "mmdebstrap").chmod(0o755)
+    with pytest.raises(ImageError, match=f"{debian.snapshot} is not in the cache"):
+        debian_base(engine(stand_in, "buildah"), debian, access)
+
+
 def test_the_context_holds_what_the_dockerfile_takes_and_is_removed(tmp_path: Path, cache: Cache) -> None:
     wheel, vocabulary = make_wheel(tmp_path, {}), tmp_path / "v"
     vocabulary.write_text("v")
