@@ -2,9 +2,10 @@
 
 `rules.toml` has them. An `optional` library may have nothing for some GPUs: that is a warning with what is lost.
 A recipe may name more of them (`optional_libraries`).
-A `hazard` is GPU code that is known to misbehave on some GPUs: it is recognised by the library's name, by the source
-file of a container (or the name of a kernel where symbols are stripped) and by how the GPU gets at it. Each names the
-versions it was seen in and its source; whether it applies is decided by the code that is inside.
+A `hazard` is GPU code that is known to misbehave on some GPUs, or kernels that every model calls and a GPU lacks. It is
+recognised by the library's name, by the source file of a container (or the name of a kernel where symbols are stripped)
+and by how the GPU gets at it. Each names the versions it was seen in and its source; whether it applies is decided by
+the code that is inside.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ class Hazard(_Rule):
     """Regular expression: somewhere in the source file's name."""
     kernel: str
     """Regular expression: somewhere in a kernel's mangled name, where the source file is not known."""
-    how: Literal["jit", "any"]
-    """How the GPU gets at it."""
+    how: Literal["jit", "any", "missing"]
+    """How the GPU gets at it; `any` needs code, `missing` is that there is none."""
     ptx: str = ""
     """With `jit`: of PTX for this arch only."""
     newer_than_driver: bool = False
@@ -84,10 +85,10 @@ class Hazard(_Rule):
 
     def applies(self, item: Taken, target: Target) -> bool:
         """Whether what a GPU takes from a container is the hazard."""
-        if item.how is How.MISSING or item.entry is None or item.container.empty:
+        if item.container.empty or not re.search(f"{self.unit}|{self.kernel}", item.container.unit):
             return False
-        if not re.search(f"{self.unit}|{self.kernel}", item.container.unit):
-            return False
+        if item.how is How.MISSING or item.entry is None:
+            return self.how == "missing"
         if self.how == "any":
             return True
         late = bool(target.cuda) and numbers(release_for_ptx(item.entry.version).cuda) > numbers(target.cuda)

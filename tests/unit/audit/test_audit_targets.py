@@ -303,3 +303,36 @@ def test_relocatable_code_is_listed_and_not_judged(tmp_path: Path) -> None:
         code.name, tuple(Container("__nv_relfatbin", c.offset, 0, c.size, c.entries) for c in code.containers), ()
     )
     assert cover(Library("x.so", moved, 12), (9, 0)).missing == 0
+
+
+@pytest.mark.parametrize(
+    ("member", "unit", "rule"),
+    [
+        ("vllm/_C.abi3.so", "activation_kernels", "core-kernels-missing"),
+        ("vllm/_C_stable_libtorch.abi3.so", "layernorm_kernels", "core-kernels-missing"),
+        ("vllm/_moe_C.abi3.so", "moe_align_sum_kernels", "moe-kernels-missing"),
+    ],
+)
+def test_kernels_that_every_model_calls_must_be_there_though_the_library_has_others(
+    tmp_path: Path, member: str, unit: str, rule: str
+) -> None:
+    """A real wheel for 8.6: Marlin's 8.0 code runs on an A100, nothing else of the library does."""
+    marlin = container(sass("80", "m"), ptx_entry("80", "m"))
+    library = read(tmp_path, member, **{unit: container(sass("86", "k")), "marlin": marlin})
+    for target in ("A100@12.8", "H100@12.8"):
+        verdict = judge(parse_target(target), [library])
+        assert not verdict.ok
+        assert [item.id for item in verdict.hazards] == [rule]
+        assert "no code for this GPU" in verdict.summary
+    for target in ("A40@12.8", "L40S@12.8"):
+        assert judge(parse_target(target), [library]).ok
+
+
+def test_a_family_for_one_generation_may_be_missing_elsewhere(tmp_path: Path) -> None:
+    units = {
+        "machete_mm": container(sass("90a", "w")),
+        "activation_kernels": container(sass("80", "k"), sass("90", "k")),
+    }
+    library = read(tmp_path, "vllm/_C.abi3.so", **units)
+    assert judge(parse_target("A100@12.8"), [library]).ok
+    assert not judge(parse_target("rtx5090@12.8"), [library]).ok
