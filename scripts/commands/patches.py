@@ -15,7 +15,7 @@ from scripts.core.paths import DEFAULT_RECIPE
 from scripts.downloads.access import Access
 from scripts.downloads.listing import find_sdist
 from scripts.recipe.files import load_recipe
-from scripts.recipe.sources import SdistSource, WheelSource
+from scripts.recipe.sources import MembersSource, SdistSource, WheelSource
 from scripts.sources.fetch import source_tree
 from scripts.sources.series import PatchVerdict, check_series, recipe_patches
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     recipe = load_recipe(recipe_argument(options.recipe))
     access = open_access(options, console, recipe)
     source = _against(options.against, access) if options.against else recipe.source
-    if isinstance(source, WheelSource):
+    if isinstance(source, WheelSource | MembersSource):
         raise UsageError(f"recipe {recipe.name} is built from a wheel, which is not patched")
     patches, unneeded = recipe_patches(recipe)
     tree = source_tree(source, access)

@@ -109,7 +109,7 @@ def download(client: Client, url: str, access: Access, *, sha256: str, filename:
             return final
         try:
             with console.progress(transfer.render, transfer.text) as progress:
-                _retried(lambda: _stream(client, url, partial, transfer, progress.tick), url, console, access.pause)
+                retried(lambda: _stream(client, url, partial, transfer, progress.tick), url, console, access.pause)
             _check(partial, sha256, url)
             partial.replace(final)
         except OSError as error:
@@ -126,7 +126,8 @@ def not_in_cache(name: str) -> FetchError:
     )
 
 
-def _retried(attempt: Callable[[], None], url: str, console: Console, pause: Callable[[float], None]) -> None:
+def retried(attempt: Callable[[], None], url: str, console: Console, pause: Callable[[float], None]) -> None:
+    """Run `attempt` again, with back-off, when the network fails. Raises FetchError after five times, or refusals."""
     import httpx2  # noqa: PLC0415  (loaded by open_client)
 
     for number in range(1, ATTEMPTS + 1):

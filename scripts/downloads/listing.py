@@ -10,14 +10,14 @@ from scripts.core.errors import FetchError
 from scripts.downloads.access import Access
 from scripts.downloads.download import http_errors, open_client, unreachable
 from scripts.downloads.indexes import Indexes, redacted
-from scripts.recipe.sources import SdistSource, WheelSource
+from scripts.recipe.sources import MembersSource, SdistSource, WheelSource
 
 if TYPE_CHECKING:  # 0.2 s to load
     from unearth import Link
 
     from scripts.downloads.download import Client
 
-IndexSource = SdistSource | WheelSource
+IndexSource = SdistSource | WheelSource | MembersSource
 
 
 def find_sdist(name: str, version: str, access: Access) -> str | None:
@@ -87,7 +87,7 @@ def _links(source: IndexSource, place: str, client: Client, *, is_index: bool, p
     logger.propagate = False
     try:
         matches = finder.find_matches(f"{source.name}=={source.version}", allow_yanked=True, allow_prereleases=True)
-        wants_wheel = isinstance(source, WheelSource)
+        wants_wheel = isinstance(source, WheelSource | MembersSource)
         return [match.link for match in matches if match.link.is_wheel == wants_wheel]
     finally:
         logger.removeHandler(heard)
@@ -111,7 +111,7 @@ def _not_found(source: IndexSource, indexes: Indexes, listed: list[Link], proble
         )
     if problems:
         return unreachable(indexes.index_url, problems[0])
-    kind = "wheel" if isinstance(source, WheelSource) else "sdist"
+    kind = "wheel" if isinstance(source, WheelSource | MembersSource) else "sdist"
     return FetchError(
         f"no {kind} of {source.name} {source.version} was found",
         why=f"looked in: {places or 'nowhere: no index is configured'}",

@@ -10,7 +10,8 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -18,9 +19,11 @@ from typing import IO
 from scripts.core import interrupt
 from scripts.core.console import human_bytes
 from scripts.core.errors import FetchError
+from scripts.core.files import file_sha256
 
 MAX_FILES = 200_000
 MAX_BYTES = 20 * 10**9
+MAX_MEMBER = 10**8  # bytes of a file that is taken alone
 MAX_RATIO = 200  # unpacked bytes per byte of archive
 _CORRUPT = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError),
@@ -61,6 +64,34 @@ def unpack_wheel(archive: Path, target: Path, *, folder: str = "") -> None:
             budget.spend(item.file_size)
             with wheel.open(item) as reader:
                 _write(reader, path, item.file_size, executable=bool(mode & 0o100))
+
+
+def unpack_members(file: IO[bytes], name: str, wanted: Mapping[str, tuple[str, str]], target: Path) -> None:
+    """Write some members of a wheel, each checked, into `target`: member -> (path below it, sha256).
+
+    `name`: the wheel's, for messages. Raises FetchError, when a member is missing, twice, or not the pinned one.
+    """
+    archive = Path(name)
+    with _explained(archive), zipfile.ZipFile(file) as wheel:
+        counts = Counter(item.filename for item in wheel.infolist())
+        for member, (place, sha256) in wanted.items():
+            if counts[member] != 1:
+                why = "it is twice in the archive" if counts[member] else "it is not in the archive"
+                raise _hostile(archive, member, why)
+            item = wheel.getinfo(member)
+            if item.file_size > MAX_MEMBER:
+                raise _hostile(archive, member, f"it is larger than {human_bytes(MAX_MEMBER)}")
+            path = _inside(target, place, archive)
+            with wheel.open(item) as reader:
+                _write(reader, path, item.file_size, executable=False)
+            found = file_sha256(path)
+            if found != sha256:
+                path.unlink()
+                raise FetchError(
+                    f"{member} of {name} is not the pinned file",
+                    why=f"its sha256 is {found}, the list beside the recipe has {sha256}",
+                    fix="the wheel or the list belongs to another version: do not build from it",
+                )
 
 
 @contextmanager

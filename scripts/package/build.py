@@ -77,8 +77,10 @@ def package_wheel(tree: BuildTree, recipe: Recipe, *, jobs: int, console: Consol
     from scripts.package.sbom import add_sbom, make_sbom  # noqa: PLC0415  (0.15 s that only a new wheel needs)
 
     sbom = make_sbom(recipe, version, patches=patches, packages=tree.toolchain.versions)
-    torch = wanted_torch(repaired, recipe, tree.sources) if recipe.pinned_torch else ""
-    change = partial(with_torch, wanted=torch, another=bool(other_torch(recipe))) if torch else bytes
+    torch = wanted_torch(repaired, recipe, tree.sources)
+    ranged = torch != torch_requirement(recipe.torch.version)  # all of it is of torch's stable ABI
+    another = ranged or bool(other_torch(recipe))
+    change = partial(with_torch, wanted=torch, another=another) if ranged or recipe.pinned_torch else bytes
     described = add_sbom(repaired, sbom, folder / "described", change)
     finished = finish_wheel(
         described,

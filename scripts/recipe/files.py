@@ -14,8 +14,8 @@ from scripts.core.errors import UsageError, nearest
 from scripts.core.paths import RECIPES, ROOT
 from scripts.cuda.archs import check_cuda_can
 from scripts.recipe.fitting import without_what_is_too_new
-from scripts.recipe.model import Cost, Dependency, Recipe
-from scripts.recipe.sources import GitSource, SdistSource, WheelSource
+from scripts.recipe.model import Cost, Dependency, OptionalLibrary, Recipe
+from scripts.recipe.sources import GitSource, MembersSource, SdistSource, WheelSource
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -106,7 +106,8 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-_TAGS = {"sdist", "wheel", "git"}
+_SOURCES = {"sdist": SdistSource, "wheel": WheelSource, "wheel-members": MembersSource, "git": GitSource}
+_TAGS = set(_SOURCES)
 _NOT_IN_FILES = ("name", "folder", "lost", "pinned_torch")  # the file's own path says them
 
 
@@ -116,9 +117,11 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     parts = location[:-1]
     if parts[:1] == ("dependencies",):
         model, parts = Dependency, parts[2:]  # after the dependency's own name
+    elif parts[:1] == ("optional_libraries",) and len(parts) > 1:
+        model, parts = OptionalLibrary, parts[2:]  # after the library's name
     for part in parts:
         if part in _TAGS and model is None:
-            model = {"sdist": SdistSource, "wheel": WheelSource, "git": GitSource}[str(part)]
+            model = _SOURCES[str(part)]
             continue
         field = model.model_fields.get(str(part)) if model is not None else None
         kind = field.annotation if field else None

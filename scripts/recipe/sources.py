@@ -32,6 +32,23 @@ class WheelSource(Model):
     """Folder inside the wheel that is the dependency's root."""
 
 
+class MembersSource(Model):
+    """Files of a wheel on the package index, each pinned by its digest; only they are fetched where that can be."""
+
+    kind: Literal["wheel-members"]
+    name: str
+    """Project name on the index."""
+    version: VersionText
+    sha256: Sha256
+    """Of the whole wheel: it says which file of the index is meant, and is checked when all of it is downloaded."""
+    path: RelativePath
+    """Folder inside the wheel that the files are taken from."""
+    files_sha256: RelativePath
+    """File beside the recipe that lists `sha256  path` of each file to take, with paths below `path`."""
+    into: RelativePath = "."
+    """Folder below the dependency's root that they go to: `flash_attn/cute`."""
+
+
 class GitSource(Model):
     """A commit of a git repository."""
 
@@ -54,12 +71,12 @@ class GitSource(Model):
     """File beside the recipe that lists `sha256  path` of every file the dependency must consist of."""
 
 
-Source = Annotated[SdistSource | WheelSource | GitSource, Field(discriminator="kind")]
+Source = Annotated[SdistSource | WheelSource | MembersSource | GitSource, Field(discriminator="kind")]
 
 
 def describe(source: Source) -> str:
     """Return a source in one line: where from and its pin."""
     if isinstance(source, GitSource):
         return f"git {source.repository} at {source.commit[:12]}" + (f" ({source.tag})" if source.tag else "")
-    inside = f", folder {source.path}" if source.kind == "wheel" else ""
+    inside = f", folder {source.path}" if source.kind in {"wheel", "wheel-members"} else ""
     return f"{source.kind} {source.name} {source.version}{inside}, sha256 {source.sha256[:12]}…"

@@ -84,7 +84,7 @@ class _Pin(_Said):
 class IndexPin(_Pin):
     """A source distribution or wheel of a package index."""
 
-    kind: Literal["sdist", "wheel"]
+    kind: Literal["sdist", "wheel", "wheel-members"]
     project: str
     """Project and version: `vllm 0.20.1`."""
     sha256: Sha256

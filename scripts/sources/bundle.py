@@ -26,9 +26,10 @@ from scripts.core.errors import FetchError, from_os_error
 from scripts.core.files import file_sha256
 from scripts.core.models import CommitSha, Sha256
 from scripts.downloads.access import Access
+from scripts.downloads.listing import IndexSource
 from scripts.downloads.mirrors import repository_key
 from scripts.recipe.model import Recipe
-from scripts.recipe.sources import GitSource, SdistSource, WheelSource
+from scripts.recipe.sources import GitSource
 from scripts.sources.git_checkout import Checkout, Work
 from scripts.sources.git_source import walk
 
@@ -69,7 +70,7 @@ class Manifest(_Model):
     members: tuple[Member, ...]
 
 
-ArchiveOf = Callable[[SdistSource | WheelSource], Path]
+ArchiveOf = Callable[[IndexSource], Path]
 """Fetches a pinned archive."""
 
 

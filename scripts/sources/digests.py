@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from scripts.core.errors import FetchError
 from scripts.core.files import file_sha256
 from scripts.recipe.model import recipe_file
-from scripts.recipe.sources import GitSource
+from scripts.recipe.sources import GitSource, MembersSource
 from scripts.sources.git_process import DOCS
 
 
@@ -23,7 +23,7 @@ class Listed:
     path: str
 
 
-def read_list(source: GitSource, recipes: Path) -> tuple[Listed, ...]:
+def read_list(source: GitSource | MembersSource, recipes: Path) -> tuple[Listed, ...]:
     """Read the list of digests beside the recipe: lines of `sha256  path`, as sha256sum writes them."""
     if source.files_sha256 is None:
         return ()

@@ -16,8 +16,9 @@ from scripts.downloads.download import download, not_in_cache, open_client
 from scripts.downloads.listing import IndexSource, find_link
 from scripts.downloads.unpack import unpack_sdist, unpack_wheel
 from scripts.recipe.model import Recipe
-from scripts.recipe.sources import GitSource, SdistSource, WheelSource
+from scripts.recipe.sources import GitSource, MembersSource, SdistSource, WheelSource
 from scripts.sources.git_source import fetch_git
+from scripts.sources.members import fetch_members
 from scripts.sources.types import Archive, Fetched, GitTree
 
 
@@ -39,7 +40,7 @@ def fetch_recipe(recipe: Recipe, access: Access) -> Fetched:
             folders[name], received[name] = tree.path, tree.received
             access.console.note(f"{name} {dependency.version} ({_arrived(tree)})")
         else:
-            folders[name] = fetch_dependency(dependency.source, access)
+            folders[name] = fetch_dependency(dependency.source, access, recipes=recipe.folder)
             access.console.note(f"{name} {dependency.version}")
     return Fetched(source, folders, received)
 
@@ -53,8 +54,16 @@ def _arrived(tree: GitTree) -> str:
     return f"commit {tree.commit[:12]}, {tree.files} files, {got}"
 
 
-def fetch_dependency(source: IndexSource, access: Access) -> Path:
+def fetch_dependency(source: IndexSource, access: Access, *, recipes: Path = RECIPES) -> Path:
     """Return the folder of a dependency from the package index, unpacked once into the cache."""
+    if isinstance(source, MembersSource):
+        return fetch_members(
+            source,
+            access,
+            recipes=recipes,
+            cached=lambda: _cached(source, access),
+            whole=lambda: fetch_archive(source, access),
+        )
     folder = source.path if isinstance(source, WheelSource) else ""
     key = digest([source.sha256, folder])
 

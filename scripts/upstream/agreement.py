@@ -18,6 +18,8 @@ from scripts.upstream.fetches import Fetch
 from scripts.upstream.known import KNOWN
 from scripts.upstream.tree import Upstream, read_upstream
 
+SHORT = 8  # digits of a commit that name it to people
+
 
 def disagreements(recipe: Recipe, tree: Path) -> list[str]:
     """Return one sentence per point where `recipe` and the source tree differ. Raises FetchError (see upstream)."""
@@ -120,6 +122,8 @@ def _pin(name: str, dependency: Dependency, fetch: Fetch) -> Iterator[str]:
         ours = source.commit if is_commit else source.tag
     else:
         ours = dependency.version if is_commit else f"v{dependency.version}"
+        if is_commit and len(ours) >= SHORT and fetch.pin.startswith(ours):
+            ours = fetch.pin  # said to be of that commit; what it is, its digests say
     if dependency.instead_of:
         ours = dependency.instead_of
     if ours != fetch.pin:

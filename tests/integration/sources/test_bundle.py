@@ -17,10 +17,11 @@ from scripts.core.console import Console
 from scripts.core.errors import FetchError, UsageError
 from scripts.core.files import file_sha256
 from scripts.downloads.access import Access
+from scripts.downloads.listing import IndexSource
 from scripts.downloads.mirrors import parse_mirrors
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Recipe
-from scripts.recipe.sources import GitSource, SdistSource, WheelSource
+from scripts.recipe.sources import GitSource, SdistSource
 from scripts.sources.bundle import Manifest, read_bundle, write_bundle
 from scripts.sources.fetch import fetch_archive
 from scripts.sources.git_source import fetch_git
@@ -31,7 +32,7 @@ QUIET = Console(quiet=True)
 
 
 def bundled(recipe: Recipe, target: Path, access: Access) -> Manifest:
-    def archive_of(source: SdistSource | WheelSource) -> Path:
+    def archive_of(source: IndexSource) -> Path:
         return fetch_archive(source, make_access(access.cache, offline=True)).path
 
     return write_bundle(recipe, target, access=access, archive_of=archive_of)
