@@ -1,11 +1,13 @@
 """Real servers and large wheels (`-m large`): nginx as documented, the quickstart wheel, the official 509 MB wheel.
 
-nginx and openssl are Debian's packages.
+nginx and openssl are Debian's packages. Where no quickstart wheel lies in wheelhouse/, a made one of the same name and
+of 4 MB stands in.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -22,10 +24,21 @@ from scripts.core.files import file_sha256
 from scripts.core.paths import ROOT
 from tests.integration.audit.test_official_wheel import wheel as official
 from tests.integration.index.test_publish_static import _tamper
-from tests.integration.index_servers import JSON, basic, clean_environment, netrc, nginx, nginx_bytes, tool, venv
+from tests.integration.index_servers import (
+    JSON,
+    basic,
+    clean_environment,
+    needs,
+    netrc,
+    nginx,
+    nginx_bytes,
+    tool,
+    venv,
+)
+from tests.wheels import make_wheel
 
 __all__ = ["official"]
-pytestmark = pytest.mark.large
+pytestmark = [pytest.mark.large, needs("nginx")]
 QUICKSTART = Path(os.environ.get("WHEELSMITH_TEST_WHEELHOUSE", ROOT / "wheelhouse"))
 
 
@@ -34,10 +47,19 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHEELSMITH_CACHE", str(tmp_path / "cache"))
 
 
+def quickstart(folder: Path) -> Path:
+    """Return the wheel that `nox -s wheel -- --recipe quickstart` left in wheelhouse/, else one that is made."""
+    found = next(QUICKSTART.glob("vllm-0.20.1+cu130.quickstart-*.whl"), None)
+    if found is None:
+        members = {"vllm/__init__.py": b"x = 1\n", "vllm/data.bin": random.Random(0).randbytes(4_000_000)}
+        found = make_wheel(folder, members, version="0.20.1+cu130.quickstart")
+    return found
+
+
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """Return an index with the wheel that `nox -s wheel -- --recipe quickstart` left in wheelhouse/."""
-    [wheel] = QUICKSTART.glob("vllm-0.20.1+cu130.quickstart-*.whl")
+    """Return an index with the quickstart wheel."""
+    wheel = quickstart(tmp_path)
     publish.main([str(wheel), "--to", str(tmp_path / "index"), "--no-audit"], Console(quiet=True))
     (tmp_path / "nginx").mkdir()
     return tmp_path / "index"
@@ -60,6 +82,7 @@ def commands(python: Path, index: str) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.servers
 def test_nginx_serves_html_or_json_by_accept_to_users_only(published: Path, tmp_path: Path) -> None:
     with nginx(published, tmp_path / "nginx") as server:
         page = f"{server.url}/simple/vllm/"
@@ -70,6 +93,7 @@ def test_nginx_serves_html_or_json_by_accept_to_users_only(published: Path, tmp_
         assert fetch(server.url + "/", "text/html")[2].startswith(b"<!DOCTYPE html>")
 
 
+@pytest.mark.servers
 @pytest.mark.parametrize("installer", ["pip", "uv"])
 def test_nginx_resolve_without_the_wheel_install_and_refuse_a_tampered_one(
     published: Path, tmp_path: Path, installer: str
@@ -99,6 +123,7 @@ def test_nginx_resolve_without_the_wheel_install_and_refuse_a_tampered_one(
     assert "0.20.1+cu130.quickstart" in listed.stdout
 
 
+@pytest.mark.servers
 def test_requirements_with_hashes_and_uv_projects_as_documented(published: Path, tmp_path: Path) -> None:
     environment = clean_environment(tmp_path, NETRC=str(netrc(tmp_path)))
     wheel = next((published / "files").rglob("*.whl"))
