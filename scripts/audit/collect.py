@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from scripts.audit.contents import (
     TRITON_KERNELS,
@@ -31,7 +30,6 @@ from scripts.core.files import file_sha256
 from scripts.cuda.archs import Arch
 from scripts.cuda.drivers import Target
 from scripts.formats.elf import Elf, open_blob, open_elf
-from scripts.formats.fatbin_types import DeviceCode
 from scripts.formats.gpu_files import START, Form, form
 from scripts.formats.unit_names import read_units_of
 from scripts.formats.wheel import SHARED_OBJECT, Hash, WheelFile, open_wheel, record_digest, wheel_name
@@ -50,21 +48,34 @@ def audit_wheel(
     torch: Path | None = None,
     optional: Recipe | None = None,
     libraries: Sequence[Path] = (),
-    known: Mapping[str, DeviceCode] = MappingProxyType({}),
 ) -> AuditReport:
-    """Audit a wheel. Raises AuditError when it cannot be read; what is wrong with it is in the report.
+    """Audit a wheel: read it as `read_wheel` does, and judge the targets. Raises AuditError when it cannot be read."""
+    started = time.monotonic()
+    subject = read_wheel(path, recipe=recipe, archs=archs, torch=torch, optional=optional, libraries=libraries)
+    return subject.report(targets(subject) if callable(targets) else targets, started)
+
+
+def read_wheel(
+    path: Path,
+    *,
+    recipe: Recipe | None = None,
+    archs: Sequence[Arch] = (),
+    torch: Path | None = None,
+    optional: Recipe | None = None,
+    libraries: Sequence[Path] = (),
+) -> AuditSubject:
+    """Read a wheel once, whatever is asked of it then. Raises AuditError when it cannot be read.
 
     `recipe` and `archs` say which components to expect; `recipe`, else `optional`, which libraries may be without code
     for a GPU. `torch` is a site-packages folder or an environment with the torch the wheel names (without one, or when
     there is no torch in it, symbols are not resolved), `libraries` further folders with libraries. Every member that
     is an ELF file, a fat binary or an archive by its first bytes is read, whatever its name; large ones are unpacked
-    one at a time to a temporary file. `known` is the GPU code of members that was read from this very wheel before.
+    one at a time to a temporary file.
     """
-    started = time.monotonic()
     site = read_site(torch, libraries) if torch else None
     name = wheel_name(path)
     subject = AuditSubject(path.name, "wheel", path.stat().st_size if path.is_file() else 0, name.name, name.version)
-    subject.known, subject.optional = known, recipe_optionals(recipe or optional)
+    subject.optional = recipe_optionals(recipe or optional)
     subject.tags = name.tags.split("-")[-3:]
     with open_wheel(path) as wheel:
         subject.torch = torch_pin(wheel)
@@ -80,7 +91,7 @@ def audit_wheel(
         if recipe is not None:
             subject.findings += component_findings(recipe, archs or recipe.archs, digests)
     subject.sha256 = file_sha256(path)
-    return subject.report(targets(subject) if callable(targets) else targets, started)
+    return subject
 
 
 @dataclass

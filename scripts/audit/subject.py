@@ -52,8 +52,6 @@ class AuditSubject:
     libraries: list[Library] = field(default_factory=list)
     components: dict[str, ComponentReport] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
-    known: Mapping[str, DeviceCode] = field(default_factory=dict)
-    """GPU code of members that was read before."""
     optional: Sequence[Optional] = ()
     """Rules about libraries that may have nothing for a GPU, beside those of the table."""
     _cubins: list[Container] = field(default_factory=list)
@@ -66,7 +64,7 @@ class AuditSubject:
 
         Files that are not called shared objects count only when GPU code is inside. Raises AuditError.
         """
-        code = self.known.get(member) or with_units(device_code(elf), units.get(member, ()))
+        code = with_units(device_code(elf), units.get(member, ()))
         if code.containers and code.containers[0].section == "cubin":
             self._count(code)
             self._cubins += [replace(container, unit=member) for container in code.containers]
@@ -123,6 +121,11 @@ class AuditSubject:
         self._entries -= len(self._cubins)  # counted already
         self._cubins = []
         self._enter(f"{folder}/*.cubin".lstrip("/"), "cubins", size, code, NO_HOST, _ABI_NONE)
+
+    @property
+    def codes(self) -> dict[str, DeviceCode]:
+        """The GPU code that was read, by member."""
+        return {library.member: library.code for library in self.libraries}
 
     def archs(self) -> list[Arch]:
         """Return the GPU generations its SASS is for, those that the table has."""

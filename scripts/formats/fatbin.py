@@ -91,6 +91,15 @@ def device_code(elf: Elf) -> DeviceCode:
     return DeviceCode(elf.name, named, wrappers, loadable=elf.type != ET_REL)
 
 
+def container_units(elf: Elf) -> list[str]:
+    """Return the unit of each container, "" where the symbols do not tell; the entries in them are not read."""
+    if cubin_entry(elf):
+        return [""]
+    units = _units(elf)
+    places = (_address(section, offset) for section in _sections(elf) for offset, _ in _headers(elf, section))
+    return [units.get(address, "") if address else "" for address in places]
+
+
 def fatbin_code(blob: Blob) -> DeviceCode:
     """Read a file that is a fat binary itself, as `nvcc --fatbin` writes it."""
     section = Section(0, SECTIONS[0], 1, 0, 0, 0, blob.size, 0, 0, 0)
@@ -134,22 +143,32 @@ def _scanned(elf: Elf) -> Iterator[Section]:
 
 
 def _containers(elf: Blob, section: Section) -> Iterator[Container]:
-    """Yield the containers of a section: back to back, 8-aligned, zeros between."""
-    offset, count, entries, released = section.offset, 0, 0, section.offset
+    """Yield the containers of a section with all that is in them."""
+    entries = 0
+    for offset, size in _headers(elf, section):
+        container = _container(elf, section, offset, size)
+        entries += len(container.entries)
+        if entries > MAX_ENTRIES:
+            raise elf.error(f"more than {MAX_ENTRIES:,} entries in {section.name}")
+        yield container
+
+
+def _headers(elf: Blob, section: Section) -> Iterator[tuple[int, int]]:
+    """Yield (offset, bytes behind the header) of a section's containers: back to back, 8-aligned, zeros between."""
+    offset, count, released = section.offset, 0, section.offset
     while found := _NOT_ZERO.search(elf.data, offset, section.end):
         offset = section.offset + (found.start() - section.offset) // 8 * 8
-        container = _container(elf, section, offset)
-        count, entries = count + 1, entries + len(container.entries)
-        if count > MAX_CONTAINERS or entries > MAX_ENTRIES:
-            raise elf.error(f"more than {MAX_CONTAINERS:,} containers or {MAX_ENTRIES:,} entries in {section.name}")
-        yield container
-        offset = container.end
+        size, count = _size(elf, section, offset), count + 1
+        if count > MAX_CONTAINERS:
+            raise elf.error(f"more than {MAX_CONTAINERS:,} containers in {section.name}")
+        yield offset, size
+        offset += CONTAINER.size + size
         if offset - released > RELEASE * BLOCK:
             elf.release()
             released = offset
 
 
-def _container(elf: Blob, section: Section, offset: int) -> Container:
+def _size(elf: Blob, section: Section, offset: int) -> int:
     where = f"the container at {offset:#x}"
     if offset + CONTAINER.size > section.end:
         raise elf.error(f"{where} is cut off by the end of {section.name}")
@@ -158,19 +177,26 @@ def _container(elf: Blob, section: Section, offset: int) -> Container:
         raise elf.error(f"{where} starts with {magic:#010x}, not with {CONTAINER_MAGIC:#010x}")
     if (version, header_size) != (1, CONTAINER.size):
         raise elf.error(f"{where} has version {version} and a header of {header_size} bytes; known: 1 and 16")
-    end = offset + CONTAINER.size + size
-    if end > section.end:
+    if offset + CONTAINER.size + size > section.end:
         raise elf.error(f"{where} is {size:,} bytes long and reaches beyond the end of {section.name}")
+    return int(size)
+
+
+def _container(elf: Blob, section: Section, offset: int, size: int) -> Container:
+    end = offset + CONTAINER.size + size
     entries: list[FatbinEntry] = []
     at = offset + CONTAINER.size
     while at < end:
         entry = _entry(elf, at, end)
         if len(entries) >= MAX_ENTRIES:
-            raise elf.error(f"{where} has more than {MAX_ENTRIES:,} entries")
+            raise elf.error(f"the container at {offset:#x} has more than {MAX_ENTRIES:,} entries")
         entries.append(entry)
         at = entry.end
-    address = section.address + offset - section.offset if section.address else 0
-    return Container(section.name, offset, address, size, tuple(entries))
+    return Container(section.name, offset, _address(section, offset), size, tuple(entries))
+
+
+def _address(section: Section, offset: int) -> int:
+    return section.address + offset - section.offset if section.address else 0
 
 
 def _entry(elf: Blob, at: int, end: int) -> FatbinEntry:

@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
 from scripts.core.models import Model
-from scripts.formats.elf import open_elf
-from scripts.formats.fatbin import device_code
 from scripts.formats.fatbin_types import DeviceCode, Kind
-from scripts.formats.wheel import WheelFile, open_wheel
+from scripts.formats.wheel import WheelFile
 
 UNITS = "units.json"  # in .dist-info
 
@@ -38,11 +35,6 @@ class DeviceFacts:
     units: list[str]
     bytes_per_arch: dict[str, int]
     """Stored bytes by what it is for: `{"sm_90": 812344, "compute_90": 1200}`."""
-
-
-def units_of(code: DeviceCode) -> list[str]:
-    """Return the unit of each container, "" where the symbols do not tell."""
-    return [container.unit for container in code.containers]
 
 
 def encode(units: Mapping[str, Sequence[str]]) -> bytes:
@@ -70,23 +62,13 @@ def with_units(code: DeviceCode, units: Sequence[str]) -> DeviceCode:
     return replace(code, containers=tuple(named))
 
 
-def device_codes(path: Path) -> dict[str, DeviceCode]:
-    """Return the GPU code of each shared object of a wheel, with the recorded names of its units. Raises AuditError.
-
-    A wheel is read with this once per run: the proof, the audit and the report all take what it returns.
-    """
-    codes = {}
-    with open_wheel(path) as wheel:
-        recorded = read_units_of(wheel)
-        for member in wheel.shared_objects:
-            with wheel.unpacked(member) as (file, _), open_elf(file, member.filename) as elf:
-                codes[member.filename] = with_units(device_code(elf), recorded.get(member.filename, ()))
-    return codes
-
-
 def device_facts(codes: Mapping[str, DeviceCode]) -> dict[str, DeviceFacts]:
     """Return the facts about the GPU code of each shared object."""
-    return {member: DeviceFacts(units_of(code), _bytes_per_arch(code)) for member, code in codes.items()}
+    return {member: DeviceFacts(_units(code), _bytes_per_arch(code)) for member, code in codes.items()}
+
+
+def _units(code: DeviceCode) -> list[str]:
+    return [container.unit for container in code.containers]
 
 
 def _bytes_per_arch(code: DeviceCode) -> dict[str, int]:

@@ -14,8 +14,8 @@ from scripts.compile.stable_names import zip_date
 from scripts.core.errors import PackageError
 from scripts.core.process import capture
 from scripts.formats.elf import open_elf
-from scripts.formats.fatbin import device_code
-from scripts.formats.unit_names import UNITS, encode, units_of
+from scripts.formats.fatbin import container_units
+from scripts.formats.unit_names import UNITS, encode
 from scripts.formats.wheel import WheelFile, WheelWriter, file_blocks, one_block, open_wheel
 
 
@@ -32,7 +32,7 @@ def finish_wheel(raw: Path, target: Path, *, compiler: Path, epoch: int, environ
             files[member.filename] = Path(work) / f"{index}.so"
             with wheel.unpacked(member) as (path, _):
                 with open_elf(path, member.filename) as elf:
-                    units[member.filename] = units_of(device_code(elf))
+                    units[member.filename] = container_units(elf)
                 strip_file(strip, path, files[member.filename], environment)
         return _write(wheel, target / raw.name, files, encode(units), epoch)
 

@@ -17,7 +17,7 @@ from scripts.core.process import Command, capture
 from scripts.cuda.archs import Arch
 from scripts.downloads.access import Access
 from scripts.formats.fatbin_types import DeviceCode, Kind
-from scripts.formats.unit_names import device_codes
+from scripts.package.check import Wheel
 from scripts.recipe.model import Recipe
 from scripts.toolchain.environments import make_environment, run_uv
 from scripts.toolchain.layered import lead_to
@@ -51,12 +51,10 @@ class Proof:
     """Cubins (SASS) per component and arch: `{"_moe_C": {"90": 11, "90a": 3}}`."""
     ptx: dict[str, dict[str, int]]
     """The same for PTX."""
-    device: Mapping[str, DeviceCode]
-    """The GPU code of each shared object of the wheel, by member: what the audit and the report need not read again."""
 
 
 def prove_wheel(
-    wheel: Path,
+    wheel: Wheel,
     recipe: Recipe,
     archs: Sequence[Arch],
     toolchain: Toolchain,
@@ -65,8 +63,7 @@ def prove_wheel(
     """Install, import and load the wheel in a new environment, and list its cubins. Raises AuditError."""
     access.console.stage("prove", "a new environment with only torch and the wheel, no GPU")
     with access.cache.scratch("proof-") as folder:
-        device = device_codes(wheel)
-        cubins, ptx = list_device_code(device, recipe)
+        cubins, ptx = list_device_code(wheel.device, recipe)
         check_archs(cubins, archs)
         lock = folder / "torch.txt"
         lock.write_text(torch_lock(toolchain, recipe.lock_file.read_text(), recipe))
@@ -77,11 +74,11 @@ def prove_wheel(
         else:
             make_environment(venv, lock, access)
         alone = replace(access, offline=True, given_indexes=access.indexes)  # pip is not asked again
-        run_uv(["pip", "install", "--python", python, "--no-deps", wheel], alone)
+        run_uv(["pip", "install", "--python", python, "--no-deps", wheel.path], alone)
         seen = _import(python, recipe, toolchain, folder)
     for component, names in seen.operators.items():
         access.console.note(f"{component}: loads, registers {len(names)} operators")
-    return Proof(seen.vllm, seen.torch, seen.operators, cubins, ptx, device)
+    return Proof(seen.vllm, seen.torch, seen.operators, cubins, ptx)
 
 
 def torch_lock(toolchain: Toolchain, lock: str, recipe: Recipe) -> str:

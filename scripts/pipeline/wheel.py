@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.audit.collect import audit_wheel
 from scripts.audit.models import AuditReport, Level
 from scripts.audit.show import failures, show
 from scripts.compile.build import Compiled, configure, list_units
@@ -26,7 +26,8 @@ from scripts.doctor.examine import examine, skipped
 from scripts.doctor.registry import Subject
 from scripts.downloads.access import Access
 from scripts.package.build import package_wheel
-from scripts.package.prove import Proof, prove_wheel
+from scripts.package.check import Wheel
+from scripts.package.prove import prove_wheel
 from scripts.recipe.costs import Unit, cost_book
 from scripts.recipe.model import Recipe
 from scripts.report.build_report import Stages, make_report
@@ -153,11 +154,18 @@ def _build_in(tree: BuildTree, job: Job, fetched: Fetched, stages: Stages) -> tu
             compiled = _compile(tree, job)
         stages.peak_bytes["compile"] = max(compiled.peak_bytes, stages.peak_bytes.get("compile", 0))
     with stages.timed("package"):
-        wheel = package_wheel(tree, job.recipe, jobs=job.jobs, console=job.console)
+        wheel = package_wheel(
+            tree,
+            job.recipe,
+            jobs=job.jobs,
+            console=job.console,
+            site=job.torch.root if job.torch else tree.toolchain.environment,
+            libraries=[*job.torch.libraries, tree.toolchain.cuda_home / "lib64"] if job.torch else (),
+        )
     with stages.timed("prove"):
-        proof = prove_wheel(wheel.path, job.recipe, job.archs, tree.toolchain, job.access)
+        proof = prove_wheel(wheel, job.recipe, job.archs, tree.toolchain, job.access)
     with stages.timed("audit"):
-        audit = _audit(wheel.path, job, tree, proof)
+        audit = _audit(wheel, job)
     report = make_report(job.recipe, fetched, tree, compiled, wheel, proof, stages, audit)
     return enter(wheel.path, report, job.wheelhouse), report
 
@@ -182,19 +190,11 @@ def _fixed(console: Console) -> bool:
     return not why
 
 
-def _audit(wheel: Path, job: Job, tree: BuildTree, proof: Proof) -> AuditReport:
+def _audit(wheel: Wheel, job: Job) -> AuditReport:
     """Judge the wheel for the recipe's archs with the driver of its CUDA. Raises AuditError when one is not met."""
     job.console.stage("audit", f"for {arch_list(job.archs)} with a CUDA {job.recipe.toolchain.cuda} driver")
     targets = default_targets(job.archs, job.recipe.toolchain.cuda)  # whose compiler wrote the PTX
-    report = audit_wheel(
-        wheel,
-        targets,
-        recipe=job.recipe,
-        archs=job.archs,
-        torch=job.torch.root if job.torch else tree.toolchain.environment,
-        libraries=[*job.torch.libraries, tree.toolchain.cuda_home / "lib64"] if job.torch else (),
-        known=proof.device,
-    )
+    report = wheel.contents.report(targets, time.monotonic())
     for verdict in report.targets:
         job.console.note(verdict.summary)
         for warning in verdict.warnings:
@@ -205,9 +205,9 @@ def _audit(wheel: Path, job: Job, tree: BuildTree, proof: Proof) -> AuditReport:
     if not report.ok:
         show(report, job.console)
         raise AuditError(
-            f"{wheel.name} is not what it should be",
+            f"{wheel.path.name} is not what it should be",
             why="; ".join(failures(report)[:5]),
-            fix=f"the wheel is kept at {wheel}: nox -s audit -- {wheel}",
+            fix=f"the wheel is kept at {wheel.path}: nox -s audit -- {wheel.path}",
             docs="docs/audit.md",
         )
     return report

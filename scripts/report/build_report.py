@@ -29,7 +29,7 @@ from scripts.core.version import commit, version
 from scripts.cuda.archs import Arch, arch_list
 from scripts.formats.unit_names import DeviceFacts, device_facts
 from scripts.formats.wheel import wheel_name
-from scripts.package.build import Wheel
+from scripts.package.check import Wheel
 from scripts.package.prove import Proof
 from scripts.recipe.model import Recipe
 from scripts.recipe.sources import GitSource, Source
@@ -188,7 +188,7 @@ def slim_report(
 
 
 def _components(recipe: Recipe, wheel: Wheel, proof: Proof) -> tuple[ComponentFacts, ...]:
-    facts = {member.split(".", 1)[0]: item for member, item in device_facts(proof.device).items()}
+    facts = {member.split(".", 1)[0]: item for member, item in device_facts(wheel.device).items()}
     of_component = {item.value: facts.get(item.member) for item in recipe.shared_objects}
     return tuple(
         ComponentFacts(

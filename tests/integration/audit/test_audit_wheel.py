@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.audit.collect import audit_path, audit_wheel
+from scripts.audit.collect import audit_path, audit_wheel, read_wheel
 from scripts.audit.models import AuditReport, Finding, Level
 from scripts.core.errors import AuditError, UsageError
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
-from scripts.formats.fatbin_types import DeviceCode
-from scripts.formats.unit_names import device_codes
 from scripts.recipe.files import load_recipe
 from scripts.recipe.model import Component, Recipe
 from scripts.recipe.sources import GitSource
@@ -334,17 +332,14 @@ def test_digest_of_the_fixture_is_recorded_as_pip_wants_it() -> None:
     assert digest(b"") == "sha256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU"
 
 
-def test_gpu_code_that_was_read_before_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_that_is_read_is_judged_for_any_targets_without_being_read_again(tmp_path: Path) -> None:
     data = shared_object(tmp_path / "x.so", UNITS).read_bytes()
     wheel = make_wheel(tmp_path, {"vllm/_C.abi3.so": data})
-    targets = [parse_target("A40@12.8")]
-    fresh, known = audit_wheel(wheel, targets), device_codes(wheel)
-
-    def never(elf: object) -> DeviceCode:
-        raise AssertionError("it was read again")
-
-    monkeypatch.setattr("scripts.audit.subject.device_code", never)
-    again = audit_wheel(wheel, targets, known=known)
-    assert again.model_copy(update={"seconds": 0}) == fresh.model_copy(update={"seconds": 0})
-    with pytest.raises(AssertionError):
-        audit_wheel(wheel, targets)
+    contents = read_wheel(wheel)
+    assert [container.unit for container in contents.codes["vllm/_C.abi3.so"].containers] == list(UNITS)
+    fresh = [audit_wheel(wheel, [parse_target(text)]) for text in ("A40@12.8", "H100@12.9")]
+    wheel.unlink()
+    again = [contents.report([parse_target(text)], 0.0) for text in ("A40@12.8", "H100@12.9")]
+    assert [item.model_copy(update={"seconds": 0}) for item in again] == [
+        item.model_copy(update={"seconds": 0}) for item in fresh
+    ]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.audit.collect import audit_wheel
+from scripts.audit.collect import audit_wheel, read_wheel
 from scripts.core.errors import AuditError, PackageError
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
-from scripts.formats.unit_names import device_codes, device_facts
+from scripts.formats.unit_names import device_facts
 from scripts.formats.wheel import open_wheel, read_record
 from scripts.package.finish import find_strip, finish_wheel, strip_file
 from scripts.slim.wheel import slim_wheel
@@ -49,11 +49,11 @@ def test_symbols_are_gone_and_their_units_are_recorded(raw: Path, tmp_path: Path
     with open_wheel(wheel) as archive:
         assert b"tmpxft" not in (archive.read(NAME) or b"")
         assert {name for name in read_record(archive) if "units" in name} == {"vllm-0.15.1.dist-info/units.json"}
-    facts = device_facts(device_codes(wheel))[NAME]
+    facts = device_facts(read_wheel(wheel).codes)[NAME]
     assert facts.units == ["cache.cu", "marlin.cu"]
     assert list(facts.bytes_per_arch) == ["sm_80", "sm_90", "compute_80"]
     assert all(facts.bytes_per_arch.values())
-    assert device_facts(device_codes(raw))[NAME] == facts
+    assert device_facts(read_wheel(raw).codes)[NAME] == facts
 
 
 def test_the_audit_of_a_finished_wheel_names_units_and_finds_nothing_wrong(raw: Path, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_the_audit_of_a_finished_wheel_names_units_and_finds_nothing_wrong(raw: 
 
 def test_a_slim_wheel_keeps_the_names(raw: Path, tmp_path: Path) -> None:
     slim = slim_wheel(finish(raw, tmp_path / "out"), parse_arch_list("9.0"), tmp_path / "slim")
-    facts = device_facts(device_codes(slim))[NAME]
+    facts = device_facts(read_wheel(slim).codes)[NAME]
     assert (facts.units, list(facts.bytes_per_arch)) == (["cache.cu", "marlin.cu"], ["sm_90"])
 
 
@@ -120,7 +120,7 @@ def test_strip_is_the_compilers_own(tmp_path: Path) -> None:
 def test_damaged_names_are_an_error_of_the_wheel(data: bytes, members: dict[str, bytes], tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path, {**members, "vllm-0.15.1.dist-info/units.json": data})
     with pytest.raises(AuditError, match=r"units\.json cannot be read"):
-        device_facts(device_codes(wheel))
+        device_facts(read_wheel(wheel).codes)
 
 
 def test_names_of_another_number_of_containers_are_not_used(members: dict[str, bytes], tmp_path: Path) -> None:
@@ -130,4 +130,4 @@ def test_names_of_another_number_of_containers_are_not_used(members: dict[str, b
     strip_file("strip", tmp_path / "c.so", stripped, ENVIRONMENT)
     units = b'{"units": {"vllm/_C.abi3.so": ["only-one.cu"]}}'
     wheel = make_wheel(tmp_path, {NAME: stripped.read_bytes(), "vllm-0.15.1.dist-info/units.json": units})
-    assert device_facts(device_codes(wheel))[NAME].units == ["", ""]
+    assert device_facts(read_wheel(wheel).codes)[NAME].units == ["", "kernel m"]  # as its PTX names it

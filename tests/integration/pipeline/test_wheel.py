@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from scripts.core.errors import (
     WheelsmithError,
 )
 from scripts.core.paths import ROOT
+from scripts.formats import fatbin
+from scripts.formats.elf import Blob
+from scripts.formats.fatbin_types import Container, FatbinEntry
 from tests.miniature import Miniature, full_environment, make_miniature, wheel_command
 from tests.support import alive, cpu_seconds, wait_for
 
@@ -142,6 +146,28 @@ def test_two_builds_in_different_directories_give_the_same_wheel_bit_for_bit(
         data = zipfile.ZipFile(second).read(name)
         assert str(other).encode() not in data
         assert str(miniature.root).encode() not in data
+
+
+def test_the_gpu_code_of_a_wheel_is_parsed_once_in_a_run(
+    fresh: None, make: MakeWheel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: Counter[str] = Counter()
+    entries: Counter[str] = Counter()
+    checked, entry = fatbin._checked, fatbin._entry
+
+    def count(blob: Blob, containers: list[Container]) -> list[Container]:
+        parsed[blob.name] += 1
+        return checked(blob, containers)
+
+    def count_entry(blob: Blob, at: int, end: int) -> FatbinEntry:
+        entries[blob.name] += 1
+        return entry(blob, at, end)
+
+    monkeypatch.setattr(fatbin, "_checked", count)
+    monkeypatch.setattr(fatbin, "_entry", count_entry)
+    report = report_of(make())
+    assert parsed == {"vllm/_moe_C.abi3.so": 1, "vllm/cumem_allocator.abi3.so": 1}
+    assert entries == {"vllm/_moe_C.abi3.so": sum(report["components"][1]["cubins"].values())}
 
 
 def test_split_leaves_a_slim_audited_wheel_per_arch_beside_the_fat_one(fresh: None, make: MakeWheel) -> None:

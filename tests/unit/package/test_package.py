@@ -9,21 +9,35 @@ from pathlib import Path
 
 import pytest
 
+from scripts.audit.collect import read_wheel
 from scripts.core.errors import PackageError
-from scripts.package.build import check_wheel, component_sizes, metadata_problems, record_problems
-from scripts.recipe.model import Component, Recipe
+from scripts.package.check import check_wheel, component_sizes
+from scripts.recipe.model import Recipe
+from tests.fatbins import container, sass, shared_object
 from tests.support import make_recipe
 from tests.wheels import digest, make_wheel
 
 VERSION = "0.20.1+cu130"
 GOOD = "Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: torch==2.11.0\n"
-OBJECTS = {"vllm/_moe_C.abi3.so": b"moe", "vllm/cumem_allocator.abi3.so": b"cumem", "vllm/__init__.py": b""}
+MOE, CUMEM = "vllm/_moe_C.abi3.so", "vllm/cumem_allocator.abi3.so"
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return the members of a right wheel: one library with a kernel, one without."""
+    folder = tmp_path_factory.mktemp("objects")
+    units = {"a.cu": container(sass("90", "k"))}
+    return {
+        MOE: shared_object(folder / "moe.so", units).read_bytes(),
+        CUMEM: shared_object(folder / "cumem.so", {}).read_bytes(),
+        "vllm/__init__.py": b"",
+    }
 
 
 def build(
     folder: Path,
+    members: Mapping[str, bytes],
     *,
-    members: Mapping[str, bytes] = OBJECTS,
     metadata: str = GOOD,
     version: str = VERSION,
     record: Mapping[str, str] | None = None,
@@ -36,93 +50,97 @@ def recipe() -> Recipe:
     return make_recipe()
 
 
-def test_a_right_wheel_is_described_by_its_digest_size_platform_and_components(tmp_path: Path) -> None:
-    path = build(tmp_path)
+def problems(path: Path, **words: str) -> str:
+    """Return what a check says."""
+    with pytest.raises(PackageError, match="is not what the recipe mine says") as raised:
+        check_wheel(path, recipe(), VERSION, **words)  # type: ignore[arg-type]
+    return raised.value.why
+
+
+def test_a_right_wheel_is_described_by_its_digest_size_platform_and_components(
+    objects: dict[str, bytes], tmp_path: Path
+) -> None:
+    path = build(tmp_path, objects)
     wheel = check_wheel(path, recipe(), VERSION)
     assert wheel.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (wheel.size, wheel.version) == (path.stat().st_size, VERSION)
-    assert wheel.components == {"cumem_allocator": 5, "_moe_C": 3}
+    assert wheel.components == {"cumem_allocator": len(objects[CUMEM]), "_moe_C": len(objects[MOE])}
+    assert {name: len(code.containers) for name, code in wheel.device.items()} == {MOE: 1, CUMEM: 0}
 
 
-def test_the_platform_is_the_manylinux_tag_when_there_are_several(tmp_path: Path) -> None:
-    path = build(tmp_path, tags="cp38-abi3-linux_x86_64.manylinux_2_34_x86_64")
+def test_the_platform_is_the_manylinux_tag_when_there_are_several(objects: dict[str, bytes], tmp_path: Path) -> None:
+    path = build(tmp_path, objects, tags="cp38-abi3-linux_x86_64.manylinux_2_34_x86_64")
     assert check_wheel(path, recipe(), VERSION).platform == "manylinux_2_34_x86_64"
 
 
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ("absent", "RECORD lacks vllm/__init__.py"),
-        ("sha256=AAAA,0", "RECORD has a wrong digest for vllm/__init__.py"),
-        (f"{digest(b'')},7", "RECORD has a wrong size for vllm/__init__.py: 7, not 0"),
-        (f"{digest(b'')},", "RECORD has a wrong size for vllm/__init__.py: none, not 0"),
-        (digest(b""), "RECORD has a line of 2 fields, not 3: vllm/__init__.py"),
-        (f"{digest(b'')},0\nvllm/__init__.py,{digest(b'')},0", "RECORD lists vllm/__init__.py twice"),
-        (f"{digest(b'')},0\nvllm/gone.py,,", "RECORD lists vllm/gone.py, which is not in the wheel"),
+        ("absent", "vllm/__init__.py: not listed in RECORD"),
+        ("sha256=AAAA,0", "vllm/__init__.py: content differs from RECORD"),
+        (f"{digest(b'')},7", "vllm/__init__.py: content differs from RECORD"),
+        (f"{digest(b'')},0\nvllm/gone.py,,", "vllm/gone.py: listed in RECORD and missing"),
     ],
 )
-def test_each_fault_of_record_is_named(row: str, problem: str, tmp_path: Path) -> None:
-    with zipfile.ZipFile(build(tmp_path, record={"vllm/__init__.py": row})) as archive:
-        assert problem in record_problems(archive)
+def test_each_fault_of_record_is_named(row: str, problem: str, objects: dict[str, bytes], tmp_path: Path) -> None:
+    assert problem in problems(build(tmp_path, objects, record={"vllm/__init__.py": row}))
 
 
-def test_blank_lines_of_record_and_folders_of_the_archive_are_no_fault(tmp_path: Path) -> None:
-    path = build(tmp_path, record={"vllm/__init__.py": f"{digest(b'')},0\n"})
+def test_blank_lines_of_record_and_folders_of_the_archive_are_no_fault(
+    objects: dict[str, bytes], tmp_path: Path
+) -> None:
+    path = build(tmp_path, objects, record={"vllm/__init__.py": f"{digest(b'')},0\n"})
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("vllm/empty/", b"")
-    with zipfile.ZipFile(path) as archive:
-        assert record_problems(archive) == []
-
-
-def test_a_file_that_is_twice_in_the_archive_is_named(tmp_path: Path) -> None:
-    path = build(tmp_path)
-    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
-        archive.writestr("vllm/__init__.py", b"")
-    with pytest.raises(PackageError) as raised:
-        check_wheel(path, recipe(), VERSION)
-    assert "vllm/__init__.py is twice in the archive" in raised.value.why
+    assert check_wheel(path, recipe(), VERSION).components
 
 
 @pytest.mark.parametrize(
     ("metadata", "problem"),
     [
-        (GOOD.replace("{version}", "0.20.0"), "METADATA says version 0.20.0, not 0.20.1+cu130"),
+        (GOOD.replace("{version}", "0.20.0"), "METADATA: it says vllm 0.20.0"),
         (GOOD.replace("torch==2.11.0", "torch==2.10.0"), "METADATA does not pin torch==2.11.0"),
         (GOOD.replace("torch==2.11.0", "torch==2.11.*"), "METADATA does not pin torch==2.11.0"),
         (GOOD.replace("torch==2.11.0", "torch>=2.11.0"), "METADATA does not pin torch==2.11.0"),
         (GOOD.replace("torch==2.11.0", "torchvision==2.11.0"), "METADATA does not pin torch==2.11.0"),
-        (GOOD.replace("{name}", "other"), "METADATA is of other, not vllm"),
-        ("Name: {name}\nVersion: {version}\n", "METADATA is not valid"),
+        (GOOD.replace("{name}", "other"), "METADATA: it says other"),
+        ("Name: {name}\nVersion: {version}\nRequires-Dist: torch==2.11.0\n", "METADATA is not valid"),
     ],
 )
-def test_each_fault_of_metadata_is_named(metadata: str, problem: str, tmp_path: Path) -> None:
-    with zipfile.ZipFile(build(tmp_path, metadata=metadata)) as archive:
-        (found,) = metadata_problems(archive, recipe(), VERSION)
-    assert found.startswith(problem)
+def test_each_fault_of_metadata_is_named(
+    metadata: str, problem: str, objects: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert problems(build(tmp_path, objects, metadata=metadata)).startswith(problem)
 
 
-def test_the_name_of_torch_may_be_written_in_any_case(tmp_path: Path) -> None:
-    with zipfile.ZipFile(build(tmp_path, metadata=GOOD.replace("torch==", "Torch =="))) as archive:
-        assert metadata_problems(archive, recipe(), VERSION) == []
+def test_the_name_of_torch_may_be_written_in_any_case_and_another_pin_be_wanted(
+    objects: dict[str, bytes], tmp_path: Path
+) -> None:
+    path = build(tmp_path, objects, metadata=GOOD.replace("torch==", "Torch =="))
+    assert check_wheel(path, recipe(), VERSION)
+    assert problems(path, requires=">=2.9,<3") == "METADATA does not pin torch>=2.9,<3"
 
 
-def test_a_missing_component_and_a_foreign_shared_object_are_both_named(tmp_path: Path) -> None:
-    members = {"vllm/_moe_C.abi3.so": b"moe", "vllm.libs/libgomp.so.1.0.0": b"gomp", "vllm/so.py": b""}
-    with zipfile.ZipFile(build(tmp_path, members=members)) as archive:
-        sizes, problems = component_sizes(archive, (Component.CUMEM_ALLOCATOR, Component.MOE))
-    assert sizes == {"_moe_C": 3}
-    assert problems == [
+def test_a_missing_component_and_a_foreign_shared_object_are_both_named(
+    objects: dict[str, bytes], tmp_path: Path
+) -> None:
+    members = {MOE: objects[MOE], "vllm.libs/libgomp.so.1.0.0": objects[CUMEM], "vllm/so.py": b""}
+    sizes, wrong = component_sizes(read_wheel(build(tmp_path, members)), recipe())
+    assert sizes == {"_moe_C": len(objects[MOE])}
+    assert wrong == [
         "component cumem_allocator is missing (vllm/cumem_allocator.*.so)",
         "vllm.libs/libgomp.so.1.0.0 is not of a component of the recipe",
     ]
 
 
-def test_all_that_is_wrong_is_in_one_message(tmp_path: Path) -> None:
-    path = build(tmp_path, version="0.20.0", members={"vllm/_moe_C.abi3.so": b"moe"}, record={"vllm/x.py": ","})
-    with pytest.raises(PackageError, match="is not what the recipe mine says") as raised:
-        check_wheel(path, recipe(), VERSION)
-    for part in ("lists vllm/x.py", "METADATA says", "cumem_allocator is missing", "the file name says version 0.20.0"):
-        assert part in raised.value.why
+def test_all_that_is_wrong_is_in_one_message(objects: dict[str, bytes], tmp_path: Path) -> None:
+    path = build(tmp_path, {MOE: objects[MOE]}, version="0.20.0", record={"vllm/x.py": ","})
+    for part in ("vllm/x.py: listed in RECORD", "it is of version 0.20.0, not", "cumem_allocator is missing"):
+        assert part in problems(path)
+
+
+def test_a_shared_object_that_is_none_is_named(objects: dict[str, bytes], tmp_path: Path) -> None:
+    assert f"{MOE}: it is called a shared object and is none" in problems(build(tmp_path, {**objects, MOE: b"moe"}))
 
 
 def _cut(path: Path) -> None:
@@ -131,7 +149,7 @@ def _cut(path: Path) -> None:
 
 def _flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[data.index(b"vllm/_moe_C.abi3.so") + len("vllm/_moe_C.abi3.so")] ^= 0xFF
+    data[data.index(b"vllm/_moe_C.abi3.so") + len("vllm/_moe_C.abi3.so") + 40] ^= 0xFF
     path.write_bytes(data)
 
 
@@ -143,6 +161,11 @@ def _encrypt(path: Path) -> None:
     path.write_bytes(data)
 
 
+def _twice(path: Path) -> None:
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("vllm/__init__.py", b"")
+
+
 def _second_record(path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other-1.dist-info/RECORD", b"")
@@ -151,17 +174,18 @@ def _second_record(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "cause"),
     [
-        (_cut, "not a zip file"),
+        (_cut, "is not a wheel"),
         (_flip, ""),
         (_encrypt, "encrypted"),
-        (_second_record, "2 files named"),
+        (_second_record, "2 .dist-info directories"),
         (Path.unlink, "No such file"),
+        (_twice, "is in it twice"),
     ],
 )
 def test_a_wheel_that_cannot_be_read_is_a_package_error(
-    damage: Callable[[Path], None], cause: str, tmp_path: Path
+    damage: Callable[[Path], None], cause: str, objects: dict[str, bytes], tmp_path: Path
 ) -> None:
-    path = build(tmp_path)
+    path = build(tmp_path, objects)
     damage(path)
     with pytest.raises(PackageError, match="cannot be read") as raised:
         check_wheel(path, recipe(), VERSION)
