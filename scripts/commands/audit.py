@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scripts.audit.collect import audit_path, environment_site
 from scripts.audit.host import read_site
-from scripts.audit.models import AuditReport, Level
+from scripts.audit.models import AuditReport, Level, TargetVerdict
 from scripts.audit.show import failures, html, show
 from scripts.audit.subjects import label_archs, matching_recipe, targets_for
 from scripts.commands.cli import Parser, run, user_path
@@ -17,7 +17,7 @@ from scripts.core.console import Console
 from scripts.core.errors import AuditError, UsageError
 from scripts.core.files import write_atomic, write_json
 from scripts.cuda.archs import architecture, parse_arch
-from scripts.cuda.drivers import Target, parse_target
+from scripts.cuda.drivers import Target, parse_target, release
 from scripts.recipe.files import load_recipe
 
 DESCRIPTION = """\
@@ -84,12 +84,7 @@ def _remedies(report: AuditReport, *, compiled: bool) -> list[str]:
     """Return what to do, each thing once; to compile is offered for wheels that a recipe makes."""
     unmet = [item for item in report.targets if not item.ok and item.judged]
     hazards = [hazard.remedy for item in unmet for hazard in item.hazards if hazard.level is Level.ERROR]
-    drivers = {
-        f"a driver of CUDA {item.lowest_cuda} ({item.lowest_driver or 'its number is not known'}) "
-        + architecture(parse_arch(item.arch)).or_later: item.gpu
-        for item in reversed(unmet)
-        if item.lowest_cuda and not item.hazards
-    }
+    drivers = {_driver(item): item.gpu for item in reversed(unmet) if item.lowest_cuda and not item.hazards}
     fixes = [*hazards, *(f"{text} on the {gpu}" for text, gpu in reversed(drivers.items()))]
     lacking = [item for item in unmet if not item.lowest_cuda or item.hazards]
     if lacking and compiled:
@@ -97,6 +92,15 @@ def _remedies(report: AuditReport, *, compiled: bool) -> list[str]:
         fixes.append(f"compile for it: nox -s wheel -- --arch '{archs}'")
     unique = list(dict.fromkeys(fixes))
     return unique[:3] or ["nox -s audit -- --help; every finding's code is explained in docs/audit.md"]
+
+
+def _driver(verdict: TargetVerdict) -> str:
+    """Return which drivers would do, in words."""
+    lowest = release(verdict.lowest_cuda or "")
+    if not lowest.known:
+        return str(lowest)
+    number = verdict.lowest_driver or "its number is not known"
+    return f"a driver of CUDA {lowest.cuda} ({number}) {architecture(parse_arch(verdict.arch)).or_later}"
 
 
 def _audit(path: Path, options: argparse.Namespace, targets: Sequence[Target]) -> AuditReport:

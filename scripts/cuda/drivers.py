@@ -45,7 +45,7 @@ class CudaRelease:
     def __str__(self) -> str:
         """Return it in words: `a CUDA 12.9 driver (575.51.03)`."""
         if not self.known:
-            return f"a driver newer than CUDA {RELEASES[-1].cuda}'s, the last that wheelsmith knows,"
+            return f"a driver newer than CUDA {RELEASES[-1].cuda}'s (the last that wheelsmith knows)"
         return f"a CUDA {self.cuda} driver ({self.driver or 'its number is not known'})"
 
 

@@ -85,6 +85,13 @@ def test_the_remedy_for_a_driver_that_dropped_the_gpu_is_an_older_one(tmp_path: 
     assert caught.value.fix == ["a driver of CUDA 12.0 (525.60.13) or later, up to 580.x on the V100"]
 
 
+def test_the_remedy_for_ptx_newer_than_the_table_names_no_release_that_nobody_knows(tmp_path: Path) -> None:
+    library = shared_object(tmp_path / "x.so", {"a.cu": container(ptx_entry("90", "k", isa=(9, 9)))})
+    with pytest.raises(AuditError) as caught:
+        audit.main([str(library), "--target", "H100@13.5"], Console())
+    assert caught.value.fix == ["a driver newer than CUDA 13.5's (the last that wheelsmith knows) on the H100"]
+
+
 def test_a_finding_alone_fails_the_audit_too(wheel: Path) -> None:
     with pytest.raises(AuditError) as caught:
         audit.main([str(wheel), "--target", "A100"], Console())

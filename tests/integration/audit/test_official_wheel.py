@@ -141,7 +141,7 @@ def test_the_three_verdicts(wheel: Path) -> None:
 
 MEASURED = """
 import re, sys
-from scripts import audit
+from scripts.commands import audit
 from scripts.core.console import Console
 audit.main(sys.argv[1:], Console())
 # Not getrusage: its ru_maxrss starts with what the process that started this one had.
@@ -150,7 +150,7 @@ print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 
 
 def test_an_unpacked_wheel_takes_under_2_seconds_and_100_mb(unpacked: Path) -> None:
-    command = [sys.executable, "-c", MEASURED, str(unpacked), "--target", "rtx5090@12.9"]
+    command = [sys.executable, "-c", MEASURED, str(unpacked), "--target", "H100@12.9"]
     started = cpu_seconds()
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert cpu_seconds() - started < 2
