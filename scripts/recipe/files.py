@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -163,6 +164,8 @@ def _explain_one(item: Any) -> tuple[str, str]:
         hint = nearest(str(kind), _TAGS)
         return f"{shown}.kind: {kind!r} is not known.{hint}", f"allowed: {', '.join(sorted(_TAGS))}"
     message = _in_words(item)
+    if not location:  # of the recipe as a whole: the message names its keys
+        return message, ""
     given = "" if isinstance(value, dict) else f" {value!r}:"
     return f"{shown}:{given} {message}", ""
 
@@ -213,6 +216,8 @@ def _in_words(item: Any) -> str:
     limits["less_than_equal"] = "at most"
     if item["type"] in limits:
         return f"it must be {limits[item['type']]} {next(iter(item['ctx'].values()))}"
+    if item["type"] in {"tuple_type", "list_type"} and isinstance(item.get("input"), str):
+        return f"a list is wanted: [{json.dumps(item['input'])}]"  # a string of TOML is written as one of JSON
     return _KINDS.get(item["type"], str(item["msg"]).removeprefix("Value error, "))
 
 

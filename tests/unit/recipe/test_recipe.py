@@ -169,6 +169,7 @@ WRONG = {
         ["cost.cpu_seconds", "finite"],
     ),
     "a text where a list belongs": ({"archs": 9}, ["archs", "a list is wanted", '["9.0"']),
+    "a name where a list belongs": ({"components": "_C"}, ["components", "'_C': a list is wanted: [\"_C\"]"]),
     "a text where a table belongs": ({"torch": "2.11.0"}, ["torch", "a table is wanted"]),
     "a component twice": ({"components": ["_C", "_moe_C", "_C"]}, ["components", "_C is named twice"]),
     "a family that is none": ({"families": {"_moe_C": {"Marlin MOE": ""}}}, ["'Marlin MOE'", "'Marlin MoE'", "DSV3"]),
