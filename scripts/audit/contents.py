@@ -25,6 +25,9 @@ ONLY_FOR: Mapping[Component, frozenset[str]] = {
     Component.FLASHMLA: frozenset({"9.0", "10.0"}),
     Component.FLASHMLA_EXTENSION: frozenset({"9.0", "10.0"}),
     Component.DEEP_GEMM: frozenset({"9.0", "10.0"}),
+    Component.DEEP_SELECT: frozenset({"10.0"}),
+    Component.FLASH_KDA: frozenset({"9.0", "10.0", "12.0"}),
+    Component.QUTLASS: frozenset({"10.0", "12.0"}),
 }
 """Components that upstream's CMake builds for these archs only; the others are built for every arch."""
 
@@ -153,10 +156,8 @@ def component_findings(recipe: Recipe, archs: Iterable[Arch], members: Iterable[
         only = ONLY_FOR.get(component)
         if only is not None and not only & numbers_wanted:
             continue
-        prefix = TRITON_KERNELS if component is Component.TRITON_KERNELS else component.member
-        found = any(
-            name.startswith(prefix) and (component.python_only or name.startswith(f"{prefix}.")) for name in names
-        )
+        prefixes = tuple(member if component.python_only else f"{member}." for member in component.members)
+        found = any(name.startswith(prefixes) for name in names)
         if not found:
             text = (
                 f"{component.value} is in recipe {recipe.name} and not in the wheel: it did not build, or was dropped"

@@ -110,7 +110,8 @@ def component_sizes(contents: AuditSubject, recipe: Recipe) -> tuple[dict[str, i
     sizes: dict[str, int] = {}
     problems = []
     for component in recipe.shared_objects:
-        name = next((name for name in objects if name.split(".", 1)[0] == component.member), None)
+        stems = {name.split(".", 1)[0]: name for name in objects}
+        name = stems.get(component.stem_in(stems))
         if name is None:
             problems.append(f"component {component.value} is missing ({component.member}.*.so)")
         else:

@@ -30,9 +30,9 @@ import torch
 import vllm
 root = pathlib.Path(vllm.__file__).parent.parent
 result = {"vllm": vllm.__version__, "torch": torch.__version__, "operators": {}}
-for name, member in json.loads(sys.argv[1]).items():
+for name, members in json.loads(sys.argv[1]).items():
     before = set(torch._C._dispatch_get_all_op_names())
-    [path] = root.glob(member + ".*.so")
+    [path] = [path for member in members for path in root.glob(member + ".*.so")]
     ctypes.CDLL(str(path), mode=os.RTLD_LAZY | os.RTLD_GLOBAL)
     result["operators"][name] = sorted(set(torch._C._dispatch_get_all_op_names()) - before)
 print("PROOF " + json.dumps(result))
@@ -109,7 +109,7 @@ def list_device_code(
 ) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
     """Return (cubins, PTX) per component and arch, from the GPU code of the wheel's shared objects."""
     by_member = {name.split(".", 1)[0]: code for name, code in device.items()}
-    codes = {component.value: by_member[component.member] for component in recipe.shared_objects}
+    codes = {component.value: by_member[component.stem_in(by_member)] for component in recipe.shared_objects}
     cubins = {name: code.count(Kind.ELF) for name, code in codes.items()}
     return cubins, {name: code.count(Kind.PTX) for name, code in codes.items()}
 
@@ -139,7 +139,7 @@ def _import(python: Path, recipe: Recipe, toolchain: Toolchain, folder: Path) ->
     stubs = folder / "stubs"
     stubs.mkdir()
     (stubs / "libcuda.so.1").symlink_to(toolchain.cuda_home / "lib64" / "stubs" / "libcuda.so")
-    members = {component.value: component.member for component in recipe.shared_objects}
+    members = {component.value: component.members for component in recipe.shared_objects}
     torch = toolchain.torch.library_path if toolchain.torch else ""
     environment = {
         "PATH": "/usr/bin:/bin",

@@ -15,7 +15,17 @@ from scripts.recipe.model import Component, Recipe
 
 # Upstream compiles all kernels of these for one family's archs. Without any it would pass nvcc no arch at all, and so
 # compile them for the oldest GPU that nvcc knows.
-ONE_FAMILY = frozenset({Component.FLASH_ATTENTION_2, Component.FLASH_ATTENTION_3, Component.FLASHMLA})
+ONE_FAMILY = frozenset(
+    {
+        Component.FLASH_ATTENTION_2,
+        Component.FLASH_ATTENTION_3,
+        Component.FLASHMLA,
+        Component.DEEP_GEMM,
+        Component.DEEP_SELECT,
+        Component.FLASH_KDA,
+        Component.QUTLASS,
+    }
+)
 
 
 def without_what_is_too_new(recipe: Recipe) -> Recipe:

@@ -7,7 +7,7 @@ changes what the file names: tables are merged key by key, lists and values repl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -65,20 +65,35 @@ class Component(str, Enum):
     @property
     def python_only(self) -> bool:
         """Whether it brings Python files and no shared object."""
-        return self in {
-            Component.FLASH_ATTENTION_4,
-            Component.TRITON_KERNELS,
-            Component.FMHA_SM100,
-            Component.TML_FA4,
-        }
+        return self in _FOLDERS
 
     @property
     def member(self) -> str:
-        """Path prefix of its shared object in the wheel, up to the ABI suffix: `vllm/_C`."""
-        flash = {Component.FLASH_ATTENTION_2, Component.FLASH_ATTENTION_3, Component.FLASH_ATTENTION_4}
-        if self is Component.DEEP_GEMM:
-            return "vllm/third_party/deep_gemm/_C"
-        return f"vllm/vllm_flash_attn/{self.value}" if self in flash else f"vllm/{self.value}"
+        """Path prefix in the wheel: of its shared object, up to the ABI suffix (`vllm/_C`), or its folder."""
+        return self.members[0]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Path prefixes in wheels of any version of vLLM; a wheel has one of them."""
+        if self in _FOLDERS:
+            return (_FOLDERS[self],)
+        if self is Component.DEEP_GEMM:  # the second since 0.33
+            return "vllm/third_party/deep_gemm/_C", "vllm/third_party/deep_gemm/_C_extension"
+        flash = {Component.FLASH_ATTENTION_2, Component.FLASH_ATTENTION_3}
+        return (f"vllm/vllm_flash_attn/{self.value}" if self in flash else f"vllm/{self.value}",)
+
+    def stem_in(self, stems: Container[str]) -> str:
+        """Return which of its prefixes is among the stems of a wheel's shared objects, the first when none is."""
+        return next((member for member in self.members if member in stems), self.member)
+
+
+_FOLDERS = {
+    Component.FLASH_ATTENTION_4: "vllm/vllm_flash_attn/cute/",
+    Component.TRITON_KERNELS: "vllm/third_party/triton_kernels/",
+    Component.FMHA_SM100: "vllm/third_party/fmha_sm100/",
+    Component.TML_FA4: "vllm/third_party/tml_fa4/",
+}
+"""Components that are Python files (and sources for compilers at run time), with their folders in the wheel."""
 
 
 def _once(values: tuple[Component, ...]) -> tuple[Component, ...]:

@@ -189,7 +189,7 @@ def slim_report(
 
 def _components(recipe: Recipe, wheel: Wheel, proof: Proof) -> tuple[ComponentFacts, ...]:
     facts = {member.split(".", 1)[0]: item for member, item in device_facts(wheel.device).items()}
-    of_component = {item.value: facts.get(item.member) for item in recipe.shared_objects}
+    of_component = {item.value: facts.get(item.stem_in(facts)) for item in recipe.shared_objects}
     return tuple(
         ComponentFacts(
             name=name,

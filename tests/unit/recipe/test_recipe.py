@@ -98,10 +98,19 @@ def test_dependencies_are_needed_by_their_components_or_by_all(tmp_path: Path) -
         (Component.CORE, "vllm/_C"),
         (Component.FLASH_ATTENTION_3, "vllm/vllm_flash_attn/_vllm_fa3_C"),
         (Component.DEEP_GEMM, "vllm/third_party/deep_gemm/_C"),
+        (Component.FLASH_ATTENTION_4, "vllm/vllm_flash_attn/cute/"),
+        (Component.TML_FA4, "vllm/third_party/tml_fa4/"),
     ],
 )
-def test_a_component_knows_where_its_shared_object_is(component: Component, member: str) -> None:
+def test_a_component_knows_where_its_files_are(component: Component, member: str) -> None:
     assert component.member == member
+
+
+def test_deep_gemm_is_found_under_the_name_of_any_version() -> None:
+    folder = "vllm/third_party/deep_gemm"
+    assert Component.DEEP_GEMM.stem_in({f"{folder}/_C_extension": 1}) == f"{folder}/_C_extension"
+    assert Component.DEEP_GEMM.stem_in({f"{folder}/_C": 1, "vllm/_C": 2}) == f"{folder}/_C"
+    assert Component.DEEP_GEMM.stem_in({}) == f"{folder}/_C"
 
 
 # What is wrong, and what its message must hold: key and value, what is allowed, the nearest name.
