@@ -165,7 +165,7 @@ def started(command: list[str], port: int, work: Path, environment: dict[str, st
 
 
 def _wait_for(port: int, child: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # devpi takes minutes where 30 processes share two cores
     while time.monotonic() < deadline:
         assert child.poll() is None, log.read_text()
         with socket.socket() as one:
