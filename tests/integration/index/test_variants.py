@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from scripts.commands import publish
 from scripts.core.console import Console
 from scripts.core.errors import PublishError, UsageError
 from scripts.core.files import file_sha256
+from scripts.index.object_store import ObjectStore
+from scripts.index.store import Stored
 from tests.builds import put_report
 from tests.fatbins import container, sass, shared_object
 from tests.integration.index_servers import clean_environment, serve, tool, venv
@@ -220,3 +223,33 @@ def test_wheels_that_would_be_one_variant_or_were_not_audited_are_refused(tmp_pa
     twin = wheel_for(tmp_path / "v", "0.15.1+cu130_sm90", "90")
     with pytest.raises(PublishError, match="has another"):
         run(twin, "--to", "index", "--variants")
+
+
+def test_two_wheels_that_differ_only_in_their_build_would_be_one_variant(tmp_path: Path) -> None:
+    wheel = wheel_for(tmp_path / "w", "0.15.1+cu130.sm90", "90")
+    run(wheel, "--to", "index", "--variants")
+    again = shutil.copy(wheel, wheel.with_name(wheel.name.replace("-py3", "-2-py3")))
+    shutil.copy(f"{wheel}.report.json", f"{again}.report.json")
+    with pytest.raises(PublishError, match="would be the same variant"):
+        run(again, "--to", "index", "--variants")
+    assert set(listed(tmp_path / "index")) == {"cu130_sm90"}
+
+
+@pytest.mark.parametrize(("key", "words"), [("entries/", "the variant of vllm"), ("simple/", "the pages of variants")])
+def test_a_publisher_that_loses_every_race_gives_up_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, words: str
+) -> None:
+    store = MemoryStore()
+    monkeypatch.setattr("scripts.index.object_store.from_url", lambda *_, **__: store)
+    wheel = wheel_for(tmp_path / "w", "0.15.1+cu130.sm90", "90")
+    write = ObjectStore.write
+
+    def losing(self: ObjectStore, name: str, data: bytes, *, over: Stored | None) -> Stored | None:
+        return None if name.startswith(f"variants/{key}") else write(self, name, data, over=over)
+
+    monkeypatch.setattr(ObjectStore, "write", losing)
+    with pytest.raises(PublishError, match=words):
+        run(wheel, "--to", "s3://bucket", "--variants")
+    monkeypatch.setattr(ObjectStore, "write", write)
+    run(wheel, "--to", "s3://bucket", "--variants")  # running it again goes on
+    assert set(listed(bucket(store, tmp_path / "seen"))) == {"cu130_sm90"}
