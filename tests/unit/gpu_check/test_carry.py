@@ -131,7 +131,9 @@ def test_from_a_wheel_to_the_check_on_the_machine(
     monkeypatch.setenv("WHEELSMITH_CACHE", str(tmp_path / "cache"))
     assert carry.main(words, Console()) == 0
     loads = sorted(out.iterdir())
-    assert len(loads) == 2
+    assert len(loads) in {2, 3}, (
+        "two wheels of 0.6 MB do not fit into one load; the tool's own files fit beside one or not"
+    )
     for load in loads:
         assert sum(path.stat().st_size for path in load.iterdir()) < (1 << 20) + 5000
         subprocess.run(["/bin/bash", load / "put.sh"], check=True, capture_output=True)
