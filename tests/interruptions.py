@@ -1,8 +1,9 @@
 """Interrupt the real main job, through nox, at random moments, and see what is left.
 
 `python -m tests.interruptions --count 200 --folder EMPTY [--seed N]`: each run gets SIGTERM, SIGINT or SIGHUP, or nox
-alone is killed with SIGKILL. It must be gone within 5 s, with the right exit code, its locks free and its temporary
-files removed; every few runs one is let through to its end, and its wheel must be the same.
+alone is killed with SIGKILL. It must be gone within 5 s (more only where we get less than half a core), with the
+right exit code, its locks free and its temporary files removed; every few runs one is let through to its end, and its
+wheel must be the same.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tests.miniature import Miniature, make_miniature
 
 MARK = "WHEELSMITH_TRIAL"
 LIMIT = 5.0  # seconds
+SHARE = 0.5  # of a core that we must get for LIMIT to hold; with less, the limit grows as ours shrinks
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
 
 
@@ -115,8 +117,9 @@ def interrupt(
     started = time.monotonic()
     with suppress(ProcessLookupError):
         run.send_signal(number)
-    while (left := processes(mark, cache)) and time.monotonic() - started < 2 * LIMIT:
-        time.sleep(0.05)
+    limit, wall, cpu = LIMIT, time.perf_counter(), time.process_time()
+    while (left := processes(mark, cache)) and time.monotonic() - started < 2 * limit:
+        limit = max(LIMIT, LIMIT * SHARE * (time.perf_counter() - wall) / (time.process_time() - cpu))  # we only scan
     gone = time.monotonic() - started
     with suppress(subprocess.TimeoutExpired):
         run.wait(1)  # its environment cannot be read while it ends
@@ -133,8 +136,8 @@ def interrupt(
         wanted = {-9} if number == signal.SIGKILL else {128 + number, -number}
     if seen.code not in wanted:
         seen.wrong.append(f"exit code {seen.code}")
-    if seen.gone > LIMIT:
-        seen.wrong.append(f"took {seen.gone:.1f} s")
+    if seen.gone > limit:
+        seen.wrong.append(f"took {seen.gone:.1f} s of {limit:.1f}")
     seen.wrong += [f"lock held: {name}" for name in held_locks(cache)]
     seen.wrong += [f"left over: {name}" for name in left_over(temporary, cache)]
     text = said.read_text(errors="replace")
