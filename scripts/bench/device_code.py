@@ -1,8 +1,9 @@
 """Are two objects of one source the same for the GPU? Cubins and PTX compared byte by byte, section by section.
 
 Compared is what the fat binary holds: for each entry its target, its kind, its size and a digest of its payload. A
-payload may be compressed; the same bytes compress to the same bytes, so nothing needs to be unpacked. Objects
-themselves always differ: host code is made from other headers, and debug information has their names.
+payload may be compressed; the same bytes compress to the same bytes. Only payloads that differ are unpacked, to see
+whether they differ in nothing but the process numbers that nvcc writes into names (same_code.py). Objects themselves
+always differ: host code is made from other headers, and debug information has their names.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from scripts.bench.same_code import code_digest
 from scripts.formats.elf import open_elf
 from scripts.formats.fatbin import device_code
 
@@ -23,6 +25,7 @@ class Outcome(str, Enum):
     """What a comparison found."""
 
     SAME = "identical"
+    NAMES = "same code, other names"
     DIFFERENT = "DIFFERENT"
     HOST = "no device code"
 
@@ -38,6 +41,8 @@ class Section:
     """Bytes when unpacked."""
     sha256: str
     """Of the payload as it is stored."""
+    code: str = ""
+    """Digest of what it is when unpacked, without process numbers; "" where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +60,19 @@ class Comparison:
     why: str = ""
 
 
-def sections(path: Path) -> list[Section]:
-    """Return the device code of an object, in its order. Raises AuditError for a file that cannot be read."""
+def sections(path: Path, *, code: bool = False) -> list[Section]:
+    """Return the device code of an object, in its order, with digests of its code if asked for.
+
+    Raises AuditError for a file that cannot be read.
+    """
     with open_elf(path) as elf:
         found = []
         for container in device_code(elf).containers:
             for entry in container.entries:
                 payload = elf.data[entry.offset + entry.header_size : entry.end]
                 digest = hashlib.sha256(payload).hexdigest()
-                found.append(Section(entry.target, entry.compression.value, entry.size, digest))
+                inside = code_digest(elf, entry) if code else ""
+                found.append(Section(entry.target, entry.compression.value, entry.size, digest, inside))
         return found
 
 
@@ -78,8 +87,14 @@ def compare(unit: str, stock: Path, lean: Path) -> Comparison:
     """Compare a unit's two objects. Raises AuditError for a file that cannot be read."""
     sides = sections(stock), sections(lean)
     operators = schemas(stock), schemas(lean)
+    if sides[0] != sides[1]:
+        sides = sections(stock, code=True), sections(lean, code=True)
+    renamed = [one.target for one, other in zip(*sides, strict=False) if one != other and _same_code(one, other)]
     why = [*_differences(*sides), *_schema_differences(*operators)]
-    outcome = Outcome.DIFFERENT if why else Outcome.SAME if sides[0] or operators[0] else Outcome.HOST
+    outcome = Outcome.SAME if sides[0] or operators[0] else Outcome.HOST
+    if why or renamed:
+        outcome = Outcome.DIFFERENT if why else Outcome.NAMES
+        why = why or [f"{', '.join(renamed)}: the same code; names in it have another process number of nvcc's"]
     kinds = [item.target.split("_")[0] for item in sides[0]]
     return Comparison(
         unit,
@@ -92,8 +107,12 @@ def compare(unit: str, stock: Path, lean: Path) -> Comparison:
     )
 
 
+def _same_code(one: Section, other: Section) -> bool:
+    return bool(one.code) and (one.target, one.code) == (other.target, other.code)
+
+
 def _differences(stock: list[Section], lean: list[Section]) -> list[str]:
-    """Return what differs, section by section."""
+    """Return what differs, section by section; not what is the same code under other names."""
     targets = [[item.target for item in side] for side in (stock, lean)]
     if targets[0] != targets[1]:
         return [f"stock has {', '.join(targets[0]) or 'nothing'}, lean {', '.join(targets[1]) or 'nothing'}"]
@@ -101,7 +120,7 @@ def _differences(stock: list[Section], lean: list[Section]) -> list[str]:
         f"{one.target} differs: {one.size:,} and {other.size:,} bytes, stored as {one.compression} {one.sha256[:12]} "
         f"and {other.compression} {other.sha256[:12]}"
         for one, other in zip(stock, lean, strict=True)
-        if one != other
+        if one != other and not _same_code(one, other)
     ]
 
 

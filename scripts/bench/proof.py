@@ -140,7 +140,10 @@ def report(found: Sequence[Comparison], console: Console) -> int:
     wrong = [item for item in found if item.outcome is Outcome.DIFFERENT]
     for item in wrong:
         console.warn(f"{item.unit}: {item.why}")
-    console.note(f"{len(found) - len(wrong)} of {len(found)} comparisons found no difference")
+    for item in found:
+        if item.outcome is Outcome.NAMES:
+            console.note(f"{item.unit}: {item.why}")
+    console.note(f"{len(found) - len(wrong)} of {len(found)} comparisons found no difference of code")
     return BenchError.exit_code if wrong else 0
 
 

@@ -108,6 +108,12 @@ def first_kernel(blob: Blob, entry: FatbinEntry) -> str:
     return match[1].decode("ascii", "replace") if match else ""
 
 
+def unpacked(blob: Blob, entry: FatbinEntry) -> bytes | None:
+    """Return a whole payload, decompressed; None when that is more than 32 MiB or cannot be done."""
+    size = entry.payload_size if entry.compression is Compression.NONE else entry.size
+    return _start(blob, entry, size) if size <= MAX_PEEK else None
+
+
 def _start(blob: Blob, entry: FatbinEntry, limit: int) -> bytes | None:
     """Return the first `limit` bytes of a payload when decompressed."""
     at = entry.offset + entry.header_size
