@@ -121,6 +121,16 @@ def test_two_cubins_of_one_arch_are_told_apart(tmp_path: Path) -> None:
     assert compare("a", made("three", 1, b"\x90" * 64), made("four", 54321, b"\x90" * 64)).outcome is Outcome.NAMES
 
 
+@pytest.mark.parametrize("how", [Compression.OLD, Compression.LZ4])
+def test_what_cannot_be_unpacked_is_never_called_the_same(tmp_path: Path, how: Compression) -> None:
+    sides = [
+        shared_object(tmp_path / name, {"a.cu": container(entry(Kind.PTX, "80", data, compression=how, size=500))})
+        for name, data in (("one", b"\xff" * 40), ("two", b"\xfe" * 40))
+    ]
+    found = compare("a", *sides)
+    assert (found.outcome, found.why[:20]) == (Outcome.DIFFERENT, "compute_80 differs: ")
+
+
 def test_other_names_are_said_and_are_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sides = [
         shared_object(tmp_path / str(process), {"a.cu": container(sass("80", f"k{internal(process)}"))})
