@@ -73,7 +73,7 @@ def plan_json(recipe: Recipe, archs: Sequence[Arch]) -> dict[str, Any]:
             why="without it wheelsmith cannot tell time and disk",
             fix="add it",
         )
-    total = cpu_seconds(cost, archs)
+    total = cpu_seconds(recipe, archs)
     largest = cost_book(recipe).largest(recipe.components) or Estimate(0.0, 0)
     peak = max(largest.peak_bytes, int(cost.unit_memory_gb * 1e9))  # not every unit may have been measured
     jobs = max(1, min(RUNNER_CORES, int((RUNNER_MEMORY_GB - 1) * 1e9 / peak)))

@@ -65,9 +65,8 @@ def blocking(rows: Iterable[Row]) -> list[str]:
 
 def _is_smaller(recipe: Recipe, subject: Subject) -> bool:
     """Return whether a recipe has less to compile than the subject; without costs, by components and archs."""
-    ours, theirs = recipe.cost, subject.recipe.cost
-    if ours is not None and theirs is not None:
-        return cpu_seconds(ours, recipe.archs) < cpu_seconds(theirs, subject.archs)
+    if recipe.cost is not None and subject.recipe.cost is not None:
+        return cpu_seconds(recipe, recipe.archs) < cpu_seconds(subject.recipe, subject.archs)
     size = len(recipe.components), len(recipe.archs)
     return size < (len(subject.recipe.components), len(subject.archs))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from scripts.core.console import Console, human_seconds
 from scripts.core.machine import Machine
 from scripts.cuda.archs import Arch, arch_list, runs_on_cubin
-from scripts.recipe.costs import cpu_seconds, unit_count
-from scripts.recipe.fitting import kernel_archs
+from scripts.recipe.costs import cpu_seconds, native_seconds, unit_count
+from scripts.recipe.fitting import kernel_archs, native_archs
 from scripts.recipe.model import Cost, Recipe
 from scripts.recipe.sources import describe
 from scripts.sources.series import recipe_patches
@@ -45,7 +45,7 @@ def show_plan(
         ("jobs", f"at most {jobs} at a time ({machine.cores} cores, {machine.memory_gb:.1f} GB of memory free)"),
     ]
     if recipe.cost:
-        rows += _cost_rows(recipe.cost, archs, jobs)
+        rows += _cost_rows(recipe, recipe.cost, archs, jobs)
     if recipe.package.notice:
         rows.append(("note", recipe.package.notice))
     console.table("plan (nothing is started)", rows)
@@ -82,11 +82,13 @@ def _toolchain(recipe: Recipe, environment: Mapping[str, str]) -> str:
     return f"CUDA {recipe.toolchain.cuda} ({where}), torch {recipe.torch.version}; locked in {recipe.toolchain.lock}"
 
 
-def _cost_rows(cost: Cost, archs: Sequence[Arch], jobs: int) -> list[tuple[str, str]]:
-    total = cpu_seconds(cost, archs)
+def _cost_rows(recipe: Recipe, cost: Cost, archs: Sequence[Arch], jobs: int) -> list[tuple[str, str]]:
+    total, native = cpu_seconds(recipe, archs), native_seconds(recipe, archs)
+    extra = f"{human_seconds(native)} of this for native code for {arch_list(native_archs(recipe, archs))}"
     return [
         ("units", f"about {unit_count(cost, archs)}"),
         ("time", f"about {human_seconds(total / jobs)} of compiling ({human_seconds(total)} of one core)"),
+        *([("native", f"{extra}; `native = false` leaves it to the driver's compiler")] if native else []),
         ("memory", f"{cost.unit_memory_gb:.1f} GB for the largest unit; others start beside it as memory allows"),
         ("download", f"about {cost.download_gb:.1f} GB with an empty cache"),
         ("disk", f"about {cost.disk_gb:.1f} GB"),

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from scripts.core.errors import UsageError
 from scripts.core.models import Model
 from scripts.cuda.archs import Arch
+from scripts.recipe.fitting import native_archs
 from scripts.recipe.model import Component, Cost, Recipe, UnitGroup
 
 TOOLCHAIN_GB = 5.3  # torch, CUDA wheels and compiler; hard links between uv's cache, environment and CUDA_HOME
@@ -188,7 +189,8 @@ def cost_book(recipe: Recipe) -> CostBook:
     if not cost:
         return CostBook(data, DEFAULT)
     fallback = Estimate(cost.cpu_seconds / cost.units, int(cost.unit_memory_gb * 1e9))
-    return CostBook(data, fallback, fallback_per_arch=cost.cpu_seconds_per_arch / cost.units)
+    per_arch = cost.cpu_seconds_per_arch + cost.native_cpu_seconds
+    return CostBook(data, fallback, fallback_per_arch=per_arch / cost.units)
 
 
 def costs_json(data: CostData) -> str:
@@ -200,10 +202,18 @@ def costs_json(data: CostData) -> str:
     return f'{{\n  "measured": {json.dumps(data.measured)},\n  "units": {{\n' + ",\n".join(rows) + "\n  }\n}\n"
 
 
-def cpu_seconds(cost: Cost, archs: Sequence[Arch]) -> float:
-    """Return the core-seconds to expect for a list of archs."""
+def cpu_seconds(recipe: Recipe, archs: Sequence[Arch]) -> float:
+    """Return the core-seconds to expect of a recipe for a list of archs; 0 for one without `cost`."""
+    cost = recipe.cost
+    if cost is None:
+        return 0.0
     special = sum(group.cpu_seconds for group in groups_for(cost, archs))
-    return cost.cpu_seconds + cost.cpu_seconds_per_arch * (len(archs) - 1) + special
+    return cost.cpu_seconds + cost.cpu_seconds_per_arch * (len(archs) - 1) + special + native_seconds(recipe, archs)
+
+
+def native_seconds(recipe: Recipe, archs: Sequence[Arch]) -> float:
+    """Return the core-seconds of these that `native = false` would save."""
+    return recipe.cost.native_cpu_seconds * len(native_archs(recipe, archs)) if recipe.cost else 0.0
 
 
 def unit_count(cost: Cost, archs: Sequence[Arch]) -> int:

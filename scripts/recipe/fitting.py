@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scripts.core.errors import UsageError
-from scripts.cuda.archs import Arch, arch_list, check_cuda_can, loose_intersection, natively
+from scripts.cuda.archs import Arch, arch_list, check_cuda_can, loose_intersection, natively, normalised
 from scripts.recipe.model import Component, Recipe
 
 # Upstream compiles all kernels of these for one family's archs. Without any it would pass nvcc no arch at all, and so
@@ -81,6 +81,12 @@ def _compiles(arch: Arch, cuda: str) -> bool:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
+
+
+def native_archs(recipe: Recipe, archs: Sequence[Arch]) -> tuple[Arch, ...]:
+    """Return the archs that some kernel family is compiled for in this recipe, and is not as upstream does it."""
+    ours, theirs = (kernel_archs(item, archs) for item in (recipe, recipe.model_copy(update={"native": False})))
+    return normalised(arch for name, gets in ours.items() for arch in gets if arch not in theirs[name])
 
 
 def kernel_archs(recipe: Recipe, archs: Sequence[Arch]) -> dict[str, tuple[Arch, ...]]:

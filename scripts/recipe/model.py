@@ -230,6 +230,8 @@ class Cost(Model):
     """Core-seconds for the first arch."""
     cpu_seconds_per_arch: float = Field(ge=0)
     """Core-seconds for each further arch."""
+    native_cpu_seconds: float = Field(default=0, ge=0)
+    """Core-seconds for each arch that only `native` has the `native_families` compiled for; 0 where not estimated."""
     unit_memory_gb: float = Field(gt=0)
     """Peak memory of the largest unit, GB."""
     download_gb: float = Field(ge=0)

@@ -98,12 +98,12 @@ def headroom(subject: Subject) -> Result:
 @check("ci-six-hour-limit")
 def time_limit(subject: Subject) -> Result:
     """Check the estimated time against the CI service's limit (GitHub: 6 h; GitLab says it)."""
-    limit, cost = _ci_limit(subject), subject.recipe.cost
+    limit = _ci_limit(subject)
     if limit is None:
         return ok("no time limit of a CI service is known")
-    if cost is None:
+    if subject.recipe.cost is None:
         return unknown("the recipe has no measured figures")
-    wall = cpu_seconds(cost, subject.archs) / min(subject.jobs, subject.machine.cores)
+    wall = cpu_seconds(subject.recipe, subject.archs) / min(subject.jobs, subject.machine.cores)
     text = (
         f"about {human_seconds(wall)} of compiling with {subject.jobs} jobs, the job's limit is {human_seconds(limit)}"
     )

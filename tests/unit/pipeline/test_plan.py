@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from scripts.core.console import Console
+from scripts.core.console import Console, human_seconds
 from scripts.core.machine import Machine
 from scripts.cuda.archs import parse_arch_list
 from scripts.pipeline.plan import show_plan
 from scripts.recipe.costs import cpu_seconds, unit_count
 from scripts.recipe.files import load_recipe, recipe_names
-from scripts.recipe.model import Cost, Recipe
+from scripts.recipe.fitting import native_archs
+from scripts.recipe.model import Recipe
 from scripts.recipe.sources import describe
 from scripts.sources.series import recipe_patches
 from scripts.toolchain.installed import find_system_toolkit
@@ -133,10 +134,26 @@ def test_an_installed_toolkit_is_named_with_where_it_was_found(
 
 
 def test_each_further_arch_costs_its_own_time(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cpu_seconds(Cost.model_validate(COST), parse_arch_list("9.0;10.0;12.0")) == 200
+    assert cpu_seconds(make_recipe(cost=COST), parse_arch_list("9.0;10.0;12.0")) == 200
+    assert cpu_seconds(make_recipe(), parse_arch_list("9.0")) == 0
     text = " ".join(plan(make_recipe(toolchain=PYPI, cost=COST), capsys, archs="9.0;10.0;12.0").split())
     assert "about 50 s of compiling (3 min 20 s of one core)" in text
     assert "2.0 GB for the largest unit; others start beside it as memory allows" in text
+    assert "native" not in text
+
+
+def test_the_plan_shows_what_native_code_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe("vllm-0.15.1-cu128")
+    archs = parse_arch_list("8.0;8.6;8.9;9.0;12.0")
+    assert native_archs(recipe, archs) == parse_arch_list("9.0;12.0")
+    assert native_archs(recipe, parse_arch_list("8.6;8.9")) == ()
+    upstream = recipe.model_copy(update={"native": False})
+    assert native_archs(upstream, archs) == ()
+    assert recipe.cost is not None
+    saved = cpu_seconds(recipe, archs) - cpu_seconds(upstream, archs)
+    assert saved == 2 * recipe.cost.native_cpu_seconds > 0
+    assert f"{human_seconds(saved)} of this for native code for 9.0;12.0" in " ".join(plan(recipe, capsys).split())
+    assert "of this for native code" not in plan(upstream, capsys)
 
 
 def test_without_figures_the_plan_has_no_cost(capsys: pytest.CaptureFixture[str]) -> None:
