@@ -116,6 +116,12 @@ def costs(session: nox.Session) -> None:
 
 
 @nox.session
+def capsule(session: nox.Session) -> None:
+    """Pack all that an offline machine needs: `-- --recipe R --with torch,cuda OUT`; `-- --take OBJECTS` back."""
+    _command(session, "capsule")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure against upstream's own pip wheel, side by side: `-- --recipe quickstart`; `-- --prove-headers`."""
     _command(session, "bench")

@@ -1,0 +1,131 @@
+"""Objects that were compiled elsewhere: out of one machine's compiler cache, as one file, into another's.
+
+The file is a tar of `manifest.json` (names with sha256 and size) and ccache's files as they are. A build takes an
+object when its key is the same: compiler, headers, options, sources (compile/outside.py). Only the names that ccache
+gives its results are taken, each checked against the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from scripts.core.cache import Cache
+from scripts.core.errors import FetchError, UsageError, from_os_error
+from scripts.core.files import file_sha256, write_atomic
+from scripts.core.models import Model, Sha256
+
+NAME = r"([0-9a-f]/){1,4}[0-9a-z]{20,80}[MR]?"  # by depth of its folders; older ccache ends in M or R
+MAX_OBJECT = 1 << 30
+DOCS = "docs/capsule.md#objects"
+
+
+class Result(Model):
+    """A file of ccache."""
+
+    name: Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+    sha256: Sha256
+    size: int = Field(ge=0, le=MAX_OBJECT)
+
+
+class Manifest(Model):
+    """What a file of objects holds."""
+
+    format: Literal[1]
+    results: tuple[Result, ...]
+
+
+def _folder(cache: Cache) -> Path:
+    return cache.place("compiler-cache", "objects")
+
+
+def give_objects(cache: Cache, target: Path) -> Manifest:
+    """Write all objects of the compiler cache to `target`. Raises UsageError when there are none, FetchError."""
+    folder = _folder(cache)
+    files = sorted(path for path in folder.rglob("*") if re.fullmatch(NAME, str(path.relative_to(folder))))
+    if not files:
+        raise UsageError(
+            f"there are no objects in {folder}", why="nothing was compiled through this cache", fix="build first"
+        )
+    results = tuple(
+        Result(name=str(path.relative_to(folder)), sha256=file_sha256(path), size=path.stat().st_size) for path in files
+    )
+    manifest = Manifest(format=1, results=results)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                data = json.dumps(manifest.model_dump(mode="json")).encode()
+                _add(tar, "manifest.json", data)
+                for path, item in zip(files, results, strict=True):
+                    _add(tar, item.name, path.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise from_os_error(FetchError, error, doing="writing the objects", path=target) from error
+    return manifest
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)  # no time, owner or mode of this machine
+    entry.size = len(data)
+    tar.addfile(entry, io.BytesIO(data))
+
+
+def take_objects(cache: Cache, source: Path) -> tuple[int, int]:
+    """Put the objects of a file into the compiler cache; return (new ones, all). Raises FetchError.
+
+    Objects that are there already stay. One that is damaged stops it; what was taken before stays, since it is whole.
+    """
+    folder, new = _folder(cache), 0
+    try:
+        with tarfile.open(source, "r:") as tar:
+            manifest = _manifest(tar, source)
+            for item in manifest.results:
+                entry = tar.next()
+                reader = tar.extractfile(entry) if entry and entry.isreg() and entry.name == item.name else None
+                data = reader.read() if reader and entry and entry.size == item.size else b""
+                if reader is None or hashlib.sha256(data).hexdigest() != item.sha256:
+                    raise _broken(source, f"{item.name} is missing or damaged")
+                place = folder / item.name
+                if not place.exists():
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomic(place, data)
+                    new += 1
+    except FileNotFoundError as error:
+        raise FetchError(f"there is no file {source}", fix="copy it from the machine that compiled") from error
+    except (tarfile.TarError, EOFError) as error:
+        raise _broken(source, f"{type(error).__name__}: {error}") from error
+    except OSError as error:
+        raise from_os_error(FetchError, error, doing="taking the objects", path=source) from error
+    return new, len(manifest.results)
+
+
+def _manifest(tar: tarfile.TarFile, source: Path) -> Manifest:
+    first = tar.next()
+    reader = tar.extractfile(first) if first and first.name == "manifest.json" and first.size < 10**8 else None
+    if reader is None:
+        raise _broken(source, "it does not begin with manifest.json")
+    try:
+        return Manifest.model_validate_json(reader.read())
+    except ValidationError as error:
+        raise _broken(source, f"manifest.json: {str(error).splitlines()[0]}") from error
+
+
+def _broken(source: Path, why: str) -> FetchError:
+    return FetchError(
+        f"{source} is not a whole file of objects",
+        why=why,
+        fix="copy it again, or write a new one there: sh wheelsmith-capsule.sh objects FILE",
+        docs=DOCS,
+    )

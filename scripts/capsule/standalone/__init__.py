@@ -1,0 +1,1 @@
+"""What runs where wheelsmith is not installed yet: standard library only, and nothing of ours is imported."""

@@ -1,0 +1,76 @@
+"""nox -s capsule: everything an offline machine needs for a recipe, in one file or in parts. See docs/capsule.md."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.capsule.contents import collect
+from scripts.capsule.objects import give_objects, take_objects
+from scripts.capsule.write import SCRIPT, about_here, parse_size, write_capsule
+from scripts.commands.cli import Parser, run, user_path
+from scripts.commands.options import add_cache_options, choose_archs, open_access, open_cache, recipe_argument
+from scripts.core.console import Console, human_bytes
+from scripts.core.errors import UsageError, nearest
+from scripts.core.paths import DEFAULT_RECIPE, RECIPES
+from scripts.cuda.archs import arch_list
+from scripts.recipe.files import load_recipe
+
+PARTS = ("torch", "cuda")
+
+
+def parse_parts(text: str) -> tuple[str, ...]:
+    """Read `torch,cuda`. Raises UsageError."""
+    names = tuple(sorted({name.strip() for name in text.split(",") if name.strip()}))
+    for name in names:
+        if name not in PARTS:
+            raise UsageError(f"--with: there is no part {name!r}.{nearest(name, PARTS)}", fix="--with torch,cuda")
+    return names
+
+
+def main(arguments: Sequence[str], console: Console) -> int:
+    """Write a capsule, or pack or take in objects."""
+    parser = Parser("capsule", "Pack all that an offline machine needs to build a recipe, or take in what it compiled.")
+    parser.add_argument("out", nargs="?", type=user_path, metavar="OUT", help="the folder of the capsule")
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"name of a recipe (default {DEFAULT_RECIPE})")
+    parser.add_argument("--arch", metavar="LIST", help="archs to build for there (default: the recipe's)")
+    parser.add_argument(
+        "--with", dest="parts", default="", metavar="torch,cuda", help="also torch, or NVIDIA's compiler, or both"
+    )
+    parser.add_argument("--split", default="", metavar="SIZE", help="parts of at most this size, such as 60M")
+    parser.add_argument("--take", type=user_path, metavar="OBJECTS", help="take in what was compiled elsewhere")
+    parser.add_argument("--give", type=user_path, metavar="OBJECTS", help="pack what was compiled here")
+    add_cache_options(parser)
+    options = parser.parse_args(arguments)
+    if sum(item is not None for item in (options.out, options.take, options.give)) != 1:
+        raise UsageError("name one thing to do", why="a folder OUT, --take OBJECTS or --give OBJECTS", fix="see --help")
+    if options.take:
+        new, count = take_objects(open_cache(options), options.take)
+        console.result(f"{count} objects, {new} of them new here; build as usual: nox -s wheel")
+        return 0
+    if options.give:
+        count = len(give_objects(open_cache(options), options.give).results)
+        console.result(f"{options.give}: {count} objects, {human_bytes(options.give.stat().st_size)}")
+        return 0
+    return _write(options, console)
+
+
+def _write(options: argparse.Namespace, console: Console) -> int:
+    recipe = load_recipe(recipe_argument(options.recipe))
+    archs = arch_list(choose_archs(recipe, options.arch)) if options.arch else ""
+    parts, limit = parse_parts(options.parts), parse_size(options.split) if options.split else 0
+    access = open_access(options, console, recipe)
+    about = {"recipe": recipe.name, "own_recipe": recipe.folder != RECIPES, "archs": archs, "with": list(parts)}
+    with tempfile.TemporaryDirectory(prefix=".capsule-", dir=access.cache.root) as folder:
+        members = collect(recipe, parts, Path(folder), access)
+        index = write_capsule(options.out, members, {**about, **about_here()}, limit=limit)
+    size = sum(part["size"] for part in index["parts"])
+    console.result(f"{options.out}: {human_bytes(size)} in {len(index['parts'])} part(s), {len(members)} files")
+    console.result(f"there: sh {SCRIPT} wheel")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

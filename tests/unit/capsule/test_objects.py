@@ -1,0 +1,117 @@
+"""Objects on their way back: whole, checked, and into the compiler cache only."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scripts.capsule.objects import give_objects, take_objects
+from scripts.commands.capsule import main, parse_parts
+from scripts.core.cache import Cache
+from scripts.core.console import Console
+from scripts.core.errors import FetchError, UsageError, WheelsmithError
+
+NAMES = ("0/a/3c9d5f2ab81b4e6f7a8c9d0e1f2aR", "f/1/6f342a3ffd56fac9039bc4d78fe9602e781c36")
+
+
+def cache_with(root: Path, *names: str) -> Cache:
+    cache = Cache.open(root)
+    for name in names:
+        path = root / "compiler-cache/objects" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode() * 50)
+    return cache
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    cache = cache_with(tmp_path / "there", *NAMES, "ccache.conf", "0/a/stats", "seconds.json", "tmp/x.tmp")
+    assert len(give_objects(cache, tmp_path / "objects.tar").results) == 2
+    return tmp_path / "objects.tar"
+
+
+def test_objects_go_from_one_cache_to_another_and_those_that_are_there_stay(packed: Path, tmp_path: Path) -> None:
+    home = cache_with(tmp_path / "home", NAMES[0])
+    assert take_objects(home, packed) == (1, 2)
+    assert take_objects(home, packed) == (0, 2)
+    found = {p.name: p.read_bytes() for p in (tmp_path / "home/compiler-cache/objects").rglob("*") if p.is_file()}
+    assert found == {Path(name).name: name.encode() * 50 for name in NAMES}
+
+
+def test_equal_objects_make_equal_files(packed: Path, tmp_path: Path) -> None:
+    give_objects(cache_with(tmp_path / "other", *NAMES), tmp_path / "again.tar")
+    assert packed.read_bytes() == (tmp_path / "again.tar").read_bytes()
+
+
+def test_nothing_compiled_or_nothing_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no objects"):
+        give_objects(cache_with(tmp_path / "empty"), tmp_path / "o.tar")
+    with pytest.raises(FetchError, match="there is no file"):
+        take_objects(cache_with(tmp_path / "home"), tmp_path / "none.tar")
+
+
+def test_an_object_that_is_cut_or_changed_is_refused(packed: Path, tmp_path: Path) -> None:
+    data = packed.read_bytes()
+    for bad in (data[: len(data) // 2], data.replace(NAMES[1].encode() * 50, b"x" * (50 * len(NAMES[1])))):
+        packed.write_bytes(bad)
+        with pytest.raises(FetchError, match="not a whole file of objects"):
+            take_objects(cache_with(tmp_path / "home"), packed)
+    place = tmp_path / "home/compiler-cache/objects"
+    assert not (place / NAMES[1]).exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "/etc/x", "0/a/../../../../../tmp/3c9d5f2ab81b4e6f7a8c9d0e1f2aR", "ccache.conf"]
+)
+def test_only_the_names_that_ccache_gives_are_taken(name: str, tmp_path: Path) -> None:
+    manifest = {"format": 1, "results": [{"name": name, "sha256": "0" * 64, "size": 0}]}
+    data = json.dumps(manifest).encode()
+    with tarfile.open(tmp_path / "o.tar", "w") as tar:
+        entry = tarfile.TarInfo("manifest.json")
+        entry.size = len(data)
+        tar.addfile(entry, io.BytesIO(data))
+        tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(FetchError, match="not a whole file") as raised:
+        take_objects(cache_with(tmp_path / "home"), tmp_path / "o.tar")
+    assert "manifest.json" in raised.value.why
+
+
+@given(st.binary(max_size=300), st.integers(0, 20_000))
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_bytes_are_objects_or_an_error(packed: Path, tmp_path: Path, noise: bytes, place: int) -> None:
+    data = packed.read_bytes()
+    (tmp_path / "noise.tar").write_bytes(data[:place] + noise + data[place + len(noise) :])
+    home = cache_with(tmp_path / "home")
+    try:
+        take_objects(home, tmp_path / "noise.tar")
+    except WheelsmithError as error:
+        assert error.fix  # noqa: PT017
+    for name in NAMES:
+        path = tmp_path / "home/compiler-cache/objects" / name
+        assert not path.exists() or path.read_bytes() == name.encode() * 50
+
+
+def test_the_command_packs_and_takes(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHEELSMITH_CACHE", str(tmp_path / "home"))
+    assert main(["--take", str(packed)], Console()) == 0
+    assert main(["--give", str(tmp_path / "again.tar")], Console()) == 0
+    assert packed.read_bytes() == (tmp_path / "again.tar").read_bytes()
+    assert "2 objects, 2 of them new here" in capsys.readouterr().out
+    for arguments in ([], ["out", "--take", "x"]):
+        with pytest.raises(UsageError, match="name one thing"):
+            main(arguments, Console())
+
+
+def test_parts_are_torch_and_cuda() -> None:
+    assert parse_parts("torch, cuda") == ("cuda", "torch")
+    assert parse_parts("") == ()
+    with pytest.raises(UsageError, match="Perhaps you meant"):
+        parse_parts("touch")
