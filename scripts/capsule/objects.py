@@ -104,7 +104,7 @@ def take_objects(cache: Cache, source: Path) -> tuple[int, int]:
                     new += 1
     except FileNotFoundError as error:
         raise FetchError(f"there is no file {source}", fix="copy it from the machine that compiled") from error
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:  # the last two: of damaged headers
         raise _broken(source, f"{type(error).__name__}: {error}") from error
     except OSError as error:
         raise from_os_error(FetchError, error, doing="taking the objects", path=source) from error

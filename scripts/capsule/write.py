@@ -38,7 +38,7 @@ _SIZES = {"": 1, "K": 1000, "M": 10**6, "G": 10**9}
 
 def parse_size(text: str) -> int:
     """Read `60M` as bytes. Raises UsageError."""
-    match = re.fullmatch(r"([0-9]{1,6})([KMG]?)B?", text, re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,12})([KMG]?)B?", text, re.IGNORECASE)
     size = int(match[1]) * _SIZES[match[2].upper()] if match else 0
     if size < SMALLEST:
         raise UsageError(f"--split is {text!r}", why="it is the size of a part: at least 64K", fix="--split 60M")
@@ -122,7 +122,12 @@ def write_capsule(target: Path, members: Sequence[Entry], about: dict[str, Any],
             (new / SCRIPT).chmod(0o755)
             if target.exists():
                 target.rename(work / "old")
-            new.rename(target)
+            try:
+                new.rename(target)
+            except OSError:
+                if (work / "old").exists():
+                    (work / "old").rename(target)
+                raise
     except OSError as error:
         raise from_os_error(FetchError, error, doing="writing the capsule", path=target, variable="OUT") from error
     return index

@@ -151,7 +151,7 @@ def read_bundle(path: Path, access: Access) -> Manifest:
                 _adopt(member, content, access)
     except FileNotFoundError as error:
         raise FetchError(f"there is no bundle {path}", fix="write one: nox -s fetch -- --bundle FILE") from error
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:  # the last two: of damaged headers
         raise _broken(path, f"{type(error).__name__}: {error}") from error
     except OSError as error:
         raise from_os_error(FetchError, error, doing="reading the bundle", path=path) from error

@@ -87,7 +87,9 @@ class Toolchain:
 
         What could bring in another toolkit or other headers (CPATH, LD_LIBRARY_PATH, PYTHONPATH, …) is left out.
         """
-        strange = re.compile(r"(CUDA|NVCC|CMAKE|VLLM|TORCH|CONDA|PYTHON|SCCACHE|CCACHE|PIP|UV|NOX|COVERAGE|LANG|LC)_?.*")
+        strange = re.compile(
+            r"(CUDA|NVCC|CMAKE|VLLM|TORCH|CONDA|PYTHON|SCCACHE|CCACHE|PIP|UV|NOX|COVERAGE|LANG|LC)_?.*"
+        )
         single = {"CPATH", "CPLUS_INCLUDE_PATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
         kept = {k: v for k, v in base.items() if not strange.fullmatch(k) and k not in single | {"CC", "CXX", "CFLAGS"}}
         if self.torch and self.torch.library_path:  # with which it could be imported

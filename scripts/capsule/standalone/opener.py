@@ -81,6 +81,11 @@ class Parts(io.RawIOBase):
         self.left -= len(data)
         return len(data)
 
+    def drain(self) -> None:
+        """Read to the end of the last part, so that each is digested whole."""
+        while self.read(1 << 20):
+            pass
+
     def check(self, *, short: bool = False) -> None:
         """Refuse a part that ended and is not what the index says."""
         self.file.close()
@@ -129,25 +134,31 @@ def unpack(index: dict, target: Path) -> None:  # type: ignore[type-arg]
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     sys.stderr.write(f"capsule   unpacking {sum(p['size'] for p in parts) / 1e6:.1f} MB into {target}\n")
-    stream = Parts(parts)
     try:
-        with tarfile.open(fileobj=io.BufferedReader(stream, 1 << 20), mode="r|") as tar:
+        unpack_parts(Parts(parts), partial)
+        partial.rename(target)
+    except OSError as error:
+        fix = "free space there, or name another folder: WHEELSMITH_CAPSULE=/a/larger/disk"
+        fail(FETCH, f"the capsule cannot be unpacked into {target}", error.strerror or str(error), fix)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def unpack_parts(stream: Parts, folder: Path) -> None:
+    """Unpack into a new folder; return when all parts are read and are what the index says."""
+    reader = io.BufferedReader(stream, 1 << 20)
+    try:
+        with tarfile.open(fileobj=reader, mode="r|") as tar:
             for member in tar:
-                place = partial / safe_name(member, partial)
+                place = folder / safe_name(member, folder)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with place.open("wb") as file:
                     shutil.copyfileobj(tar.extractfile(member), file, 1 << 20)  # type: ignore[arg-type]
                 place.chmod(0o755 if member.mode & 0o100 else 0o644)
-        while stream.read(1 << 20):  # behind the archive's end; so each part is digested whole
-            pass
-        partial.rename(target)
-    except tarfile.TarError as error:
-        stream.check(short=True)
-        fail(FETCH, "the capsule cannot be unpacked", str(error), "copy it again")
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        fix = "free space there, or name another folder: WHEELSMITH_CAPSULE=/a/larger/disk"
-        fail(FETCH, f"the capsule cannot be unpacked into {target}", error.strerror or str(error), fix)
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:  # the last two: of odd headers
+        stream.drain()  # names the part that is damaged
+        fail(FETCH, "the capsule cannot be unpacked", str(error), "write a new one: its parts are as they were written")
+    stream.drain()  # what is behind the archive's end
 
 
 def run(command: list, environment: dict) -> None:  # type: ignore[type-arg]
@@ -158,8 +169,8 @@ def run(command: list, environment: dict) -> None:  # type: ignore[type-arg]
         fail(
             FETCH,
             "the capsule's tools could not be installed",
-            f"{command[0]} ended with {done.returncode}",
-            "see above",
+            f"{command[0]} ended with {done.returncode}; what it said is above",
+            "mend that and start again; WHEELSMITH_CAPSULE=/another/disk unpacks it elsewhere",
         )
 
 
@@ -188,7 +199,7 @@ def make_tools(place: Path, environment: dict) -> Path:  # type: ignore[type-arg
 def settings(place: Path) -> dict:  # type: ignore[type-arg]
     """Return the environment in which wheelsmith finds all packages in the capsule and asks no network."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_", "PYTHON"))}
-    cache = os.environ.get("WHEELSMITH_CACHE") or str(home("wheelsmith"))
+    cache = str(Path(os.environ.get("WHEELSMITH_CACHE") or home("wheelsmith")).expanduser().absolute())
     wheels = str(place / "wheels")
     return {
         **environment,
@@ -244,14 +255,18 @@ def main() -> None:
         sys.exit(0 if words in (["-h"], ["--help"]) else USAGE)
     index = read_index()
     check_python(index)
-    root = Path(os.environ.get("WHEELSMITH_CAPSULE") or home("wheelsmith-capsule"))
+    root = Path(os.environ.get("WHEELSMITH_CAPSULE") or home("wheelsmith-capsule")).expanduser().absolute()
     place = root / INDEX[:16]
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fix = "name a folder that you can write to: WHEELSMITH_CAPSULE=/a/folder"
+        fail(USAGE, f"{root} cannot be made", error.strerror or str(error), fix)
+    environment = settings(place)  # before the folder changes: its paths may be relative to this one
     with (root / f"{INDEX[:16]}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not place.is_dir():
             unpack(index, place)
-        environment = settings(place)
         python = make_tools(place, environment)
         os.chdir(place / "project")
         marker = place / ("sources-" + hashlib.sha256(environment["WHEELSMITH_CACHE"].encode()).hexdigest()[:16])

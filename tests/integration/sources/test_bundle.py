@@ -190,6 +190,15 @@ def test_a_truncated_or_absent_file_is_refused(bundle: Path, tmp_path: Path) -> 
         read_bundle(tmp_path / "none.tar", make_access(cache))
 
 
+def test_a_header_that_python_s_tarfile_cannot_read_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "odd.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        entry = tarfile.TarInfo("manifest.json")
+        entry.pax_headers = {"GNU.sparse.map": "x,y"}  # a ValueError of tarfile
+        tar.addfile(entry, io.BytesIO())
+    with pytest.raises(FetchError, match="not a whole bundle"):
+        read_bundle(tmp_path / "odd.tar", make_access(Cache.open(tmp_path / "home")))
+
+
 def test_a_pack_that_does_not_hold_the_pinned_commit_is_refused(bundle: Path, tmp_path: Path) -> None:
     """A forged bundle has a consistent manifest, but no other objects under the pinned ids."""
 

@@ -82,6 +82,15 @@ def test_only_the_names_that_ccache_gives_are_taken(name: str, tmp_path: Path) -
     assert "manifest.json" in raised.value.why
 
 
+def test_a_header_that_python_s_tarfile_cannot_read_is_no_file_of_objects(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "o.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        entry = tarfile.TarInfo("manifest.json")
+        entry.pax_headers = {"GNU.sparse.map": "x,y"}  # a ValueError of tarfile
+        tar.addfile(entry, io.BytesIO())
+    with pytest.raises(FetchError, match="not a whole file"):
+        take_objects(cache_with(tmp_path / "home"), tmp_path / "o.tar")
+
+
 @given(st.binary(max_size=300), st.integers(0, 20_000))
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_bytes_are_objects_or_an_error(packed: Path, tmp_path: Path, noise: bytes, place: int) -> None:

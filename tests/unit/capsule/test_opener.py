@@ -117,6 +117,15 @@ def test_what_a_killed_run_left_is_replaced(capsule: Path) -> None:
     assert not left.exists()
 
 
+def sealed(out: Path) -> None:
+    """Write index and script for the one part that is in `out`."""
+    data = (out / "capsule.001").read_bytes()
+    part = {"name": "capsule.001", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    text = json.dumps({**ABOUT, "parts": [part]}).encode()
+    (out / INDEX).write_bytes(text)
+    (out / SCRIPT).write_text(script(hashlib.sha256(text).hexdigest()))
+
+
 def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
     entry = tarfile.TarInfo(name)
     entry.type, entry.linkname = kind, link
@@ -140,16 +149,47 @@ def test_nothing_of_an_archive_goes_outside(entry: tarfile.TarInfo, tmp_path: Pa
     out.mkdir()
     with tarfile.open(out / "capsule.001", "w") as tar:
         tar.addfile(entry, io.BytesIO())
-    data = (out / "capsule.001").read_bytes()
-    part = {"name": "capsule.001", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    text = json.dumps({**ABOUT, "parts": [part]}).encode()
-    (out / INDEX).write_bytes(text)
-    (out / SCRIPT).write_text(script(hashlib.sha256(text).hexdigest()))
+    sealed(out)
     done = start(out, "wheel")
     assert done.returncode != 0
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*outside*")}
     assert all(name.startswith("home/.cache/wheelsmith-capsule/") for name in found)
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+
+
+def test_a_header_that_python_s_tarfile_cannot_read_is_one_screen(tmp_path: Path) -> None:
+    """Its digests are right: an integer is none, for which tarfile has a ValueError."""
+    out = tmp_path / "out"
+    out.mkdir()
+    entry = member("project/a")
+    entry.pax_headers = {"GNU.sparse.map": "x,y"}
+    with tarfile.open(out / "capsule.001", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(entry, io.BytesIO())
+    sealed(out)
+    done = start(out, "wheel")
+    assert done.returncode == 4
+    assert "the capsule cannot be unpacked" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.suffix for path in unpacked(out).iterdir()] == [".lock"]
+
+
+def test_folders_may_be_relative_to_where_it_is_started(capsule: Path, tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "WHEELSMITH_CAPSULE": "here", "HOME": str(tmp_path / "home")}
+    command = [sys.executable, str(capsule / SCRIPT), "wheel"]
+    subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, check=False)
+    assert list(tmp_path.glob("here/*/project/a"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setenv("WHEELSMITH_CACHE", "cache")
+        assert opener.settings(capsule)["WHEELSMITH_CACHE"] == str(tmp_path / "cache")
+
+
+def test_a_folder_that_cannot_be_made_is_one_screen(capsule: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("no folder")
+    done = start(capsule, "wheel")
+    assert done.returncode == 2
+    assert "WHEELSMITH_CAPSULE=/a/folder" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @given(data=st.data())
@@ -168,7 +208,7 @@ def test_any_damage_to_any_part_is_found_before_the_end(
         patch.setattr(opener, "HERE", capsule)
         with pytest.raises(SystemExit):
             opener.unpack(index, target)
-    assert not target.exists()
+    assert list(target.parent.iterdir()) == []
     path.write_bytes(before)
 
 
