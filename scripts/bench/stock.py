@@ -16,9 +16,10 @@ from pathlib import Path
 
 from scripts.bench.runs import Ledger, Taken, busy, run_part, unit_facts
 from scripts.compile.compiler_cache import finished_events
+from scripts.compile.device_steps import put_programs
 from scripts.compile.fixed_paths import tree_paths
 from scripts.compile.stable_names import map_names
-from scripts.compile.tree import build_variables, compiler_definitions, dependency_definitions, put_launcher
+from scripts.compile.tree import build_variables, compiler_definitions, dependency_definitions
 from scripts.compile.units import read_units
 from scripts.core.console import Console
 from scripts.core.errors import BenchError
@@ -126,7 +127,7 @@ def run_stock(stock: Stock, console: Console) -> Taken:
         return ledger.done["stock"]
     if not stock.sources.is_dir():
         _copy(stock)
-    put_launcher(stock.path)
+    put_programs(stock.path, stock.toolchain.python)
     (stock.path / "failures").mkdir(exist_ok=True)
     console.stage("stock", f"pip wheel --no-build-isolation, {stock.jobs} jobs; log: {stock.path / 'stock.log'}")
     taken = run_part(

@@ -148,6 +148,8 @@ class Admission:
     def _understand(self, client: _Client, message: dict[str, object]) -> None:
         if message.get("killed"):
             self._killed(client)
+        elif "more" in message:
+            self._lend(client, str(message["more"]))
         elif "code" in message:
             if message["code"] and not self.keep_going:
                 self._stopped = True
@@ -158,6 +160,19 @@ class Admission:
             estimate = self.book.estimate(unit)
             client.task = Task(unit.object, estimate.cpu_seconds, estimate.peak_bytes)
             client.source, client.state = unit.source, _State.WAITING
+
+    def _lend(self, client: _Client, unit: str) -> None:
+        """Give a running unit one more turn, for a device step of another arch, when no unit could use it."""
+        owner = next((other for other in self._in(_State.RUNNING) if other.task.name == unit), None)
+        wanted = self._stopped or self._in(_State.WAITING, _State.TO_RETRY, _State.ALONE) or self.running >= self.jobs
+        if owner is None or wanted or not self._fits(owner.task):
+            self._answer(client, "no")
+            return
+        client.task = Task(f"{unit}: another step", 0.0, owner.task.bytes)
+        self._start(client, _State.RUNNING)
+
+    def _fits(self, task: Task) -> bool:
+        return self._scaled(task).bytes <= self._free() - int(RESERVE * 1e9) - self._growth()
 
     def _killed(self, client: _Client) -> None:
         """Have a killed unit compiled again when nothing else is; one that was alone has failed."""

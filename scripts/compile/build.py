@@ -12,12 +12,13 @@ from pathlib import Path
 
 from scripts.compile.admission import Admission, lookahead
 from scripts.compile.compiler_cache import CacheSummary, CompilerCache
+from scripts.compile.device_steps import put_programs
 from scripts.compile.forecast import Forecast
 from scripts.compile.sampling import SAMPLES, Sampler
 from scripts.compile.schedule import Task
 from scripts.compile.sources import copy_sources, mend_sources
 from scripts.compile.standalone.launcher import arch_count, unit_of
-from scripts.compile.tree import BuildTree, put_launcher
+from scripts.compile.tree import BuildTree
 from scripts.compile.units import UnitFailure, UnitRecord, UnitWatch, read_failures, read_units
 from scripts.core.console import Console, human_seconds
 from scripts.core.errors import CompileError
@@ -59,7 +60,7 @@ def configure(tree: BuildTree, *, console: Console) -> None:
     tree.binary.mkdir()
     (tree.path / "failures").mkdir(exist_ok=True)
     (tree.path / "fetched").mkdir(exist_ok=True)
-    put_launcher(tree.path)
+    put_programs(tree.path, tree.inside(tree.toolchain.python))
     tree.paths.write(tree.enter)
     cmake = tree.inside(tree.toolchain.environment / "bin" / "cmake")
     begin = tree.log.stat().st_size if tree.log.exists() else 0
@@ -128,7 +129,7 @@ def compile_units(
     failures = tree.path / "failures"
     for old in failures.glob("*.json"):
         old.unlink()
-    put_launcher(tree.path)
+    put_programs(tree.path, tree.inside(tree.toolchain.python))
     targets = tree.targets if only is None else tuple(unit.object for unit in only)
     total, todo = list_units(tree, targets)
     memory = memory_now()

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from scripts.compile.build import Compiled, compile_units
 from scripts.compile.compiler_cache import CacheSettings, compiler_cache, headers_digest
-from scripts.compile.outside import outside_digest
+from scripts.compile.device_steps import DeviceSteps
+from scripts.compile.outside import compilers_digest, outside_digest
 from scripts.compile.tree import BuildTree
 from scripts.core.files import digest
 from scripts.downloads.access import Access
@@ -24,6 +25,9 @@ def compile_cached(
     only: Sequence[Unit] | None = None,
 ) -> Compiled:
     """Compile at most `jobs` units at once, all or `only` some. Raises CompileError."""
+    steps = DeviceSteps(
+        tree.inside(tree.path / "steps.py"), access.cache.place("compiler-cache", "steps"), compilers_digest(tree)
+    )
     with compiler_cache(
         settings,
         access,
@@ -31,6 +35,7 @@ def compile_cached(
         key=digest([tree.basis, outside_digest(tree), headers_digest(tree.sources)]),
         enter=tree.prefix,
         environment=tree.environment,
+        steps=steps,
     ) as opened:
         return compile_units(
             tree,

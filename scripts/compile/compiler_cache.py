@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from scripts.compile.device_steps import DeviceSteps, read_events
 from scripts.compile.shared_cache import Shared, SharedCache, start_shared
 from scripts.compile.standalone.launcher import COMPILER_CACHE
 from scripts.core.console import Console, human_bytes, human_seconds
@@ -58,6 +59,9 @@ class CacheSummary:
     saved_seconds: float = 0.0
     """What the hits took when they were compiled here, as far as this machine compiled them."""
     size: int = 0
+    steps: dict[str, float] = field(default_factory=dict)
+    """Device steps (cicc, ptxas) of the units that were compiled: `hits`, `misses`, `saved_seconds`, and `whole`: units
+    that were left to nvcc as a whole."""
     shared: dict[str, int] = field(default_factory=dict)
     """sccache's own counts, by step of a compiler call: hits, misses, errors."""
     trouble: list[str] = field(default_factory=list)
@@ -69,6 +73,9 @@ class CacheSummary:
         parts = [f"{self.level}: {self.hits} of {units} units ({100 * self.hits // max(1, units)} %)"]
         if self.saved_seconds:
             parts.append(f"{human_seconds(self.saved_seconds)} of compiling saved")
+        if self.steps:
+            of = self.steps["hits"] + self.steps["misses"]
+            parts.append(f"device steps: {self.steps['hits']:.0f} of {of:.0f} taken over")
         if self.shared:
             steps = self.shared["hits"] + self.shared["misses"]
             parts.append(f"shared: {self.shared['hits']} of {steps} steps, {self.shared['errors']} errors")
@@ -98,8 +105,18 @@ def read_settings(environment: Mapping[str, str], *, enabled: bool, scheduler: s
 class CompilerCache:
     """The cache of one run: its switch, its watch over the shared level, and its counts."""
 
-    def __init__(self, folder: Path, settings: CacheSettings, switch: Path, console: Console, *, key: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: CacheSettings,
+        switch: Path,
+        console: Console,
+        *,
+        key: str,
+        steps: DeviceSteps | None = None,
+    ) -> None:
         self.folder, self.settings, self.switch, self._console, self.key = folder, settings, switch, console, key
+        self.steps = steps
         self.shared: SharedCache | None = None
         self.trouble: list[str] = []
         self.local = False
@@ -143,7 +160,9 @@ class CompilerCache:
             "CCACHE_DEPEND": "1",
             "CCACHE_NOHASHDIR": "1",  # only debug information has the directory in it, and there is none
         }
-        return {**values, **(self.shared.client if self.shared else {})}
+        if self.shared:  # ccache calls one program before the compiler, and sccache takes no other than nvcc
+            return {**values, **self.shared.client}
+        return {**values, **(self.steps.variables() if self.steps else {})}
 
     def write_switch(self) -> None:
         """Tell the launchers what to put before the compiler from now on."""
@@ -201,6 +220,9 @@ class CompilerCache:
             with suppress(OSError):
                 known.write()
             summary.size = directory_size(self.folder)
+        if self.local and self.steps:
+            summary.steps = self.steps.counts(events, begin)
+            summary.size += self.steps.prune(self.settings.size)
         return summary
 
 
@@ -213,14 +235,16 @@ def compiler_cache(
     key: str,
     enter: Sequence[str | Path],
     environment: Mapping[str, str],
+    steps: DeviceSteps | None = None,
 ) -> Iterator[CompilerCache]:
     """Yield the compiler cache for compiling in the build tree `tree`; its programs end with the block.
 
     `key` says what all headers and compilers contain; `enter` is the command prefix with which the compilers are run
-    (namespace.py), and `environment` the compilers' variables, for the daemon of the shared level.
+    (namespace.py), and `environment` the compilers' variables, for the daemon of the shared level. `steps`: how units
+    are compiled that the cache has not.
     """
     place, switch = access.cache.place("compiler-cache", "objects"), tree / "compiler-cache.json"
-    opened = CompilerCache(place, settings, switch, access.console, key=key)
+    opened = CompilerCache(place, settings, switch, access.console, key=key, steps=steps)
     try:
         opened.open()
         if settings.shared and opened.local:
@@ -250,17 +274,9 @@ def headers_digest(folder: Path) -> str:
 
 def finished_events(events: Path, begin: int) -> Iterator[dict]:  # type: ignore[type-arg]
     """Yield the launcher's "end" events after the first `begin` bytes of its file; torn lines are left out."""
-    if not events.exists():
-        return
-    with events.open("rb") as file:
-        file.seek(begin)
-        for line in file:
-            try:
-                event = json.loads(line)
-                if event["event"] == "end" and isinstance(event["code"], int):
-                    yield event
-            except (ValueError, KeyError, TypeError):
-                continue
+    for event in read_events(events, begin):
+        if event.get("event") == "end" and isinstance(event.get("code"), int):
+            yield event
 
 
 class SecondsTable:

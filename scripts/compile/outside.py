@@ -25,15 +25,26 @@ def outside_digest(tree: BuildTree) -> str:
     Files that we installed are not read again: their RECORDs have the sha256. Those of an installed torch are read,
     since others may have changed them.
     """
-    known = recorded_digests(tree.toolchain.site_packages)
-    home = tree.toolchain.cuda_home
-    read = {
+    headers = {
         "python": tree.toolchain.python_include,
-        "include": home / "include",
-        "nvvm": home / "nvvm",
-        **{f"bin/{name}": home / "bin" / name for name in COMPILERS},
+        "include": tree.toolchain.cuda_home / "include",
         **installed_includes(tree),
     }
+    return _digest(tree, {**headers, **_compilers(tree)})
+
+
+def compilers_digest(tree: BuildTree) -> str:
+    """Return a digest of what a step of nvcc is, headers apart: its programs and libdevice."""
+    return _digest(tree, _compilers(tree))
+
+
+def _compilers(tree: BuildTree) -> dict[str, Path]:
+    home = tree.toolchain.cuda_home
+    return {"nvvm": home / "nvvm", **{f"bin/{name}": home / "bin" / name for name in COMPILERS}}
+
+
+def _digest(tree: BuildTree, read: Mapping[str, Path]) -> str:
+    known = recorded_digests(tree.toolchain.site_packages)
     return digest({name: list(_contents(place, known)) for name, place in read.items()})
 
 

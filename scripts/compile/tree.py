@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,6 @@ from scripts.toolchain.provide import Toolchain
 
 # Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
 FORMAT = 4
-LAUNCHER = Path(__file__).parent / "standalone" / "launcher.py"
 
 
 @dataclass(frozen=True)
@@ -177,13 +175,6 @@ def dependency_definitions(recipe: Recipe, dependencies: Mapping[str, Path]) -> 
         for name, item in recipe.needed_dependencies().items()
         for variable, folder in item.cmake.items()
     }
-
-
-def put_launcher(folder: Path) -> None:
-    """Give a build today's launcher: how units are run and recorded may change, what they compile does not."""
-    partial = folder / ".launcher.partial"
-    shutil.copyfile(LAUNCHER, partial)
-    partial.replace(folder / "launcher.py")
 
 
 def _definitions(

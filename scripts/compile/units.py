@@ -79,6 +79,8 @@ class UnitWatch:
                 self.running[event["unit"]] = event["time"]
                 self._names[event["unit"]] = short_name(event["source"])
                 continue
+            if event["event"] == "steps":
+                continue
             self.running.pop(event["unit"], None)
             if event["event"] != "end":
                 continue

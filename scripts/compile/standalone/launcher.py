@@ -41,7 +41,8 @@ def die_with_parent() -> None:
 def unit_of(command: list[str]) -> tuple[str, str]:
     """Return (object file, source file) of a compile command, as far as it tells."""
     output = command[command.index("-o") + 1] if "-o" in command[:-1] else ""
-    sources = [word for word in command if word.endswith((".cu", ".cpp", ".cc", ".cxx", ".c"))]
+    ends = (".cu", ".cpp", ".cc", ".cxx", ".c")
+    sources = [word for word in command if word.endswith(ends) and not word.startswith("-")]
     return output, sources[-1] if sources else output
 
 
@@ -121,6 +122,11 @@ class Turn:
             return self.socket.recv(16).decode().strip() or "stop"
         except OSError:  # it has gone: this run is over
             return "stop"
+
+    def close(self) -> None:
+        """Give the turn back."""
+        if self.socket is not None:
+            self.socket.close()
 
     def tell(self, message: dict[str, object]) -> None:
         """Send something that needs no answer."""

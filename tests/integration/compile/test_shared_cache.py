@@ -17,8 +17,8 @@ import pytest
 
 from scripts.compile import shared_cache
 from scripts.compile.compiler_cache import CompilerCache, compiler_cache, headers_digest, read_settings
+from scripts.compile.device_steps import STANDALONE
 from scripts.compile.standalone.launcher import EVENTS
-from scripts.compile.tree import LAUNCHER
 from scripts.core.cache import Cache, default_cache_dir
 from scripts.core.console import Console
 from tests.accesses import make_access
@@ -59,7 +59,7 @@ class Builder:
         """Start the launcher on one source file."""
         command = [*compiler.split(), "-MD", "-MF", f"{name}.d", "-c", str(self.sources / name), "-o", f"{name}.o"]
         environment = {**os.environ, **self.opened.environment, EVENTS: str(self.events)}
-        launcher = [sys.executable, "-S", "-E", str(LAUNCHER)]
+        launcher = [sys.executable, "-S", "-E", str(STANDALONE / "launcher.py")]
         with (self.folder / "output").open("wb") as output:
             return subprocess.Popen([*launcher, *command], cwd=self.folder, env=environment, stdout=output)
 
