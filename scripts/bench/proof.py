@@ -116,16 +116,22 @@ def choose_units(units: Sequence[Unit], patterns: Sequence[str]) -> list[Unit]:
 
 def _tree(subject: HeadersProof, state: str) -> BuildTree:
     """Return the planned build tree of a recipe with the lean headers switched `ON` or `OFF`."""
-    recipe, access = subject.recipe, subject.access
+    recipe = subject.recipe
     patches, _ = recipe_patches(recipe)
     if not any(SWITCH in patch.text for patch in patches):
         raise UsageError(f"recipe {recipe.name} has no lean headers: there is nothing to compare")
-    fetched = fetch_recipe(recipe, access)
-    switched = recipe.model_copy(update={"cmake": {**recipe.cmake, SWITCH: state}})
+    return subject_tree(subject, recipe.model_copy(update={"cmake": {**recipe.cmake, SWITCH: state}}))
+
+
+def subject_tree(subject: HeadersProof, variant: Recipe | None = None) -> BuildTree:
+    """Return the planned build tree of a recipe, or of a variant of it, after fetching what it needs."""
+    recipe, access = variant or subject.recipe, subject.access
+    patches, _ = recipe_patches(subject.recipe)
+    fetched = fetch_recipe(subject.recipe, access)
     return plan_tree(
-        switched,
+        recipe,
         prepare_tree(fetched.source, patches, access),
-        provide_toolchain(recipe, subject.archs, access),
+        provide_toolchain(subject.recipe, subject.archs, access),
         subject.archs,
         dependencies=fetched.dependencies,
         access=access,

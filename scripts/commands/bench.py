@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from scripts.bench.ours import PARTS, Ours, plan_ours, run_ours
 from scripts.bench.proof import SAMPLE, SAMPLE_ARCHS, SAMPLE_RECIPE, HeadersProof, prove_build, prove_units, report
+from scripts.bench.steps_proof import SAMPLE as STEPS_SAMPLE
+from scripts.bench.steps_proof import prove_steps, report_steps
 from scripts.bench.stock import Stock, plan_stock, run_stock, stock_patches
 from scripts.bench.table import bench_json, show
 from scripts.commands.cli import Parser, run, user_path
@@ -42,11 +44,18 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="instead: compile with torch's headers and with the lean ones, and compare device code and operators",
     )
-    parser.add_argument("--units", nargs="+", metavar="PATTERN", help="with --prove-headers: only units that match")
+    parser.add_argument(
+        "--prove-steps",
+        action="store_true",
+        help="instead: compile units by nvcc and by its steps, and compare the objects byte for byte",
+    )
+    parser.add_argument("--units", nargs="+", metavar="PATTERN", help="with --prove-…: only units that match")
     add_cache_options(parser)
     options = parser.parse_args(arguments)
-    if options.units and not options.prove_headers:
-        raise UsageError("--units goes with --prove-headers", fix="nox -s bench -- --prove-headers --units '*topk*'")
+    if options.units and not (options.prove_headers or options.prove_steps):
+        raise UsageError(
+            "--units goes with --prove-headers or --prove-steps", fix="nox -s bench -- --prove-headers --units '*topk*'"
+        )
     _check_parts(options.only + options.again)
     return options
 
@@ -83,11 +92,10 @@ def plan(options: argparse.Namespace, console: Console) -> tuple[Stock, Ours]:
 
 def prove(options: argparse.Namespace, console: Console) -> int:
     """Compare device code and operators of both headers; without --units all of the recipe and a sample of `_C`."""
-    jobs = choose_jobs(options.jobs, os.environ, read_machine())
     if options.units:
-        recipe = load_recipe(recipe_argument(options.recipe))
-        subject = HeadersProof(recipe, choose_archs(recipe, options.arch), jobs, open_access(options, console, recipe))
+        subject = _subject(options, console)
         return report(prove_units(subject, options.units, console), console)
+    jobs = choose_jobs(options.jobs, os.environ, read_machine())
     stock, ours = plan(options, console)
     with ours.access.cache.lock("bench", console):
         code = report(prove_build(stock, ours, console), console)
@@ -99,11 +107,19 @@ def prove(options: argparse.Namespace, console: Console) -> int:
     return max(code, report(prove_units(sample, SAMPLE, console), console))
 
 
+def _subject(options: argparse.Namespace, console: Console) -> HeadersProof:
+    recipe = load_recipe(recipe_argument(options.recipe))
+    jobs = choose_jobs(options.jobs, os.environ, read_machine())
+    return HeadersProof(recipe, choose_archs(recipe, options.arch), jobs, open_access(options, console, recipe))
+
+
 def main(arguments: Sequence[str], console: Console) -> int:
-    """Run both ways, or prove that the lean headers change no device code."""
+    """Run both ways, or prove that the lean headers change no device code, or that steps make nvcc's objects."""
     options = read_arguments(arguments)
     if options.prove_headers:
         return prove(options, console)
+    if options.prove_steps:
+        return report_steps(prove_steps(_subject(options, console), options.units or STEPS_SAMPLE, console), console)
     stock, ours = plan(options, console)
     for name in options.again:
         (stock.forget() if name == "stock" else ours.forget(name))

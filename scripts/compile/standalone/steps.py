@@ -21,7 +21,8 @@ import subprocess
 import sys
 import time
 
-if __package__:
+TYPE_CHECKING = False  # typing takes 10 ms to import
+if TYPE_CHECKING or __package__:
     from scripts.compile.standalone.launcher import ADMISSION, Turn, append, prefer_as_victim, unit_of
     from scripts.compile.standalone.step_plan import NotUnderstoodError, Plan, Step, make_plan, write_dependencies
     from scripts.compile.standalone.step_store import Store
@@ -115,10 +116,8 @@ class Run:
     def _start(self, step: Step) -> None:
         said = f"{step.writes[0]}.said" if step is not self.plan.steps[-1] else f"{step.reads[0]}.said"
         with open(said, "wb") as file:  # noqa: PTH123
-            both = subprocess.STDOUT
-            child = subprocess.Popen(
-                step.words, stdout=file, stderr=both, preexec_fn=prefer_as_victim, env=self.environment
-            )  # noqa: E501, PLW1509
+            options = {"stdout": file, "stderr": subprocess.STDOUT, "env": self.environment}
+            child = subprocess.Popen(step.words, preexec_fn=prefer_as_victim, **options)  # type: ignore[call-overload]  # noqa: PLW1509
         self.todo.remove(step)
         self.running[child.pid] = _Running(step, child, said)
 
