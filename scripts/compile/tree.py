@@ -20,7 +20,7 @@ from scripts.sources.patch import SourceTree
 from scripts.toolchain.provide import Toolchain
 
 # Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)

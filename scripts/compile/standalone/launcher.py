@@ -11,6 +11,7 @@ as when a user repeats a command by hand, it compiles at once.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import resource
@@ -51,6 +52,7 @@ def with_stable_names(command: list[str]) -> list[str]:
 
     nvcc names what is in anonymous namespaces after the path of the source: cudafe++ is told another path. Where a unit
     has no name that others see, the working directory and the process's number go in as well, unless there is a seed.
+    CUB and Thrust put the list of archs into their names: they are given the unit instead (unit_names.h).
     """
     text = os.environ.get(MAPS, "")
     if not text or "-c" not in command:
@@ -64,6 +66,8 @@ def with_stable_names(command: list[str]) -> list[str]:
         name = maps.get(path, "") + source[len(path) :]
         words += ["-Xcudafe", "--orig_src_path_name=" + name] if path else []
         words.append("-frandom-seed=" + name)
+        header = os.path.join(os.path.dirname(__file__), "unit_names.h")  # noqa: PTH118, PTH120
+        words += ["-include", header, "-DWHEELSMITH_UNIT=unit_" + hashlib.sha256(name.encode()).hexdigest()[:16]]
     return [command[0], *words, *command[1:]]
 
 
