@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from scripts.bench.kernels import kernel_digests, only_unused
 from scripts.bench.same_code import code_digest
 from scripts.formats.elf import open_elf
 from scripts.formats.fatbin import device_code
@@ -26,6 +27,7 @@ class Outcome(str, Enum):
 
     SAME = "identical"
     NAMES = "same code, other names"
+    KERNELS = "same kernels"
     DIFFERENT = "DIFFERENT"
     HOST = "no device code"
 
@@ -43,6 +45,8 @@ class Section:
     """Of the payload as it is stored."""
     code: str = ""
     """Digest of what it is when unpacked, without process numbers; "" where that is not known."""
+    kernels: frozenset[tuple[str, str]] = frozenset()
+    """A cubin's kernels and digests of what they hold; empty where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ def sections(path: Path, *, code: bool = False) -> list[Section]:
                 payload = elf.data[entry.offset + entry.header_size : entry.end]
                 digest = hashlib.sha256(payload).hexdigest()
                 inside = code_digest(elf, entry) if code else ""
-                found.append(Section(entry.target, entry.compression.value, entry.size, digest, inside))
+                kernels = kernel_digests(elf, entry) if code else frozenset()
+                found.append(Section(entry.target, entry.compression.value, entry.size, digest, inside, kernels))
         return found
 
 
@@ -92,9 +97,10 @@ def compare(unit: str, stock: Path, lean: Path) -> Comparison:
     renamed = [one.target for one, other in zip(*sides, strict=False) if one != other and _same_code(one, other)]
     why = [*_differences(*sides), *_schema_differences(*operators)]
     outcome = Outcome.SAME if sides[0] or operators[0] else Outcome.HOST
-    if why or renamed:
-        outcome = Outcome.DIFFERENT if why else Outcome.NAMES
-        why = why or [f"{', '.join(renamed)}: the same code; names in it have another process number of nvcc's"]
+    fewer = sorted({name for one, other in zip(*sides, strict=False) for name in _only_unused(one, other)})
+    if why or renamed or fewer:
+        outcome = Outcome.DIFFERENT if why else Outcome.KERNELS if fewer else Outcome.NAMES
+        why = why or _sameness(renamed, fewer)
     kinds = [item.target.split("_")[0] for item in sides[0]]
     return Comparison(
         unit,
@@ -111,6 +117,19 @@ def _same_code(one: Section, other: Section) -> bool:
     return bool(one.code) and (one.target, one.code) == (other.target, other.code)
 
 
+def _only_unused(stock: Section, lean: Section) -> list[str]:
+    return [] if stock == lean or _same_code(stock, lean) else only_unused(stock.kernels, lean.kernels)
+
+
+def _sameness(renamed: list[str], fewer: list[str]) -> list[str]:
+    """Say why bytes differ and code does not."""
+    names = f"{', '.join(renamed)}: the same code; names in it have another process number of nvcc's"
+    return [
+        *([names] if renamed else []),
+        *(f"the same kernels, without {name}, which nothing launches" for name in fewer),
+    ]
+
+
 def _differences(stock: list[Section], lean: list[Section]) -> list[str]:
     """Return what differs, section by section; not what is the same code under other names."""
     targets = [[item.target for item in side] for side in (stock, lean)]
@@ -120,7 +139,7 @@ def _differences(stock: list[Section], lean: list[Section]) -> list[str]:
         f"{one.target} differs: {one.size:,} and {other.size:,} bytes, stored as {one.compression} {one.sha256[:12]} "
         f"and {other.compression} {other.sha256[:12]}"
         for one, other in zip(stock, lean, strict=True)
-        if one != other and not _same_code(one, other)
+        if one != other and not _same_code(one, other) and not _only_unused(one, other)
     ]
 
 

@@ -147,7 +147,7 @@ def report(found: Sequence[Comparison], console: Console) -> int:
     for item in wrong:
         console.warn(f"{item.unit}: {item.why}")
     for item in found:
-        if item.outcome is Outcome.NAMES:
+        if item.outcome in {Outcome.NAMES, Outcome.KERNELS}:
             console.note(f"{item.unit}: {item.why}")
     console.note(f"{len(found) - len(wrong)} of {len(found)} comparisons found no difference of code")
     return BenchError.exit_code if wrong else 0
