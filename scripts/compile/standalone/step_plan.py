@@ -63,6 +63,8 @@ class Step:
         if self.kind == "host" and before == "-o":
             at = 0  # the object, which lies elsewhere
         if at < 0:
+            if self.program in STORED and not before.startswith("--orig_src_") and _names_a_file(word, self.shape):
+                raise NotUnderstoodError(f"{self.program} reads {word}")
             self.shape.append(word)
             return
         path = word[at:]
@@ -96,6 +98,12 @@ class Step:
 def _is_input(before: str) -> bool:
     """Whether a bare word after this one is a file that is read, not an option's value."""
     return not (before.startswith("--") and before.endswith(("_name", "-file", "-path")))
+
+
+def _names_a_file(word: str, before: list[str]) -> bool:
+    """Whether an option's value is a file that lies elsewhere (`--options-file=x`): its contents are in no key."""
+    path = word.rpartition("=")[2]
+    return bool(before) and (os.path.exists(path) or "options-file" in word or word.startswith(("-optf", "--optf")))  # noqa: PTH110
 
 
 def _sha256(path: str) -> str:

@@ -41,7 +41,7 @@ class Store:
             return None
         for target, pieces in zip(targets, files):  # noqa: B905  (Python 3.9 knows no strict)
             with open(target, "wb") as file:  # noqa: PTH123
-                file.write(target.encode().join(pieces))
+                file.write(os.fsencode(target).join(pieces))
         with suppress(OSError):
             os.utime(path)  # the oldest go first when there is too much
         return said, seconds
@@ -54,7 +54,7 @@ class Store:
             files = []
             for source in sources:
                 with open(source, "rb") as file:  # noqa: PTH123
-                    files.append(file.read().split(source.encode()))  # a stub names itself
+                    files.append(file.read().split(os.fsencode(source)))  # a stub names itself
             os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
             with open(partial, "wb") as file:  # noqa: PTH123
                 file.write(_pack(key, files, said, seconds))

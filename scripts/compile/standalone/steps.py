@@ -12,6 +12,7 @@ standard library only.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -45,8 +46,8 @@ class _Running:
 class Run:
     """The running of one unit's steps."""
 
-    def __init__(self, plan: Plan, store: Store, identity: str, unit: str) -> None:
-        self.plan, self.store, self.identity, self.unit = plan, store, identity, unit
+    def __init__(self, plan: Plan, store: Store, identity: str, unit: str, lock: int) -> None:
+        self.plan, self.store, self.identity, self.unit, self.lock = plan, store, identity, unit, lock
         self.environment = {**os.environ, **plan.environment}
         self.done: set[str] = set()
         self.todo = list(plan.steps)
@@ -116,7 +117,7 @@ class Run:
     def _start(self, step: Step) -> None:
         said = f"{step.writes[0]}.said" if step is not self.plan.steps[-1] else f"{step.reads[0]}.said"
         with open(said, "wb") as file:  # noqa: PTH123
-            options = {"stdout": file, "stderr": subprocess.STDOUT, "env": self.environment}
+            options = {"stdout": file, "stderr": subprocess.STDOUT, "env": self.environment, "pass_fds": [self.lock]}
             child = subprocess.Popen(step.words, preexec_fn=prefer_as_victim, **options)  # type: ignore[call-overload]  # noqa: PLW1509
         self.todo.remove(step)
         self.running[child.pid] = _Running(step, child, said)
@@ -162,13 +163,17 @@ class Run:
 def run_steps(command: list[str], settings: dict[str, str]) -> int | None:
     """Compile a unit by its steps; return 0 or 137 (killed), None when nvcc is to do it as a whole."""
     unit, source = unit_of(command)
-    name = hashlib.sha256(unit.encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(unit)).hexdigest()[:16]
     folder = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"steps-{name}")  # noqa: PTH118, S108
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)  # noqa: PTH103
+    lock = _lock(f"{folder}.lock")
+    if lock is None:
+        append({"event": "steps", "unit": unit, "whole": "another run of this unit"})
+        return None
     try:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)  # noqa: PTH103
         plan = make_plan(command, folder)
-        run = Run(plan, Store(settings["store"]), settings["identity"], unit)
+        run = Run(plan, Store(settings["store"]), settings["identity"], unit, lock)
         code = run.all()
         if code == 0:
             if plan.dependencies:
@@ -183,10 +188,29 @@ def run_steps(command: list[str], settings: dict[str, str]) -> int | None:
         append({"event": "steps", "unit": unit, "whole": f"a step ended with {code}"})
     except NotUnderstoodError as error:
         append({"event": "steps", "unit": unit, "whole": str(error)[:300]})
-    except (OSError, KeyError) as error:
+    except (OSError, LookupError, ValueError) as error:
         append({"event": "steps", "unit": unit, "whole": f"{type(error).__name__}: {error}"[:300]})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.unlink(f"{folder}.lock")  # noqa: PTH108
+        os.close(lock)
+    return None
+
+
+def _lock(path: str) -> int | None:
+    """Take a unit's folder; None when another run has it, as one does whose ccache was killed.
+
+    Its name must not depend on the run, so two would take each other's files, and keep them under the wrong key. The
+    steps inherit the lock: what a killed run left behind has it until it ends.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), os.stat(path)):  # noqa: PTH116
+            return lock
+    except OSError:
+        pass
+    os.close(lock)
     return None
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,41 @@ def test_other_steps_than_those_known_go_to_nvcc(bench: Bench) -> None:
     bench.compile("a.o", ["90"])
     assert "whole" in bench.device()
     assert bench.last()["whole"] == "nvlink writes nothing"
+
+
+def test_a_step_that_reads_a_file_from_elsewhere_goes_to_nvcc(bench: Bench) -> None:
+    nvcc = Path(bench.toolkit.nvcc)
+    nvcc.write_text(nvcc.read_text().replace("-m64 ", "-m64 --options-file=options.txt "))
+    bench.compile("a.o", ["90"])
+    assert "whole" in bench.device()
+    assert bench.last()["whole"] == "ptxas reads --options-file=options.txt"
+
+
+def test_two_runs_of_a_unit_do_not_take_each_others_files(bench: Bench) -> None:
+    """As when ccache is killed, its steps.py goes on, and the unit is compiled again."""
+    cicc = bench.toolkit.folder / "nvvm" / "cicc"
+    cicc.write_text(cicc.read_text().replace('echo "ptx $a $z"; cat', 'echo "ptx $a $z"; sleep 1; cat'))
+    first = bench.start("a.o", ["90"])
+    deadline = time.monotonic() + 30
+    while not list(bench.tree.glob("steps-*/*.ptx")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    again = bench.start("a.o", ["90"])
+    for child in (first, again):
+        child.communicate(timeout=60)
+    assert (first.returncode, again.returncode) == (0, 0)
+    assert bench.compile("a.o", ["90"])[0] == 0
+    assert bench.made("a.o") == bench.whole(["90"])
+    assert not list(bench.tree.glob("steps-*"))
+
+
+def test_a_folder_whose_name_is_not_utf8(bench: Bench) -> None:
+    place = bench.tree / os.fsdecode(b"\xff")
+    place.mkdir()
+    words = bench.toolkit.command(bench.source, bench.folder / "a.o", ["90"])
+    settings = {"WHEELSMITH_EVENTS": str(bench.events), "TMPDIR": str(place), "PATH": os.environ["PATH"]}
+    environment = {**bench.steps.variables(), **settings}
+    assert subprocess.run([bench.steps.program, *words], env=environment, check=False).returncode == 0
+    assert bench.last()["misses"] == 2
 
 
 def test_host_code_and_other_commands_pass_through(bench: Bench) -> None:
