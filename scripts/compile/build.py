@@ -173,7 +173,7 @@ def compile_units(
     units = tuple(read_units(watch.events))
     if stock := [short_name(record.source) for record in units if record.headers == "stock"]:
         names = ", ".join(stock[:6]) + (" …" if len(stock) > 6 else "")
-        console.note(f"{len(stock)} units needed torch's own headers, not the lean ones: {names}")
+        console.note(f"{len(stock)} units needed stock headers, not the lean ones or our names for CUB: {names}")
     return Compiled(
         units,
         len(watch.finished),

@@ -14,10 +14,12 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import resource
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -28,6 +30,9 @@ FAILURES = "WHEELSMITH_FAILURES"  # folder for the output and command of failed 
 MAPS = "WHEELSMITH_MAPS"  # JSON object: directories, and the names that are written into objects instead of theirs
 ADMISSION = "WHEELSMITH_ADMISSION"  # socket of the scheduler
 COMPILER_CACHE = "WHEELSMITH_COMPILER_CACHE"  # file that says what to put before the compiler, read at each call
+UNIT_NAME = "-DWHEELSMITH_UNIT="  # what unit_names.h names CUB's and Thrust's namespaces after
+UNIT = re.compile(rb"unit_[0-9a-f]{16}")
+SYMBOL_TABLE, GLOBAL = 2, 1  # SHT_SYMTAB, STB_GLOBAL of ELF
 PR_SET_PDEATHSIG = 1
 STOPPED = 75  # exit code of a unit that the scheduler did not let start
 _told_to_stop: list[int] = []  # signals that came while a compiler was running
@@ -67,16 +72,46 @@ def with_stable_names(command: list[str]) -> list[str]:
         words += ["-Xcudafe", "--orig_src_path_name=" + name] if path else []
         words.append("-frandom-seed=" + name)
         header = os.path.join(os.path.dirname(__file__), "unit_names.h")  # noqa: PTH118, PTH120
-        words += ["-include", header, "-DWHEELSMITH_UNIT=unit_" + hashlib.sha256(name.encode()).hexdigest()[:16]]
+        words += ["-include", header, UNIT_NAME + "unit_" + hashlib.sha256(name.encode()).hexdigest()[:16]]
     return [command[0], *words, *command[1:]]
 
 
 def with_stock_headers(command: list[str]) -> list[str]:
-    """Return a compile command without the lean headers (patch 0006), [] when it has none or is given stock ones."""
+    """Return a compile command without the lean headers (patch 0006) and our unit names, [] when it has neither."""
     lean = [word for word in command if word.startswith("-I") and word.endswith("/lean-headers")]
     if not lean or "-DVLLM_STOCK_TORCH_HEADERS" in command:
+        return with_stock_names(command)
+    plain = [word for word in command if word not in lean and word != "-DAT_PER_OPERATOR_HEADERS"]
+    return with_stock_names(plain) or plain
+
+
+def with_stock_names(command: list[str]) -> list[str]:
+    """Return a compile command without unit_names.h, [] when it has none."""
+    names = [number for number, word in enumerate(command) if word.startswith(UNIT_NAME)]
+    if not names:
         return []
-    return [word for word in command if word not in lean and word != "-DAT_PER_OPERATOR_HEADERS"]
+    return command[: names[0] - 2] + command[names[0] + 1 :]  # `-include HEADER -DWHEELSMITH_UNIT=…`
+
+
+def crosses_units(path: str) -> bool:
+    """Whether an object calls, or has for others, a function with the name of one unit in it: it would not link.
+
+    A signature with a type of Thrust or CUB is named after its namespace, which unit_names.h names after the unit.
+    What only this unit uses is local, weak or unique. Reads symbol tables of ELF64; anything else has no such name.
+    """
+    with open(path, "rb") as file:  # noqa: PTH123
+        data = file.read()
+    if data[:6] != b"\x7fELF\x02\x01":
+        return False
+    start, size, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
+    tables = [struct.unpack_from("<IIQQQQIIQQ", data, start + number * size) for number in range(count)]
+    for table in tables:
+        if table[1] == SYMBOL_TABLE:
+            offset, length, strings = table[4], table[5], tables[table[6]][4]
+            for name, info, *_ in struct.iter_unpack("<IBBHQQ", data[offset : offset + length]):
+                if info >> 4 == GLOBAL and UNIT.search(data, strings + name, data.index(b"\0", strings + name)):
+                    return True
+    return False
 
 
 def append(record: dict[str, object]) -> None:
@@ -281,6 +316,11 @@ def run(command: list[str]) -> int:
         if stock:  # torch's own headers decide whether the source is wrong; theirs is the failure that is shown
             append({"event": "stock", **known, "time": time.time(), "code": code, "output": first_error(output)})
             command, known["headers"] = stock, "stock"
+            continue
+        plain = with_stock_names(command) if code == 0 and unit else []
+        if plain and crosses_units(unit):
+            append({"event": "names", **known, "time": time.time()})
+            command, known["headers"] = plain, "stock"
             continue
         finish(known, started, code, usage)
         turn.tell({"code": code})

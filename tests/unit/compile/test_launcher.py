@@ -15,10 +15,13 @@ from scripts.compile.standalone.launcher import (
     COMPILER_CACHE,
     EVENTS,
     FAILURES,
+    MAPS,
     append,
+    crosses_units,
     keep_failure,
     unit_of,
     with_stock_headers,
+    with_stock_names,
 )
 from scripts.compile.units import read_failures, read_units
 from scripts.core.paths import ROOT
@@ -133,7 +136,80 @@ def test_a_unit_that_compiles_with_lean_headers_keeps_them(tmp_path: Path) -> No
         ("nvcc -DAT_PER_OPERATOR_HEADERS -I/s/lean-headers -I/s/csrc -c a.cu", "nvcc -I/s/csrc -c a.cu"),
         ("nvcc -I/s/lean-headers -DVLLM_STOCK_TORCH_HEADERS -c a.cpp", ""),
         ("nvcc -I/s/csrc -c a.cu", ""),
+        ("nvcc -include u.h -DWHEELSMITH_UNIT=unit_1 -I/s/lean-headers -c a.cu", "nvcc -c a.cu"),
+        ("nvcc -x cu -include u.h -DWHEELSMITH_UNIT=unit_1 -c a.cu", "nvcc -x cu -c a.cu"),
     ],
 )
 def test_stock_headers_are_those_without_the_lean_folder(words: str, stock: str) -> None:
     assert with_stock_headers(words.split()) == stock.split()
+
+
+NVCC = """#!/bin/sh
+for word; do
+  shift
+  case $word in -Xcudafe|--orig_src*|-Xcompiler=*) continue ;; esac
+  set -- "$@" "$word"
+done
+exec g++ -x c++ "$@"
+"""
+THRUST = """
+#ifndef WHEELSMITH_UNIT
+#define WHEELSMITH_UNIT stock
+#endif
+namespace thrust { inline namespace WHEELSMITH_UNIT { struct pointer {}; } }
+"""
+
+
+def compiled_cuda(tmp_path: Path, source: str) -> tuple[int, list[dict[str, object]]]:
+    """Compile a unit with a namespace like Thrust's, by g++ under nvcc's name, behind the launcher."""
+    (tmp_path / "nvcc").write_text(NVCC)
+    (tmp_path / "nvcc").chmod(0o755)
+    (tmp_path / "unit.cu").write_text(THRUST + source)
+    command = [sys.executable, str(ROOT / "scripts/compile/standalone/launcher.py"), str(tmp_path / "nvcc")]
+    command += ["-c", str(tmp_path / "unit.cu"), "-o", "unit.o"]
+    environment = {**os.environ, EVENTS: str(tmp_path / "events"), MAPS: json.dumps({str(tmp_path): "/source"})}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, check=False, capture_output=True)
+    return done.returncode, [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["int f(thrust::pointer) { return 1; }", "int f(thrust::pointer); int g() { return f({}); }"],
+    ids=["has for others", "calls of others"],
+)
+def test_a_unit_whose_signatures_cross_units_keeps_thrusts_own_names(tmp_path: Path, source: str) -> None:
+    code, events = compiled_cuda(tmp_path, source)
+    assert code == 0
+    assert [event["event"] for event in events] == ["start", "names", "start", "end"]
+    assert b"5stock7pointer" in (tmp_path / "unit.o").read_bytes()
+    assert b"unit_" not in (tmp_path / "unit.o").read_bytes()
+    assert read_units(tmp_path / "events")[0].headers == "stock"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "static int f(thrust::pointer) { return 1; } int g() { return f({}); }",
+        "template <class T> int f(T) { return 1; } int g() { return f(thrust::pointer{}); }",
+        "template <class T> struct S { static T x; }; template <class T> T S<T>::x; auto* g = &S<thrust::pointer>::x;",
+    ],
+    ids=["local", "weak function", "weak datum"],
+)
+def test_a_unit_that_uses_such_types_alone_has_its_own_name_in_them(tmp_path: Path, source: str) -> None:
+    code, events = compiled_cuda(tmp_path, source)
+    assert code == 0
+    assert [event["event"] for event in events] == ["start", "end"]
+    assert b"unit_" in (tmp_path / "unit.o").read_bytes()
+    assert not crosses_units(str(tmp_path / "unit.o"))
+
+
+def test_what_fails_with_our_names_is_compiled_with_stock_ones(tmp_path: Path) -> None:
+    code, events = compiled_cuda(tmp_path, "thrust::stock::pointer other;")
+    assert code == 0
+    assert [event["event"] for event in events] == ["start", "stock", "start", "end"]
+
+
+def test_no_object_has_no_names(tmp_path: Path) -> None:
+    (tmp_path / "a.o").write_bytes(b"!<arch>\n")
+    assert not crosses_units(str(tmp_path / "a.o"))
+    assert with_stock_names(["g++", "-c", "a.cpp"]) == []
