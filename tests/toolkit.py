@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""A toolkit of shell scripts that takes a unit apart as nvcc does: what runs is counted, what is made can be compared.
+"""A toolkit of shell programs that takes a unit apart as nvcc does: what runs is counted, what is made can be compared.
 
 Its nvcc has the forms of `--dryrun --keep` that CUDA 12.5 and 13.0 show. Preprocessing expands NATIVE (the arch) and
 LIST (all archs) where the text has them, as the real one does with __CUDA_ARCH__ and __CUDA_ARCH_LIST__.
@@ -71,7 +71,7 @@ echo fatbinary >> "$here/ran"; cat $images > "$e"; cp "$e" "$c"
 
 @dataclass(frozen=True)
 class Toolkit:
-    """Where the scripts are."""
+    """Where the programs are."""
 
     folder: Path
 
@@ -94,9 +94,9 @@ class Toolkit:
 
 
 def make_toolkit(folder: Path) -> Toolkit:
-    """Write the scripts."""
-    scripts = {"nvcc": NVCC, "gcc": GCC, "cudafe++": CUDAFE, "nvvm/cicc": CICC, "ptxas": PTXAS, "fatbinary": FATBINARY}
-    for name, text in scripts.items():
+    """Write the programs."""
+    programs = {"nvcc": NVCC, "gcc": GCC, "cudafe++": CUDAFE, "nvvm/cicc": CICC, "ptxas": PTXAS, "fatbinary": FATBINARY}
+    for name, text in programs.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
