@@ -97,7 +97,7 @@ def compare(unit: str, stock: Path, lean: Path) -> Comparison:
     renamed = [one.target for one, other in zip(*sides, strict=False) if one != other and _same_code(one, other)]
     why = [*_differences(*sides), *_schema_differences(*operators)]
     outcome = Outcome.SAME if sides[0] or operators[0] else Outcome.HOST
-    fewer = sorted({name for one, other in zip(*sides, strict=False) for name in _only_unused(one, other)})
+    fewer = sorted({_only_unused(one, other) for one, other in zip(*sides, strict=False)} - {""})
     if why or renamed or fewer:
         outcome = Outcome.DIFFERENT if why else Outcome.KERNELS if fewer else Outcome.NAMES
         why = why or _sameness(renamed, fewer)
@@ -117,17 +117,14 @@ def _same_code(one: Section, other: Section) -> bool:
     return bool(one.code) and (one.target, one.code) == (other.target, other.code)
 
 
-def _only_unused(stock: Section, lean: Section) -> list[str]:
-    return [] if stock == lean or _same_code(stock, lean) else only_unused(stock.kernels, lean.kernels)
+def _only_unused(stock: Section, lean: Section) -> str:
+    return "" if stock == lean or _same_code(stock, lean) else only_unused(stock.kernels, lean.kernels)
 
 
 def _sameness(renamed: list[str], fewer: list[str]) -> list[str]:
     """Say why bytes differ and code does not."""
     names = f"{', '.join(renamed)}: the same code; names in it have another process number of nvcc's"
-    return [
-        *([names] if renamed else []),
-        *(f"the same kernels, without {name}, which nothing launches" for name in fewer),
-    ]
+    return [*([names] if renamed else []), *(f"the same kernels, without {what}" for what in fewer)]
 
 
 def _differences(stock: list[Section], lean: list[Section]) -> list[str]:

@@ -1,9 +1,10 @@
-"""The kernels of a cubin one by one, for headers that leave out a kernel which nothing launches.
+"""The kernels of a cubin one by one, for headers that leave out what no kernel uses.
 
-CUB's header of device-wide algorithms brings `EmptyKernel` into every unit. CUB asks for its attributes to learn for
-which PTX version a unit was compiled; nothing launches it. The lean headers leave that header out where a unit does
-not call these algorithms, and with it the kernel. Then sections and symbols have other numbers, and only what each
-kernel holds can be compared.
+CUB's header of device-wide algorithms brings `EmptyKernel` into every unit, and variables such as Thrust's
+placeholders (`_1`, `_2`). CUB asks for the kernel's attributes to learn for which PTX version a unit was compiled;
+nothing launches it. The lean headers leave that header out where a unit does not call these algorithms. Then sections
+and symbols have other numbers, and only what each kernel holds can be compared. Instructions name a variable by its
+place in a table, so a kernel that uses one which has moved has other instructions.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from scripts.formats.payload import unpacked
 _TEXT = ".text."
 _PARTS = (".nv.constant0.", ".nv.shared.", ".nv.local.")
 _REGISTERS = 24  # bits of a kernel's sh_info below its number of registers: the symbol's index
-UNUSED = re.compile(r"_ZN3cub(\d+CUB_\w+)?6detail11EmptyKernelIvEEvv|_ZN3cub(\d+CUB_\w+)?11EmptyKernelIvEEvv")
+_DATA = (".nv.global.init", ".nv.constant1", ".nv.constant2", ".nv.constant3")  # with values; .nv.global has none
+UNUSED = re.compile(r"_ZN3cub(\d+(CUB|unit)_\w+?)?(6detail)?11EmptyKernelIvEEvv")
 
 
 def kernel_digests(blob: Blob, entry: FatbinEntry) -> frozenset[tuple[str, str]]:
     """Return each kernel's name and a digest of its instructions, registers, constants, shared memory and relocations.
 
-    Empty for PTX and for what cannot be unpacked. Raises AuditError for a cubin that is damaged.
+    Variables that have values stand under the name "". Empty for PTX and for what cannot be unpacked. Raises AuditError
+    for a cubin that is damaged.
     """
     payload = unpacked(blob, entry) if entry.kind is Kind.ELF else None
     if payload is None:
@@ -33,16 +36,22 @@ def kernel_digests(blob: Blob, entry: FatbinEntry) -> frozenset[tuple[str, str]]
     cubin = Elf(payload, f"{blob.name}: {entry.target}")
     names = _symbols(cubin)
     by_name = {item.name: item for item in cubin.sections}
-    return frozenset(
-        (without_processes(name.encode()).decode(), _digest(cubin, name, by_name, names))
-        for name in (item.removeprefix(_TEXT) for item in by_name if item.startswith(_TEXT))
-    )
+    kernels = [item.removeprefix(_TEXT) for item in by_name if item.startswith(_TEXT)]
+    if not kernels:
+        return frozenset()
+    data = hashlib.sha256()
+    for section in (item for item in cubin.sections if item.name.startswith(_DATA) and item.type != SHT_NOBITS):
+        data.update(section.name.encode() + cubin.data[section.offset : section.end])
+    found = {(without_processes(name.encode()).decode(), _digest(cubin, name, by_name, names)) for name in kernels}
+    return frozenset(found | {("", data.hexdigest())})
 
 
-def only_unused(stock: frozenset[tuple[str, str]], lean: frozenset[tuple[str, str]]) -> list[str]:
-    """Return the kernels that only stock has if each is one that nothing launches and all others are the same."""
+def only_unused(stock: frozenset[tuple[str, str]], lean: frozenset[tuple[str, str]]) -> str:
+    """Return what only stock has if no kernel uses it and nothing launches it, "" where anything else differs."""
     extra = sorted(name for name, _ in stock - lean)
-    return extra if lean and lean < stock and all(UNUSED.fullmatch(name) for name in extra) else []
+    if not lean or not lean <= stock or not all(UNUSED.fullmatch(name) for name in extra):
+        return ""
+    return f"{extra[0]}, which nothing launches" if extra else "variables that no kernel uses"
 
 
 def _digest(cubin: Elf, kernel: str, by_name: dict[str, Section], names: list[bytes]) -> str:

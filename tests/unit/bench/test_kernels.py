@@ -61,6 +61,20 @@ def test_whatever_else_differs_is_a_difference(
     assert compared(tmp_path, stock, lean, constants).outcome is Outcome.DIFFERENT
 
 
+def test_variables_that_no_kernel_uses_may_be_missing_and_values_may_not_differ(tmp_path: Path) -> None:
+    def made(name: str, more: str) -> Path:
+        (tmp_path / f"{name}.s").write_text(f'.section .text.f,"ax"\n.globl f\nf: ret\n{more}\n')
+        subprocess.run(["gcc", "-c", tmp_path / f"{name}.s", "-o", tmp_path / name], check=True)
+        code = container(entry(Kind.ELF, "90", (tmp_path / name).read_bytes()))
+        return shared_object(tmp_path / f"{name}.o", {"a.cu": code})
+
+    unused = '.section .nv.global,"aw",@nobits\nplaceholder: .zero 8'
+    found = compare("a.cu", made("stock", unused), made("lean", ""))
+    assert (found.outcome, found.why) == (Outcome.KERNELS, "the same kernels, without variables that no kernel uses")
+    values = [made(value, f'.section .nv.global.init,"aw"\ntable: .long {value}\n{unused}') for value in "12"]
+    assert compare("a.cu", *values).outcome is Outcome.DIFFERENT
+
+
 def test_ptx_is_never_taken_for_the_same_kernels(tmp_path: Path) -> None:
     objects = [
         shared_object(tmp_path / name, {"a.cu": container(entry(Kind.PTX, "90", ptx("90", name)))}) for name in "ab"
@@ -71,5 +85,6 @@ def test_ptx_is_never_taken_for_the_same_kernels(tmp_path: Path) -> None:
 def test_only_cubs_own_empty_kernel_is_one_that_nothing_launches() -> None:
     assert UNUSED.fullmatch("_ZN3cub11EmptyKernelIvEEvv")
     assert UNUSED.fullmatch(EMPTY)
+    assert UNUSED.fullmatch("_ZN3cub21unit_862717d9a0592e3b6detail11EmptyKernelIvEEvv")  # with unit_names.h
     assert not UNUSED.fullmatch("_ZN4vllm11EmptyKernelIvEEvv")
     assert not UNUSED.fullmatch("_ZN3cub22CUB_300001_SM_900_12006detail12EmptyKernel2IvEEvv")
