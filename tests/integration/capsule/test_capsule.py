@@ -61,5 +61,6 @@ def test_a_capsule_makes_the_same_wheel_offline_and_its_objects_are_taken_at_hom
     assert wheel.main([*recipe, "--wheelhouse", str(house)], Console()) == 0
     [here] = house.glob("*.whl")
     assert here.read_bytes() == there.read_bytes()
-    assert "local: 4 of 4 units (100 %)" in capsys.readouterr().out
+    # ccache keeps no unit with `.incbin` in it, as the miniature's b.cpp has for its device code
+    assert "local: 3 of 4 units (75 %)" in capsys.readouterr().out
     assert not any(os.environ["WHEELSMITH_CACHE"] in path.name for path in home.iterdir())

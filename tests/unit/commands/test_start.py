@@ -69,6 +69,8 @@ def reached(name: str, seen: set[str]) -> Iterator[str]:
     for module in imports(path):
         if module.startswith("scripts."):
             yield from reached(module, seen)
+        elif name.split(".")[-2] == "standalone" and path.with_name(f"{module}.py").is_file():  # run by path
+            yield from reached(f"{name.rpartition('.')[0]}.{module}", seen)
         elif module.partition(".")[0] not in sys.stdlib_module_names:
             yield module.partition(".")[0]
 
