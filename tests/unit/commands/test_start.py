@@ -66,13 +66,17 @@ def reached(name: str, seen: set[str]) -> Iterator[str]:
     if name in seen or not path.is_file():
         return
     seen.add(name)
+    folder, _, _ = name.rpartition(".")
     for module in imports(path):
-        if module.startswith("scripts."):
+        first = module.partition(".")[0]
+        if first == "scripts":
             yield from reached(module, seen)
-        elif name.split(".")[-2] == "standalone" and path.with_name(f"{module}.py").is_file():  # run by path
-            yield from reached(f"{name.rpartition('.')[0]}.{module}", seen)
-        elif module.partition(".")[0] not in sys.stdlib_module_names:
-            yield module.partition(".")[0]
+        elif (
+            folder.endswith(".standalone") and path.with_name(f"{first}.py").is_file()
+        ):  # a program that is run by path
+            yield from reached(f"{folder}.{first}", seen)
+        elif first not in sys.stdlib_module_names:
+            yield first
 
 
 @pytest.mark.parametrize("command", SESSIONS)
