@@ -75,7 +75,8 @@ class CacheSummary:
             parts.append(f"{human_seconds(self.saved_seconds)} of compiling saved")
         if self.steps:
             of = self.steps["hits"] + self.steps["misses"]
-            parts.append(f"device steps: {self.steps['hits']:.0f} of {of:.0f} taken over")
+            whole = f", {self.steps['whole']:.0f} units by nvcc as a whole" if self.steps.get("whole") else ""
+            parts.append(f"device steps: {self.steps['hits']:.0f} of {of:.0f} taken over{whole}")
         if self.shared:
             steps = self.shared["hits"] + self.shared["misses"]
             parts.append(f"shared: {self.shared['hits']} of {steps} steps, {self.shared['errors']} errors")

@@ -15,6 +15,7 @@ import subprocess
 
 FORMAT = "wheelsmith step 1"
 STORED = ("cicc", "ptxas")  # device steps: those that cost, and whose result depends on nothing but what they read
+WORDS = ("--orig_src_", "--frandom-seed")  # options whose value looks like a file and is only a word
 UNREAD = (".gpu", ".cudafe1.c")  # what cicc writes besides and no step reads
 READS = {  # program: the options before a file that it reads
     "cudafe++": (),
@@ -63,7 +64,7 @@ class Step:
         if self.kind == "host" and before == "-o":
             at = 0  # the object, which lies elsewhere
         if at < 0:
-            if self.program in STORED and not before.startswith("--orig_src_") and _names_a_file(word, self.shape):
+            if self.program in STORED and not before.startswith(WORDS) and _names_a_file(word, self.shape):
                 raise NotUnderstoodError(f"{self.program} reads {word}")
             self.shape.append(word)
             return
@@ -102,6 +103,8 @@ def _is_input(before: str) -> bool:
 
 def _names_a_file(word: str, before: list[str]) -> bool:
     """Whether an option's value is a file that lies elsewhere (`--options-file=x`): its contents are in no key."""
+    if word.startswith(WORDS):
+        return False
     path = word.rpartition("=")[2]
     return bool(before) and (os.path.exists(path) or "options-file" in word or word.startswith(("-optf", "--optf")))  # noqa: PTH110
 

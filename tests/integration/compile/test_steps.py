@@ -189,6 +189,16 @@ def test_a_step_that_reads_a_file_from_elsewhere_goes_to_nvcc(bench: Bench) -> N
     assert bench.last()["whole"] == "ptxas reads --options-file=options.txt"
 
 
+@pytest.mark.parametrize("option", ["--frandom-seed ", "--frandom-seed=", "--orig_src_file_name "])
+def test_a_path_that_is_only_a_word_is_no_file_to_read(bench: Bench, option: str) -> None:
+    """The seed of our names is the path of the source, which exists where places have fixed names."""
+    nvcc = Path(bench.toolkit.nvcc)
+    nvcc.write_text(nvcc.read_text().replace("-arch compute_$a", f"-arch compute_$a {option}{nvcc}"))
+    bench.compile("a.o", ["90"])
+    assert "whole" not in bench.last()
+    assert bench.last()["misses"] == 2
+
+
 def test_two_runs_of_a_unit_do_not_take_each_others_files(bench: Bench) -> None:
     """As when ccache is killed, its steps.py goes on, and the unit is compiled again."""
     cicc = bench.toolkit.folder / "nvvm" / "cicc"
