@@ -2,8 +2,9 @@
 
 Compared is what the fat binary holds: for each entry its target, its kind, its size and a digest of its payload. A
 payload may be compressed; the same bytes compress to the same bytes. Only payloads that differ are unpacked, to see
-whether they differ in nothing but the process numbers that nvcc writes into names (same_code.py). Objects themselves
-always differ: host code is made from other headers, and debug information has their names.
+whether they differ in nothing but the process numbers that nvcc writes into names (same_code.py) or in what no kernel
+uses (kernels.py). Objects themselves always differ: host code is made from other headers, and debug information has
+their names.
 """
 
 from __future__ import annotations

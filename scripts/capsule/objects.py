@@ -22,6 +22,7 @@ from scripts.core.cache import Cache
 from scripts.core.errors import FetchError, UsageError, from_os_error
 from scripts.core.files import file_sha256, write_atomic
 from scripts.core.models import Model, Sha256
+from scripts.sources.bundle import plain_entry
 
 NAME = r"([0-9a-f]/){1,4}[0-9a-z]{20,80}[MR]?"  # by depth of its folders; older ccache ends in M or R
 MAX_OBJECT = 1 << 30
@@ -64,9 +65,9 @@ def give_objects(cache: Cache, target: Path) -> Manifest:
         with partial.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 data = json.dumps(manifest.model_dump(mode="json")).encode()
-                _add(tar, "manifest.json", data)
+                tar.addfile(plain_entry("manifest.json", len(data)), io.BytesIO(data))
                 for path, item in zip(files, results, strict=True):
-                    _add(tar, item.name, path.read_bytes())
+                    tar.addfile(plain_entry(item.name, item.size), io.BytesIO(path.read_bytes()))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
@@ -74,12 +75,6 @@ def give_objects(cache: Cache, target: Path) -> Manifest:
         partial.unlink(missing_ok=True)
         raise from_os_error(FetchError, error, doing="writing the objects", path=target) from error
     return manifest
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)  # no time, owner or mode of this machine
-    entry.size = len(data)
-    tar.addfile(entry, io.BytesIO(data))
 
 
 def take_objects(cache: Cache, source: Path) -> tuple[int, int]:

@@ -128,14 +128,15 @@ def _packs(source: GitSource, folder: Path, access: Access) -> Iterator[_Found]:
 def _write_tar(file: IO[bytes], manifest: Manifest, paths: list[Path]) -> None:
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         data = json.dumps(manifest.model_dump(mode="json"), indent=2).encode()
-        tar.addfile(_entry("manifest.json", len(data)), io.BytesIO(data))
+        tar.addfile(plain_entry("manifest.json", len(data)), io.BytesIO(data))
         for member, path in zip(manifest.members, paths, strict=True):
             with path.open("rb") as content:
-                tar.addfile(_entry(member.path, member.size), content)
+                tar.addfile(plain_entry(member.path, member.size), content)
 
 
-def _entry(name: str, size: int) -> tarfile.TarInfo:
-    entry = tarfile.TarInfo(name)  # no time, owner or mode of this machine: equal sources make equal bundles
+def plain_entry(name: str, size: int) -> tarfile.TarInfo:
+    """Return a file's header without time, owner or mode of this machine: equal contents make equal archives."""
+    entry = tarfile.TarInfo(name)
     entry.size = size
     return entry
 
