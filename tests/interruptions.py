@@ -94,7 +94,10 @@ def left_over(temporary: Path, cache: Path) -> list[str]:
 def interrupt(
     command: Sequence[str], environment: Mapping[str, str], number: signal.Signals, after: float, folder: Path
 ) -> Seen:
-    """Start a command, send it a signal after some seconds, and look at what is left."""
+    """Start a command, send it a signal after some seconds, and look at what is left.
+
+    Exit code 0 is right only when the wheel was in its place before the signal.
+    """
     mark, temporary, cache = uuid.uuid4().hex, folder / "tmp", Path(environment["WHEELSMITH_CACHE"])
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -112,7 +115,7 @@ def interrupt(
     with suppress(subprocess.TimeoutExpired):
         run.wait(after)
     ran = time.monotonic() - begin
-    ended_before = run.poll() is not None
+    ended_before, made = run.poll() is not None, any((folder / "wheelhouse").glob("*.whl"))
     stage = _stage(said.read_text(errors="replace"))
     started = time.monotonic()
     with suppress(ProcessLookupError):
@@ -134,6 +137,7 @@ def interrupt(
         seen.stage, wanted = "ended before", {0, seen.code}
     else:
         wanted = {-9} if number == signal.SIGKILL else {128 + number, -number}
+        wanted |= {0} if made else set()
     if seen.code not in wanted:
         seen.wrong.append(f"exit code {seen.code}")
     if seen.gone > limit:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -149,8 +148,3 @@ def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
     entry.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
     with path.open("rb") as content:
         tar.addfile(entry, content)
-
-
-def about_here() -> dict[str, str]:
-    """Return Python and machine, for which packages are downloaded."""
-    return {"python": f"{sys.version_info[0]}.{sys.version_info[1]}", "machine": os.uname().machine}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.capsule.contents import collect
 from scripts.capsule.objects import give_objects, take_objects
-from scripts.capsule.write import SCRIPT, about_here, parse_size, write_capsule
+from scripts.capsule.write import SCRIPT, parse_size, write_capsule
 from scripts.commands.cli import Parser, run, user_path
 from scripts.commands.options import add_cache_options, choose_archs, open_access, open_cache, recipe_argument
 from scripts.core.console import Console, human_bytes
@@ -19,6 +21,8 @@ from scripts.cuda.archs import arch_list
 from scripts.recipe.files import load_recipe
 
 PARTS = ("torch", "cuda")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+HERE = ".".join(map(str, sys.version_info[:2]))
 
 
 def parse_parts(text: str) -> tuple[str, ...]:
@@ -40,6 +44,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
         "--with", dest="parts", default="", metavar="torch,cuda", help="also torch, or NVIDIA's compiler, or both"
     )
     parser.add_argument("--split", default="", metavar="SIZE", help="parts of at most this size, such as 60M")
+    parser.add_argument("--python", choices=PYTHONS, default=HERE, help=f"the Python there (default: {HERE}, as here)")
     parser.add_argument("--take", type=user_path, metavar="OBJECTS", help="take in what was compiled elsewhere")
     parser.add_argument("--give", type=user_path, metavar="OBJECTS", help="pack what was compiled here")
     add_cache_options(parser)
@@ -62,10 +67,17 @@ def _write(options: argparse.Namespace, console: Console) -> int:
     archs = arch_list(choose_archs(recipe, options.arch)) if options.arch else ""
     parts, limit = parse_parts(options.parts), parse_size(options.split) if options.split else 0
     access = open_access(options, console, recipe)
-    about = {"recipe": recipe.name, "own_recipe": recipe.folder != RECIPES, "archs": archs, "with": list(parts)}
+    about = {
+        "recipe": recipe.name,
+        "own_recipe": recipe.folder != RECIPES,
+        "archs": archs,
+        "with": list(parts),
+        "python": options.python,
+        "machine": os.uname().machine,
+    }
     with tempfile.TemporaryDirectory(prefix=".capsule-", dir=access.cache.root) as folder:
-        members = collect(recipe, parts, Path(folder), access)
-        index = write_capsule(options.out, members, {**about, **about_here()}, limit=limit)
+        members = collect(recipe, parts, options.python, Path(folder), access)
+        index = write_capsule(options.out, members, about, limit=limit)
     size = sum(part["size"] for part in index["parts"])
     console.result(f"{options.out}: {human_bytes(size)} in {len(index['parts'])} part(s), {len(members)} files")
     console.result(f"there: sh {SCRIPT} wheel")

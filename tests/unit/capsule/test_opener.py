@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripts.capsule.standalone import opener
-from scripts.capsule.write import INDEX, SCRIPT, about_here, script, write_capsule
+from scripts.capsule.write import INDEX, SCRIPT, script, write_capsule
 
-ABOUT = {"recipe": "mini", "own_recipe": True, "archs": "9.0", "with": [], **about_here()}
+HERE = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}", "machine": os.uname().machine}
+ABOUT = {"recipe": "mini", "own_recipe": True, "archs": "9.0", "with": [], **HERE}
 
 
 @pytest.fixture

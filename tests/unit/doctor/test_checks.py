@@ -60,6 +60,11 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
+def python(version: tuple[int, int, int]) -> SimpleNamespace:
+    """This Python's `sys` with another version; to change sys itself would change it for what imports meanwhile."""
+    return SimpleNamespace(version_info=(*version, "final", 0), base_prefix=sys.base_prefix)
+
+
 def file(path: Path, text: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -255,7 +260,7 @@ def _(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
 
 @blocks("python-version-out-of-range", "Python 3.14")
 def _(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
-    monkeypatch.setattr(sys, "version_info", (3, 14, 0, "final", 0))
+    monkeypatch.setattr(compiler_checks, "sys", python((3, 14, 0)))
     return make_subject(folder)
 
 
@@ -513,11 +518,11 @@ def test_gcc_is_held_to_what_upstream_asks_for_the_components_that_are_built(
 
 def test_python_is_held_to_what_upstream_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = recipe(toolchain={"host": {"python": ">=3.11,<3.15"}})
-    monkeypatch.setattr(sys, "version_info", (3, 10, 4, "final", 0))
+    monkeypatch.setattr(compiler_checks, "sys", python((3, 10, 4)))
     result = answer("python-version-out-of-range", make_subject(tmp_path, wanted))
     assert result.verdict is Verdict.BLOCKED
     assert "this vLLM wants >=3.11" in result.measured
-    monkeypatch.setattr(sys, "version_info", (3, 12, 4, "final", 0))
+    monkeypatch.setattr(compiler_checks, "sys", python((3, 12, 4)))
     assert answer("python-version-out-of-range", make_subject(tmp_path, wanted)).verdict is Verdict.OK
 
 
