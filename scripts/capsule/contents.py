@@ -16,7 +16,7 @@ from scripts.core.process import Command, call
 from scripts.downloads.access import Access
 from scripts.recipe.model import Recipe
 from scripts.sources.bundle import write_bundle
-from scripts.sources.fetch import fetch_archive, fetch_recipe
+from scripts.sources.fetch import fetch_for_bundle, fetch_recipe
 from scripts.toolchain.layered import tools_lock
 
 if sys.version_info >= (3, 11):
@@ -48,7 +48,10 @@ def collect(recipe: Recipe, parts: Sequence[str], python: str, folder: Path, acc
     fetch_recipe(recipe, access)
     bundle = folder / "sources.tar"
     write_bundle(
-        recipe, bundle, access=replace(access, offline=True), archive_of=lambda item: fetch_archive(item, access).path
+        recipe,
+        bundle,
+        access=replace(access, offline=True),
+        archive_of=lambda item: fetch_for_bundle(item, access, recipe.folder),
     )
     wheels = folder / "wheels"
     wheels.mkdir()

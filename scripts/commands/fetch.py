@@ -12,7 +12,7 @@ from scripts.core.errors import UsageError
 from scripts.core.paths import DEFAULT_RECIPE
 from scripts.recipe.files import load_recipe
 from scripts.sources.bundle import read_bundle, write_bundle
-from scripts.sources.fetch import fetch_archive, fetch_recipe
+from scripts.sources.fetch import fetch_for_bundle, fetch_recipe
 
 
 def main(arguments: Sequence[str], console: Console) -> int:
@@ -32,7 +32,9 @@ def main(arguments: Sequence[str], console: Console) -> int:
         access = replace(access, offline=True)
     fetched = fetch_recipe(recipe, access)
     if options.bundle:
-        write_bundle(recipe, options.bundle, access=access, archive_of=lambda item: fetch_archive(item, access).path)
+        write_bundle(
+            recipe, options.bundle, access=access, archive_of=lambda item: fetch_for_bundle(item, access, recipe.folder)
+        )
     for name, folder in {"source": fetched.source.path, **fetched.dependencies}.items():
         console.result(f"{name}: {folder}")
     return 0

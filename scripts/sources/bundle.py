@@ -1,8 +1,9 @@
 """All sources of a recipe in one file, for machines without a network.
 
-The file is a tar of `manifest.json` (names, sha256 and sizes), the pinned archives as they are, and one git pack per
-repository. Nothing in it is trusted: archives must have the sha256 that the recipe pins, and git objects are what
-their ids say, from the pinned commit down.
+The file is a tar of `manifest.json` (names, sha256 and sizes), the pinned archives as they are, excerpts of wheels of
+which a recipe takes single files, and one git pack per repository. Nothing in it is trusted: archives must have the
+sha256 that the recipe pins, the files of an excerpt those that its list pins, and git objects are what their ids say,
+from the pinned commit down.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from scripts.downloads.access import Access
 from scripts.downloads.listing import IndexSource
 from scripts.downloads.mirrors import repository_key
 from scripts.recipe.model import Recipe
-from scripts.recipe.sources import GitSource
+from scripts.recipe.sources import GitSource, MembersSource
 from scripts.sources.git_checkout import Checkout, Work
 from scripts.sources.git_source import walk
 
@@ -43,9 +44,9 @@ class _Model(BaseModel):
 
 
 class Member(_Model):
-    """A file of the bundle: a pinned archive, or a git pack of one commit."""
+    """A file of the bundle: a pinned archive, an excerpt of one, or a git pack of one commit."""
 
-    kind: Literal["archive", "pack"]
+    kind: Literal["archive", "excerpt", "pack"]
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")
     """File name."""
     sha256: Sha256
@@ -71,7 +72,7 @@ class Manifest(_Model):
 
 
 ArchiveOf = Callable[[IndexSource], Path]
-"""Fetches a pinned archive."""
+"""Fetches a pinned archive, or makes an excerpt of it."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,10 @@ def _sources(recipe: Recipe, folder: Path, access: Access, archive_of: ArchiveOf
         if isinstance(source, GitSource):
             yield from _packs(source, folder, access)
             continue
-        path = archive_of(source)
-        yield _Found(Member(kind="archive", name=path.name, sha256=source.sha256, size=path.stat().st_size), path)
+        path, part = archive_of(source), isinstance(source, MembersSource)
+        sha256 = file_sha256(path) if part else source.sha256
+        kind: Literal["archive", "excerpt"] = "excerpt" if part else "archive"
+        yield _Found(Member(kind=kind, name=path.name, sha256=sha256, size=path.stat().st_size), path)
 
 
 def _packs(source: GitSource, folder: Path, access: Access) -> Iterator[_Found]:
@@ -192,6 +195,9 @@ def _adopt(member: Member, content: Path, access: Access) -> None:
     if member.kind == "archive":
         final = access.cache.place(f"downloads/{member.sha256}", re.sub(r"^\.+", "", member.name))
         content.replace(final)
+        return
+    if member.kind == "excerpt":
+        content.replace(access.cache.place("excerpts", member.name))
         return
     with Work(replace(access, mirrors=(), offline=True), Checkout(member.repository, member.commit)) as work:
         work.adopt(content)

@@ -18,7 +18,7 @@ from scripts.downloads.unpack import unpack_sdist, unpack_wheel
 from scripts.recipe.model import Recipe
 from scripts.recipe.sources import GitSource, MembersSource, SdistSource, WheelSource
 from scripts.sources.git_source import fetch_git
-from scripts.sources.members import fetch_members
+from scripts.sources.members import fetch_members, write_excerpt
 from scripts.sources.types import Archive, Fetched, GitTree
 
 
@@ -84,6 +84,13 @@ def fetch_archive(source: IndexSource, access: Access) -> Archive:
         link = find_link(source, access.indexes, client)
         path = download(client, link.normalized, access, sha256=source.sha256, filename=link.filename)
     return Archive(path, source.sha256, path.stat().st_size)
+
+
+def fetch_for_bundle(source: IndexSource, access: Access, recipes: Path) -> Path:
+    """Return the file that a bundle carries for a source: the pinned file, or an excerpt of it. Raises FetchError."""
+    if isinstance(source, MembersSource):
+        return write_excerpt(source, fetch_dependency(source, access, recipes=recipes), recipes, access)
+    return fetch_archive(source, access).path
 
 
 def _cached(source: IndexSource, access: Access) -> Archive | None:

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripts.core.cache import Cache
+from scripts.core.console import Console
 from scripts.core.errors import FetchError
 from scripts.downloads import ranges, unpack
 from scripts.downloads.access import Access
@@ -27,8 +28,10 @@ from scripts.downloads.indexes import Indexes
 from scripts.downloads.ranges import NoRangesError, RemoteFile
 from scripts.downloads.unpack import unpack_members
 from scripts.recipe.sources import MembersSource
-from scripts.sources.fetch import fetch_dependency
+from scripts.sources.bundle import read_bundle, write_bundle
+from scripts.sources.fetch import fetch_dependency, fetch_for_bundle
 from tests.accesses import make_access
+from tests.support import make_recipe
 
 NAME = "thing-1.0-py3-none-any.whl"
 FILES = {f"thing/sub/{name}.py": hashlib.shake_256(name.encode()).digest(2_000) for name in "abc"}
@@ -165,6 +168,53 @@ def test_an_index_without_ranges_sends_the_whole_wheel_whose_digest_is_checked(
     other = replace(access, cache=Cache.open(tmp_path / "other"))
     with pytest.raises(FetchError, match="is not the pinned file"):
         fetched(source, other, tmp_path)
+
+
+@pytest.fixture
+def bundle(access: Access, source: MembersSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle of a recipe that needs the wheel's files, written where the index is."""
+    monkeypatch.setattr(ranges, "BLOCK", 8_192)
+    dependency = {"version": "1.0", "variable": "THING", "source": source.model_dump()}
+    archive = access.cache.place("downloads/" + hashlib.sha256(b"x").hexdigest(), "vllm-0.20.1.tar.gz")
+    archive.write_bytes(b"x")
+    own = {"kind": "sdist", "name": "vllm", "version": "0.20.1", "sha256": hashlib.sha256(b"x").hexdigest()}
+    recipe = make_recipe(tmp_path / "recipes", source=own, dependencies={"thing": dependency})
+    target = tmp_path / "sources.tar"
+    write_bundle(
+        recipe, target, access=access, archive_of=lambda item: fetch_for_bundle(item, access, tmp_path / "recipes")
+    )
+    return target
+
+
+def test_a_bundle_carries_the_files_alone_and_they_are_checked_again(
+    access: Access, bundle: Path, source: MembersSource, tmp_path: Path
+) -> None:
+    assert bundle.stat().st_size < 40_000 < len(WHEEL)
+    assert not (access.cache.root / "downloads" / source.sha256).exists()
+    there = make_access(Cache.open(tmp_path / "there"), offline=True)
+    read_bundle(bundle, there)
+    assert fetched(source, there, tmp_path) == EXPECTED
+
+
+def test_an_excerpt_with_other_files_is_told_and_not_used(
+    index: Index,
+    access: Access,
+    bundle: Path,
+    source: MembersSource,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    there = replace(access, cache=Cache.open(tmp_path / "there"), console=Console())
+    read_bundle(bundle, there)
+    [excerpt] = (there.cache.root / "excerpts").iterdir()
+    excerpt.write_bytes(make_zip({**FILES, "thing/sub/b.py": b"evil"}))
+    with pytest.raises(FetchError, match="not in the cache"):
+        fetched(source, replace(there, offline=True), tmp_path)
+    assert "thing-1.0" in capsys.readouterr().err
+    read_bundle(bundle, there)
+    excerpt.write_bytes(b"no zip")
+    assert fetched(source, there, tmp_path) == EXPECTED  # from the index
+    assert any(said for said, _ in index.sent)
 
 
 def test_a_wheel_in_the_cache_is_used_as_it_is(
