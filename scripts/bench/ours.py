@@ -46,6 +46,8 @@ class Ours:
     jobs: int
     access: Access
     """The user's cache and environment."""
+    torch: Path | None = None
+    """The interpreter of an installed torch to compile against."""
 
     @property
     def ledger(self) -> Ledger:
@@ -81,7 +83,8 @@ def plan_ours(
 ) -> Ours:
     """Return our builds for these inputs, not yet run."""
     key = digest([recipe.digest, [item.sha256 for item in patches], toolchain.key, arch_list(archs)])
-    return Ours(access.cache.place("bench", f"ours-{key}-{jobs}"), recipe, tuple(archs), jobs, access)
+    torch = toolchain.torch.python if toolchain.torch else None
+    return Ours(access.cache.place("bench", f"ours-{key}-{jobs}"), recipe, tuple(archs), jobs, access, torch)
 
 
 def run_ours(ours: Ours, part: str, console: Console) -> Taken | None:
@@ -120,6 +123,8 @@ def run_ours(ours: Ours, part: str, console: Console) -> Taken | None:
 def _command(ours: Ours, part: str) -> list[str | Path]:
     file = ours.recipe.folder / f"{ours.recipe.name}.toml"
     words: list[str | Path] = ["--recipe", file, "--arch", arch_list(ours.archs_of(part)), "--jobs", str(ours.jobs)]
+    words += ["--torch", ours.torch] if ours.torch else []
+    words += ["--offline"] if ours.access.offline else []
     return [sys.executable, "-m", "scripts.commands.wheel", *words, "--wheelhouse", ours.home(part) / "wheelhouse"]
 
 

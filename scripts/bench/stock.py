@@ -132,8 +132,8 @@ def run_stock(stock: Stock, console: Console) -> Taken:
     console.stage("stock", f"pip wheel --no-build-isolation, {stock.jobs} jobs; log: {stock.path / 'stock.log'}")
     taken = run_part(
         "stock",
-        [*pip(), "--python", stock.toolchain.python, "wheel", "--verbose", "--no-build-isolation", "--no-deps",
-         "--wheel-dir", stock.path / "dist", stock.sources],
+        [*pip(stock.environment), "--python", stock.toolchain.python, "wheel", "--verbose",
+         "--no-build-isolation", "--no-deps", "--wheel-dir", stock.path / "dist", stock.sources],
         ledger,
         log=stock.path / "stock.log",
         cwd=stock.path,
@@ -152,17 +152,18 @@ def _copy(stock: Stock) -> None:
     partial.rename(stock.sources)
 
 
-def pip() -> list[str]:
-    """Return the command of pip. Raises BenchError where there is none."""
-    command = [sys.executable, "-m", "pip"]
-    code, _ = capture([*command, "--version"], environment={})
-    if code:
-        raise BenchError(
-            "there is no pip in wheelsmith's own environment",
-            why="the stock way is pip's, and uv's environments come without it",
-            fix="run it through nox, whose environments bring pip",
-        )
-    return command
+def pip(environment: Mapping[str, str]) -> list[str]:
+    """Return the command of a pip: of our own environment, else of the first python3 on PATH. Raises BenchError."""
+    outside = shutil.which("python3", path=environment.get("PATH"))
+    for python in [sys.executable, *([outside] if outside else [])]:
+        command = [python, "-m", "pip"]
+        if capture([*command, "--version"], environment={})[0] == 0:
+            return command
+    raise BenchError(
+        "there is no pip in wheelsmith's own environment",
+        why="the stock way is pip's, and uv's environments come without it",
+        fix="run it through nox, whose environments bring pip, or install pip for the python3 on PATH",
+    )
 
 
 def _facts(stock: Stock) -> dict[str, object]:

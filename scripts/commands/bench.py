@@ -13,7 +13,15 @@ from scripts.bench.steps_proof import prove_steps, report_steps
 from scripts.bench.stock import Stock, plan_stock, run_stock, stock_patches
 from scripts.bench.table import bench_json, show
 from scripts.commands.cli import Parser, run, user_path
-from scripts.commands.options import add_cache_options, choose_archs, choose_jobs, open_access, recipe_argument
+from scripts.commands.options import (
+    add_cache_options,
+    add_torch_option,
+    adopt_torch,
+    choose_archs,
+    choose_jobs,
+    open_access,
+    recipe_argument,
+)
 from scripts.core.console import Console
 from scripts.core.errors import BenchError, UsageError, nearest
 from scripts.core.files import write_json
@@ -50,12 +58,15 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="instead: compile units by nvcc and by its steps, and compare the objects byte for byte",
     )
     parser.add_argument("--units", nargs="+", metavar="PATTERN", help="with --prove-…: only units that match")
+    add_torch_option(parser)
     add_cache_options(parser)
     options = parser.parse_args(arguments)
     if options.units and not (options.prove_headers or options.prove_steps):
         raise UsageError(
             "--units goes with --prove-headers or --prove-steps", fix="nox -s bench -- --prove-headers --units '*topk*'"
         )
+    if options.torch and (options.prove_headers or options.prove_steps):
+        raise UsageError("the proofs compile against the recipe's own torch", fix="leave --torch out")
     _check_parts(options.only + options.again)
     return options
 
@@ -70,14 +81,14 @@ def _check_parts(names: Sequence[str]) -> None:
 
 def plan(options: argparse.Namespace, console: Console) -> tuple[Stock, Ours]:
     """Fetch, patch and install what both ways need, so that neither measures a download."""
-    recipe = load_recipe(recipe_argument(options.recipe))
+    recipe, torch = adopt_torch(options, load_recipe(recipe_argument(options.recipe)))
     archs = choose_archs(recipe, options.arch)
     jobs = choose_jobs(options.jobs, os.environ, read_machine())
     access = open_access(options, console, recipe)
     patches, _ = recipe_patches(recipe)
     fetched = fetch_recipe(recipe, access)
     source = prepare_tree(fetched.source, stock_patches(patches), access)
-    toolchain = provide_toolchain(recipe, archs, access)
+    toolchain = provide_toolchain(recipe, archs, access, torch)
     stock = plan_stock(
         recipe,
         source,

@@ -22,7 +22,7 @@ from typing import BinaryIO
 INDEX = "@INDEX@"
 FETCH, USAGE, DOCTOR = 4, 2, 3  # wheelsmith's exit codes
 HERE = Path(__file__).resolve().parent
-RECIPE_COMMANDS = {"wheel", "doctor", "fetch"}
+RECIPE_COMMANDS = {"wheel", "doctor", "fetch", "bench"}
 
 
 def fail(code: int, what: str, why: str, fix: str) -> None:
@@ -236,7 +236,7 @@ def arguments_for(words: list, index: dict, place: Path) -> list:  # type: ignor
             defaults["--arch"] = index["archs"]
         if command != "fetch" and "torch" not in index["with"]:
             defaults["--torch"] = "installed"
-        if command != "fetch":
+        if command in {"wheel", "doctor"}:
             defaults["--wheelhouse"] = "wheelhouse"  # where it was started
         rest = ["--offline", *(word for item in defaults.items() if item[0] not in given for word in item), *rest]
     return [f"scripts.commands.{command.replace('-', '_')}", *rest]

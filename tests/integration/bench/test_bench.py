@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from scripts.bench import ours as ours_module
 from scripts.bench.operators import registered_operators
-from scripts.bench.ours import ADDED, ALONE, BASE, COLD, NOOP, WARM, Ours, run_ours
+from scripts.bench.ours import ADDED, ALONE, BASE, COLD, NOOP, WARM, Ours, _command, run_ours
 from scripts.bench.runs import Taken
 from scripts.commands.bench import main
 from scripts.core.cache import Cache
@@ -119,6 +120,14 @@ def ours(miniature: Miniature, tmp_path: Path) -> Ours:
 def finish(ours: Ours, *parts: str) -> None:
     for part in parts:
         ours.ledger.finish(part, Taken())
+
+
+def test_ours_compiles_against_the_installed_torch_and_without_a_network_when_asked(ours: Ours) -> None:
+    there = replace(ours, torch=Path("/opt/venv/bin/python"), access=replace(ours.access, offline=True))
+    words = list(map(str, _command(there, COLD)))
+    assert words[words.index("--torch") + 1] == "/opt/venv/bin/python"
+    assert "--offline" in words
+    assert not {"--torch", "--offline"} & set(map(str, _command(ours, COLD)))
 
 
 def test_a_part_needs_what_it_builds_on(ours: Ours) -> None:

@@ -204,10 +204,20 @@ def test_stock_has_no_patch_that_makes_ours_faster() -> None:
 
 
 def test_pip_is_missed_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pip()[1:] == ["-m", "pip"]
+    assert pip({"PATH": "/nowhere"})[1:] == ["-m", "pip"]
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     with pytest.raises(BenchError, match="there is no pip"):
-        pip()
+        pip({"PATH": "/nowhere"})
+
+
+def test_the_pip_of_the_python_on_path_serves_where_ours_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "python3"
+    other.write_text("#!/bin/sh\nexit 0\n")
+    other.chmod(0o755)
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    assert pip({"PATH": str(tmp_path)}) == [str(other), "-m", "pip"]
 
 
 SCHEMAS = 'const char* s = "topk(Tensor! x, int k) -> ()"; const char* t = "no schema (at all)";'

@@ -229,6 +229,9 @@ def test_the_recipe_archs_torch_and_wheelhouse_are_the_capsule_s_unless_they_are
     assert "installed" not in given_
     assert given_.count("--arch") == 1
     assert given_[given_.index("--recipe") + 1] == "mini"
+    measured = opener.arguments_for(["bench", "--only", "stock"], ABOUT, tmp_path)
+    assert "--wheelhouse" not in measured
+    assert {"--recipe", "--arch", "--torch", "--offline"} <= set(measured)
     whole = opener.arguments_for(["doctor"], {**ABOUT, "with": ["cuda", "torch"]}, tmp_path)
     assert "--torch" not in whole
     assert opener.arguments_for(["objects", "o.tar"], ABOUT, tmp_path) == [
