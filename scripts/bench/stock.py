@@ -8,6 +8,7 @@ can be compared with ours; it schedules and caches nothing.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -153,16 +154,17 @@ def _copy(stock: Stock) -> None:
 
 
 def pip(environment: Mapping[str, str]) -> list[str]:
-    """Return the command of a pip: of our own environment, else of the first python3 on PATH. Raises BenchError."""
-    outside = shutil.which("python3", path=environment.get("PATH"))
-    for python in [sys.executable, *([outside] if outside else [])]:
+    """Return the command of a pip: of our own environment, else of a python3 on PATH. Raises BenchError."""
+    folders = environment.get("PATH", "").split(os.pathsep)
+    outside = [found for folder in folders if (found := shutil.which("python3", path=folder))]
+    for python in dict.fromkeys([sys.executable, *outside]):
         command = [python, "-m", "pip"]
         if capture([*command, "--version"], environment={})[0] == 0:
             return command
     raise BenchError(
         "there is no pip in wheelsmith's own environment",
         why="the stock way is pip's, and uv's environments come without it",
-        fix="run it through nox, whose environments bring pip, or install pip for the python3 on PATH",
+        fix="run it through nox, whose environments bring pip, or install pip for a python3 on PATH",
     )
 
 
