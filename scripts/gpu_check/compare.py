@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+# Which libraries register the operators whose names begin so: vLLM 0.20.1's, and later ones' for torch's stable ABI.
+_LIBRARIES = {"_moe_C::": ("_moe_C", "_moe_C_stable_libtorch"), "_C": ("_C", "_C_stable_libtorch")}
+
 
 def disagreements(said: dict[str, dict[str, int]], checks: dict[str, dict[str, Any]], *, ok: bool) -> list[str]:
     """Return where the audit's counts and the images that really ran contradict each other."""
     problems = []
-    for namespace, stems in (("_moe_C::", ("_moe_C",)), ("_C", ("_C", "_C_stable_libtorch"))):
+    for namespace, stems in _LIBRARIES.items():
         mine = [v for k, v in said.items() if Path(k).name.split(".", 1)[0] in stems]
         ran = {
             str(value["image"])

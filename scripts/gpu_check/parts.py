@@ -123,7 +123,7 @@ def _speed(place: Place, options: Question, report: Report) -> None:
 
 def _engine(place: Place, options: Question, report: Report) -> None:
     runs = ENGINE_RUNS[:1] if options.quick else ENGINE_RUNS
-    if not list((place.site / "vllm").glob("_C.*so")):
+    if not any(list((place.site / "vllm").glob(f"{stem}.*so")) for stem in ("_C", "_C_stable_libtorch")):
         report.data["engine_not_covered"] = "the wheel has no _C, without which vLLM does not start on a GPU"
         report.data.setdefault("summary", []).append(f"engine     not run: {report.data['engine_not_covered']}")
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import math
 from typing import Any
 
@@ -220,12 +219,7 @@ def attributes(probe: Probe) -> None:
 @check("memory", "cumem_allocator")
 def cumem(probe: Probe) -> None:
     """The sleep-mode allocator: memory is mapped, used, unmapped and mapped again at the same address."""
-    path = coverage.PATHS["cumem_allocator"]
-    spec = importlib.util.spec_from_file_location("cumem_allocator", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(path)
-    cumem_allocator = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cumem_allocator)
+    cumem_allocator, path = coverage.module("cumem_allocator"), coverage.PATHS["cumem_allocator"]
     kept: dict[int, tuple[int, int, int, int]] = {}
 
     def allocated(handle: tuple[int, int, int, int]) -> None:

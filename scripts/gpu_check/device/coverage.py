@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from scripts.gpu_check.device.probe import TABLE
 
-NAMESPACES = (
-    "_C",
-    "_moe_C",
-    "_C_cache_ops",
-    "_C_cuda_utils",
-    "_C_custom_ar",
-    "_vllm_fa2_C",
-    "_vllm_fa3_C",
-    "_flashmla_C",
-)
-LIBRARIES = ("_C", "_C_stable_libtorch", "_moe_C", "cumem_allocator")  # in the order in which vLLM loads them
+# vLLM 0.20.1 and later ones, in the order in which vLLM loads them; all others follow.
+LIBRARIES = ("_C", "_C_stable_libtorch", "_moe_C", "_moe_C_stable_libtorch")
+MODULES = ("cumem_allocator", "fs_io_C", "spinloop")  # Python modules, no sets of operators
 _GROUP = "needs several GPUs"
 _FP4 = "fp4 and mxfp8 units: GPUs of 10.0 and later"
 # Why an operator has no check. A name that ends in * stands for all that begin so.
@@ -63,19 +57,37 @@ def load(folder: Path) -> tuple[list[Registered], dict[str, str]]:
     """
     before = set(torch._C._dispatch_get_all_op_names())
     loaded = {}
-    for stem in (*LIBRARIES, *(n for n in NAMESPACES if n.startswith(("_vllm", "_flash")))):
-        for path in (*folder.glob(f"{stem}.abi3.so"), *folder.glob(f"*/{stem}.abi3.so")):
-            try:
-                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-                loaded[path.name] = ""
-                PATHS[stem] = str(path)
-            except OSError as error:
-                loaded[path.name] = str(error)
+    for path in sorted((*folder.glob("*.abi3.so"), *folder.glob("*/*.abi3.so")), key=_order):
+        try:
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+            loaded[path.name] = ""
+            PATHS[_stem(path)] = str(path)
+        except OSError as error:
+            loaded[path.name] = str(error)
     new = sorted(set(torch._C._dispatch_get_all_op_names()) - before)
     operators = [Registered(name, _has_kernel(name)) for name in new]
-    if "cumem_allocator.abi3.so" in loaded:  # a Python module, not a set of operators
-        operators.append(Registered("cumem_allocator", kernel=not loaded["cumem_allocator.abi3.so"]))
+    there = {name: f"{name}.abi3.so" for name in MODULES if f"{name}.abi3.so" in loaded}
+    operators += [Registered(name, kernel=not loaded[file]) for name, file in there.items()]
     return operators, loaded
+
+
+def _stem(path: Path) -> str:
+    return path.name.split(".", 1)[0]
+
+
+def _order(path: Path) -> tuple[int, str]:
+    stem = _stem(path)
+    return LIBRARIES.index(stem) if stem in LIBRARIES else len(LIBRARIES), stem
+
+
+def module(name: str) -> Any:
+    """Import one of MODULES from the wheel's own file, without the package around it. Raises ImportError."""
+    spec = importlib.util.spec_from_file_location(name, PATHS[name])
+    if spec is None or spec.loader is None:
+        raise ImportError(PATHS[name])
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
 
 
 def _has_kernel(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from scripts.gpu_check.device.norms import cos_sin, rotated
-from scripts.gpu_check.device.probe import DTYPES, FP8, HALVES, Probe, check, dtype_name, poisoned, randn
+from scripts.gpu_check.device.probe import DTYPES, FP8, HALVES, Probe, call, check, dtype_name, poisoned, randn
 
 BLOCKS = 24
 
@@ -210,7 +210,10 @@ def upconvert(probe: Probe) -> None:
     out = poisoned(probe, len(rows), 576, dtype=torch.bfloat16)
     sizes = torch.tensor(lengths, dtype=torch.int32, device=probe.device)
     begin = (sizes.cumsum(0) - sizes).int()
-    torch.ops._C_cache_ops.cp_gather_and_upconvert_fp8_kv_cache(cache, out, pages, sizes, begin, len(lengths))
+    call(
+        torch.ops._C_cache_ops.cp_gather_and_upconvert_fp8_kv_cache, cache, out, pages,
+        workspace_starts=begin, batch_size=len(lengths), neutral={"seq_lens": sizes, "seq_starts": None},
+    )  # fmt: skip
     probe.close(out, torch.cat([latent, rope], -1), limit=0.04, dtype="bfloat16 by way of fp8")
     probe.exact(out[:, 512:], rope)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from scripts.gpu_check.device.probe import DTYPES, HALVES, Probe, check, dtype_name, poisoned, randn
+from scripts.gpu_check.device.probe import DTYPES, HALVES, Probe, call, check, dtype_name, poisoned, randn
 
 GATES = ((1, 8, 2), (33, 64, 6), (512, 128, 8), (257, 256, 8), (64, 60, 4))
 
@@ -16,7 +16,7 @@ def _hopper(capability: tuple[int, int]) -> bool:
     return capability[0] in (9, 10)
 
 
-def _gate(probe: Probe, operator: Any, score: Any, *, renormalize: bool, extra: tuple[Any, ...] = ()) -> None:
+def _gate(probe: Probe, operator: Any, score: Any, *, renormalize: bool) -> None:
     for dtype in DTYPES:
         for tokens, experts, k in GATES:
             # Distinct values also in half precision, so that the k best are well defined.
@@ -25,7 +25,8 @@ def _gate(probe: Probe, operator: Any, score: Any, *, renormalize: bool, extra: 
             weights = poisoned(probe, tokens, k, dtype=torch.float32)
             indices = poisoned(probe, tokens, k, dtype=torch.int32)
             source = torch.empty_like(indices)
-            operator(weights, indices, source, gating, renormalize, *extra)
+            plain = {"bias": None, "is_padding": None, "routed_scaling_factor": 1.0}
+            call(operator, weights, indices, source, gating, renormalize, neutral=plain)
             want, best = score(gating.double()).topk(k)
             if renormalize:
                 want = want / want.sum(-1, keepdim=True)
@@ -41,14 +42,14 @@ def _softmax(x: Any) -> Any:
 def topk_softmax(probe: Probe) -> None:
     """Weights and indices of the k best experts."""
     for renormalize in (False, True):
-        _gate(probe, torch.ops._moe_C.topk_softmax, _softmax, renormalize=renormalize, extra=(None,))
+        _gate(probe, torch.ops._moe_C.topk_softmax, _softmax, renormalize=renormalize)
 
 
 @check("moe", "_moe_C::topk_sigmoid")
 def topk_sigmoid(probe: Probe) -> None:
     """The same with sigmoid scores."""
     for renormalize in (False, True):
-        _gate(probe, torch.ops._moe_C.topk_sigmoid, torch.sigmoid, renormalize=renormalize, extra=(None,))
+        _gate(probe, torch.ops._moe_C.topk_sigmoid, torch.sigmoid, renormalize=renormalize)
 
 
 @check("moe", "_moe_C::topk_softplus_sqrt")
@@ -60,7 +61,8 @@ def topk_softplus_sqrt(probe: Probe) -> None:
         weights = poisoned(probe, tokens, k, dtype=torch.float32)
         indices = poisoned(probe, tokens, k, dtype=torch.int32)
         source = torch.empty_like(indices)
-        torch.ops._moe_C.topk_softplus_sqrt(weights, indices, source, gating, True, 2.5, None, None, None)
+        nothing = {"bias": None, "input_ids": None, "tid2eid": None, "is_padding": None}
+        call(torch.ops._moe_C.topk_softplus_sqrt, weights, indices, source, gating, True, 2.5, neutral=nothing)
         want, best = F.softplus(gating.double()).sqrt().topk(k)
         probe.close(weights, want / want.sum(-1, keepdim=True) * 2.5)
         probe.exact(indices.sort(-1).values, best.sort(-1).values, dtype="indices")

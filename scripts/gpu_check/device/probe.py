@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,6 +139,16 @@ def check(
         return run
 
     return enter
+
+
+def call(operator: Any, *arguments: Any, neutral: Mapping[str, Any], **named: Any) -> Any:
+    """Call an operator, with each of `neutral` only where its registered schema has an argument of that name.
+
+    vLLM adds and drops such arguments between versions. Only values go here that mean the same as no argument: no
+    permutation, no padding mask, a factor of 1.
+    """
+    known = {argument.name for argument in operator.default._schema.arguments}
+    return operator(*arguments, **named, **{name: value for name, value in neutral.items() if name in known})
 
 
 def randn(probe: Probe, *shape: int, dtype: Any = torch.float32, scale: float = 1.0) -> Any:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from scripts.gpu_check.device.coverage import load
-from scripts.gpu_check.device.probe import FP8
+from scripts.gpu_check.device.probe import FP8, call
 
 REPEATS = 50
 
@@ -79,7 +79,9 @@ def _pairs() -> Iterator[tuple[str, str, float, Callable[[], object], Callable[[
             "topk_softmax",
             "softmax, then topk",
             1.5,
-            lambda: moe.topk_softmax(weights, index, source, gates, False, None),
+            lambda: call(
+                moe.topk_softmax, weights, index, source, gates, False, neutral={"bias": None, "is_padding": None}
+            ),
             lambda: gates.softmax(-1).topk(8),
         )
         parts = torch.randn(8192, 2, 4096, device="cuda", dtype=half)

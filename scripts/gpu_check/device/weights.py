@@ -11,7 +11,7 @@ import torch
 
 from scripts.gpu_check.device.gemms import pack_rows
 from scripts.gpu_check.device.moe import aligned
-from scripts.gpu_check.device.probe import FP8, HALVES, Probe, check, dtype_name, randn
+from scripts.gpu_check.device.probe import FP8, HALVES, Probe, call, check, dtype_name, randn
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -61,21 +61,31 @@ def _dequantised(codes: Any, scales: Any, zero: Any) -> Any:
 
 def _marlin(probe: Probe, a: Any, weight: Any, scales: Any, zeros: Any, kind: int, n: int) -> Any:
     m, k = a.shape
-    return torch.ops._C.marlin_gemm(
-        a, None, weight, None, scales, None, None, zeros, None, None, _workspace(probe), kind,
-        m, n, k, True, False, True, False,
+    return call(
+        torch.ops._C.marlin_gemm, a, None, weight, None, scales, None, None, zeros,
+        workspace=_workspace(probe), b_type_id=kind, size_m=m, size_n=n, size_k=k,
+        use_atomic_add=False, use_fp32_reduce=True, is_zp_float=False,
+        neutral={"g_idx_or_none": None, "perm_or_none": None, "is_k_full": True},
+    )  # fmt: skip
+
+
+def _repacked(packed: Any, k: int, n: int, bits: int) -> Any:
+    """Return a weight [k * bits / 32, n] in Marlin's order; its rows keep their places."""
+    same = torch.empty(0, dtype=torch.int, device=packed.device)
+    return call(
+        torch.ops._C.gptq_marlin_repack, packed, size_k=k, size_n=n, num_bits=bits, is_a_8bit=False,
+        neutral={"perm": same},
     )  # fmt: skip
 
 
 @check("marlin", "_C::marlin_gemm", "_C::gptq_marlin_repack")
 def marlin_gemm(probe: Probe) -> None:
     """Symmetric 4 and 8 bit weights, a scale per 128 of k or per column, few and many rows."""
-    empty = torch.empty(0, dtype=torch.int, device=probe.device)
     for dtype in HALVES:
         for bits, kind in ((4, UINT4B8), (8, UINT8B128)):
             for m, n, k, grouped in ((1, 256, 512, True), (33, 1024, 1024, True), (257, 4096, 2048, False)):
                 codes, scales = _weights(probe, k, n, bits, 128 if grouped else k, dtype)
-                weight = torch.ops._C.gptq_marlin_repack(pack_rows(codes, bits), empty, k, n, bits, False)
+                weight = _repacked(pack_rows(codes, bits), k, n, bits)
                 a = randn(probe, m, k, dtype=dtype)
                 out = _marlin(probe, a, weight, marlin_scales(scales, single=not grouped), None, kind, n)
                 want = a.double() @ _dequantised(codes, scales, 2 ** (bits - 1))
@@ -102,12 +112,10 @@ def awq_marlin(probe: Probe) -> None:
 def marlin_fp8(probe: Probe) -> None:
     """fp8 weights with 16 bit activations: what a GPU without fp8 units uses."""
     kind = scalar_id(3, exponent=4, signed=True, finite=True)
-    empty = torch.empty(0, dtype=torch.int, device=probe.device)
     for m, n, k in ((1, 256, 512), (65, 1024, 1024)):
         w = randn(probe, k, n, scale=0.5).to(FP8)
         scales = (torch.rand(1, n, device=probe.device) * 0.02 + 0.005).half()
-        packed = pack_rows(w.view(torch.uint8), 8)
-        weight = torch.ops._C.gptq_marlin_repack(packed, empty, k, n, 8, False)
+        weight = _repacked(pack_rows(w.view(torch.uint8), 8), k, n, 8)
         a = randn(probe, m, k, dtype=torch.float16)
         shifted = marlin_scales(scales, single=True) * 2**8  # the kernel leaves the difference of exponent biases out
         out = _marlin(probe, a, weight, shifted, None, kind, n)
@@ -129,18 +137,20 @@ def _moe_marlin(probe: Probe, dtype: Any, bits: int, kind: int) -> None:
         probe.notes.append("needs _C::gptq_marlin_repack, which this wheel does not hold")
         return
     tokens, k_best, experts, n, k = 33, 2, 8, 512, 1024
-    empty = torch.empty(0, dtype=torch.int, device=probe.device)
     pairs = [_weights(probe, k, n, bits, 128, dtype) for _ in range(experts)]
-    repack = torch.ops._C.gptq_marlin_repack
-    weight = torch.stack([repack(pack_rows(c, bits), empty, k, n, bits, False) for c, _ in pairs])
+    weight = torch.stack([_repacked(pack_rows(c, bits), k, n, bits) for c, _ in pairs])
     scales = torch.stack([marlin_scales(s, single=False) for _, s in pairs])
     a = randn(probe, tokens, k, dtype=dtype)
     ids = torch.rand(tokens, experts, device=probe.device).topk(k_best).indices.int()
     ones = torch.ones(tokens, k_best, device=probe.device)
-    out = torch.ops._moe_C.moe_wna16_marlin_gemm(
-        a, None, weight, None, scales, None, None, None, None, None, _workspace(probe),
-        *aligned(probe, ids, experts, 16), ones, 16, k_best, False, kind, tokens, n, k,
-        True, False, True, False, -1, -1, -1,
+    rows, owners, count = aligned(probe, ids, experts, 16)
+    out = call(
+        torch.ops._moe_C.moe_wna16_marlin_gemm, a, None, weight, None, scales, None, None, None,
+        workspace=_workspace(probe), sorted_token_ids=rows, expert_ids=owners, num_tokens_past_padded=count,
+        topk_weights=ones, moe_block_size=16, top_k=k_best, mul_topk_weights=False, b_type_id=kind,
+        size_m=tokens, size_n=n, size_k=k, use_atomic_add=False, use_fp32_reduce=True, is_zp_float=False,
+        thread_k=-1, thread_n=-1, blocks_per_sm=-1,
+        neutral={"g_idx_or_none": None, "perm_or_none": None, "is_full_k": True},
     )  # fmt: skip
     dense = torch.stack([_dequantised(c, s, 2 ** (bits - 1)) for c, s in pairs])
     want = torch.einsum("tk,tjkn->tjn", a.double(), dense[ids.long()]).reshape(-1, n)
@@ -208,9 +218,12 @@ def gptq(probe: Probe) -> None:
             codes, scales = _weights(probe, k, n, bits, 128, torch.float16)
             zeros = torch.randint(0, 2**bits - 1, scales.shape, device=probe.device)
             weight = pack_rows(codes, bits)
-            torch.ops._C.gptq_shuffle(weight, empty, bits)
+            call(torch.ops._C.gptq_shuffle, weight, bit=bits, neutral={"q_perm": empty})
             a = randn(probe, m, k, dtype=torch.float16)
-            out = torch.ops._C.gptq_gemm(a, weight, pack_columns(zeros, bits), scales, empty, True, False, bits)
+            out = call(
+                torch.ops._C.gptq_gemm, a, weight, pack_columns(zeros, bits), scales,
+                use_exllama=True, use_v2_format=False, bit=bits, neutral={"b_g_idx": empty},
+            )  # fmt: skip
             want = a.double() @ _dequantised(codes, scales, zeros + 1)
             # Partial sums are added up in half precision, in any order.
             probe.close(out, want, limit=2e-2, dtype=f"float16, {bits} bit")

@@ -141,6 +141,15 @@ def test_a_wheel_without_the_engine_s_library(tmp_path: Path, monkeypatch: pytes
     assert "no _C" in seen["engine_not_covered"]
 
 
+def test_the_engine_runs_where_its_library_is_of_the_stable_abi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = make_wheel(tmp_path, {"vllm/_C_stable_libtorch.abi3.so": b""})
+    seen, _ = check(tmp_path, wheel, monkeypatch, plan(), "--part", "engine", "--quick")
+    assert list(seen["engine"]) == ["llama eager"]
+    assert "engine_not_covered" not in seen
+
+
 def test_a_slim_wheel_that_gives_other_bytes_is_told(
     tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +230,16 @@ def test_disagreements_are_found() -> None:
     assert len(disagreements(said, checks, ok=False)) == 2
     said["vllm/_C.abi3.so"] = {"native": 3, "compatible": 0, "jit": 1, "missing": 0}
     assert disagreements(said, checks, ok=False) == []
+
+
+@pytest.mark.parametrize("ending", ["", "_stable_libtorch"])
+@pytest.mark.parametrize("space", ["_C", "_moe_C"])
+def test_operators_belong_to_the_library_of_their_name_or_of_the_stable_abi(space: str, ending: str) -> None:
+    """vLLM 0.33 registers `_C::` from _C_stable_libtorch and `_moe_C::` from _moe_C_stable_libtorch."""
+    count = {"native": 1, "compatible": 0, "jit": 0, "missing": 0}
+    checks = {"a": {"image": "SASS", "operators": [f"{space}::a"]}}
+    assert disagreements({f"vllm/{space}{ending}.abi3.so": count}, checks, ok=True) == []
+    assert len(disagreements({f"vllm/{space}{ending}.abi3.so": {**count, "native": 0}}, checks, ok=True)) == 1
 
 
 def test_digests_are_compared_where_they_mean_something() -> None:
