@@ -13,11 +13,13 @@ from scripts.gpu_check.device.probe import DTYPES, FP8, FP8_MAX, HALVES, Probe, 
 SHAPES = ((1, 128), (7, 512), (83, 2880), (300, 14336), (5, 1000))
 
 
-def _tanh_gelu(x: Any) -> Any:
+def tanh_gelu(x: Any) -> Any:
+    """Return gelu by its tanh formula."""
     return F.gelu(x, approximate="tanh")
 
 
-def _gated(probe: Probe, operator: Any, reference: Any, *arguments: float) -> None:
+def gated(probe: Probe, operator: Any, reference: Any, *arguments: float) -> None:
+    """Compare an operator that makes width columns of twice as many, in every type and shape."""
     for dtype in DTYPES:
         for rows, width in SHAPES:
             x = randn(probe, rows, 2 * width, dtype=dtype)
@@ -26,7 +28,8 @@ def _gated(probe: Probe, operator: Any, reference: Any, *arguments: float) -> No
             probe.close(out, reference(x.double()), limit=8e-3 if dtype is torch.bfloat16 else None)
 
 
-def _halves(x: Any) -> tuple[Any, Any]:
+def halves(x: Any) -> tuple[Any, Any]:
+    """Return the first and the second half of the columns."""
     first, second = x.chunk(2, -1)
     return first, second
 
@@ -34,25 +37,25 @@ def _halves(x: Any) -> tuple[Any, Any]:
 @check("activation", "_C::silu_and_mul")
 def silu_and_mul(probe: Probe) -> None:
     """silu(first half) * second half."""
-    _gated(probe, torch.ops._C.silu_and_mul, lambda x: F.silu(_halves(x)[0]) * _halves(x)[1])
+    gated(probe, torch.ops._C.silu_and_mul, lambda x: F.silu(halves(x)[0]) * halves(x)[1])
 
 
 @check("activation", "_C::mul_and_silu")
 def mul_and_silu(probe: Probe) -> None:
     """First half * silu(second half)."""
-    _gated(probe, torch.ops._C.mul_and_silu, lambda x: _halves(x)[0] * F.silu(_halves(x)[1]))
+    gated(probe, torch.ops._C.mul_and_silu, lambda x: halves(x)[0] * F.silu(halves(x)[1]))
 
 
 @check("activation", "_C::gelu_and_mul")
 def gelu_and_mul(probe: Probe) -> None:
     """gelu(first half) * second half."""
-    _gated(probe, torch.ops._C.gelu_and_mul, lambda x: F.gelu(_halves(x)[0]) * _halves(x)[1])
+    gated(probe, torch.ops._C.gelu_and_mul, lambda x: F.gelu(halves(x)[0]) * halves(x)[1])
 
 
 @check("activation", "_C::gelu_tanh_and_mul")
 def gelu_tanh_and_mul(probe: Probe) -> None:
     """Gelu by tanh."""
-    _gated(probe, torch.ops._C.gelu_tanh_and_mul, lambda x: _tanh_gelu(_halves(x)[0]) * _halves(x)[1])
+    gated(probe, torch.ops._C.gelu_tanh_and_mul, lambda x: tanh_gelu(halves(x)[0]) * halves(x)[1])
 
 
 @check("activation", "_C::fatrelu_and_mul")
@@ -60,10 +63,10 @@ def fatrelu_and_mul(probe: Probe) -> None:
     """First half where above a threshold, else 0, times second half."""
 
     def reference(x: Any) -> Any:
-        first, second = _halves(x)
+        first, second = halves(x)
         return torch.where(first > 0.5, first, 0.0) * second
 
-    _gated(probe, torch.ops._C.fatrelu_and_mul, reference, 0.5)
+    gated(probe, torch.ops._C.fatrelu_and_mul, reference, 0.5)
 
 
 @check("activation", "_C::swigluoai_and_mul")
@@ -74,7 +77,7 @@ def swigluoai_and_mul(probe: Probe) -> None:
         gate, up = x[..., ::2].clamp(max=7.0), x[..., 1::2].clamp(-7.0, 7.0)
         return (up + 1) * gate * torch.sigmoid(1.702 * gate)
 
-    _gated(probe, torch.ops._C.swigluoai_and_mul, reference, 1.702, 7.0)
+    gated(probe, torch.ops._C.swigluoai_and_mul, reference, 1.702, 7.0)
 
 
 @check("activation", "_C::silu_and_mul_with_clamp")
@@ -82,10 +85,10 @@ def silu_and_mul_with_clamp(probe: Probe) -> None:
     """silu(min(first half, limit)) * clamp(second half)."""
 
     def reference(x: Any) -> Any:
-        gate, up = _halves(x)
+        gate, up = halves(x)
         return F.silu(gate.clamp(max=1.0)) * up.clamp(-1.0, 1.0)
 
-    _gated(probe, torch.ops._C.silu_and_mul_with_clamp, reference, 1.0)
+    gated(probe, torch.ops._C.silu_and_mul_with_clamp, reference, 1.0)
 
 
 def _plain(probe: Probe, operator: Any, reference: Any) -> None:
@@ -102,7 +105,7 @@ def _plain(probe: Probe, operator: Any, reference: Any) -> None:
 @check("activation", "_C::gelu_new")
 def gelu_new(probe: Probe) -> None:
     """Gelu by tanh, GPT-2's."""
-    _plain(probe, torch.ops._C.gelu_new, _tanh_gelu)
+    _plain(probe, torch.ops._C.gelu_new, tanh_gelu)
 
 
 @check("activation", "_C::gelu_fast")
@@ -118,6 +121,12 @@ def gelu_quick(probe: Probe) -> None:
     _plain(probe, torch.ops._C.gelu_quick, lambda x: x * torch.sigmoid(1.702 * x))
 
 
+@check("activation", "_C::relu_squared")
+def relu_squared(probe: Probe) -> None:
+    """The square of what is above 0."""
+    _plain(probe, torch.ops._C.relu_squared, lambda x: F.relu(x).square())
+
+
 @check("activation", "_C::silu_and_mul_quant")
 def silu_and_mul_quant(probe: Probe) -> None:
     """fp8(silu(a) * b / scale)."""
@@ -127,7 +136,7 @@ def silu_and_mul_quant(probe: Probe) -> None:
             scale = torch.rand(1, device=probe.device) * 0.02 + 0.01
             out = poisoned(probe, rows, width, dtype=FP8)
             torch.ops._C.silu_and_mul_quant(out, x, scale)
-            first, second = _halves(x.double())
+            first, second = halves(x.double())
             want = (F.silu(first) * second / scale).clamp(-FP8_MAX, FP8_MAX) * scale
             probe.close(out.double() * scale, want, limit=0.04, dtype=f"fp8 of {dtype_name(dtype)}")
 
@@ -144,7 +153,7 @@ def silu_and_mul_per_block_quant(probe: Probe) -> None:
                 out = poisoned(probe, rows, width, dtype=quantised)
                 scales = poisoned(probe, rows, width // group, dtype=torch.float32)
                 torch.ops._C.silu_and_mul_per_block_quant(out, x, scales, group, None, False)
-                first, second = _halves(x.double())
+                first, second = halves(x.double())
                 want = (F.silu(first) * second).view(rows, -1, group)
                 probe.close(scales, want.abs().amax(-1) / top, limit=8e-3, dtype="scales")
                 back = out.double().view_as(want) * scales[..., None]

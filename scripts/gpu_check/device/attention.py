@@ -136,7 +136,7 @@ def repetition(probe: Probe) -> None:
             probe.close(logits, want)
 
 
-def _best(probe: Probe, logits: Any, ends: Any, indices: Any, k: int) -> None:
+def best_of(probe: Probe, logits: Any, ends: Any, indices: Any, k: int) -> None:
     """Compare the values found with the k largest; ties may be broken either way."""
     for row in range(0, logits.shape[0], max(1, logits.shape[0] // 16)):
         end = int(ends[row])
@@ -157,14 +157,14 @@ def top_k(probe: Probe) -> None:
     ends = torch.randint(1, width + 1, (rows,), dtype=torch.int32, device=probe.device)
     indices = torch.full((rows, k), -7, dtype=torch.int32, device=probe.device)
     torch.ops._C.top_k_per_row_prefill(logits, starts, ends, indices, rows, width, 1, k)
-    _best(probe, logits, ends, indices, k)
+    best_of(probe, logits, ends, indices, k)
     indices.fill_(-7)
     torch.ops._C.top_k_per_row_decode(logits, 1, ends, indices, rows, width, 1, k)
-    _best(probe, logits, ends, indices, k)
+    best_of(probe, logits, ends, indices, k)
     indices.fill_(-7)
     workspace = torch.zeros(1024 * 1024, dtype=torch.uint8, device=probe.device)
     torch.ops._C.persistent_topk(logits, ends, indices, workspace, k, int(ends.max()))
-    _best(probe, logits, ends, indices, k)
+    best_of(probe, logits, ends, indices, k)
 
 
 @check("sampling", "_C::persistent_masked_m_silu_mul_quant", arch=lambda capability: capability >= (9, 0))

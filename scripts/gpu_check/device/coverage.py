@@ -22,18 +22,28 @@ _FP4 = "fp4 and mxfp8 units: GPUs of 10.0 and later"
 # Why an operator has no check. A name that ends in * stands for all that begin so.
 NOT_COVERED = {
     "_C::convert_vertical_slash_indexes*": "index lists for sparse attention; no reference written",
-    "_C::fused_deepseek_v4_qnorm_rope_kv_rope_quant_insert": "one model's fused step; no reference written",
+    "_C::fused_kda_*": "one model's recurrence, fused; no reference written",
+    "_C::fused_gdn_*": "one model's recurrence, fused; no reference written",
     "_C::minimax_allreduce_rms*": _GROUP,
+    "_C::beam_allreduce*": _GROUP,
+    "_C::direct_dcp_*": _GROUP,
+    "_C_cache_ops::hisparse_resolve_residency": "which rows stay on the GPU; no reference written",
     "_C_custom_ar::*": _GROUP,
     "_moe_C::moe_lora_align_block_size": "adapters (LoRA); no reference written",
     "_C::cutlass_w4a8_moe_mm": "grouped form of cutlass_w4a8_mm; no reference written",
     "_C::cutlass_encode_and_reorder_int4b_grouped": "only cutlass_w4a8_moe_mm reads its layout",
-    "_C::per_token_group_fp8_quant_packed": "only DeepGEMM reads its layout, which this wheel does not hold",
+    "_C::per_token_group_fp8_quant_packed": "only DeepGEMM reads its layout; no reference written",
+    "_vllm_fa*": "flash-attention; no check written",
+    "_flash*": "attention of another project; no check written",
+    "deep_select::*": "of another project; no check written",
+    "_qutlass_C::*": "of another project; no check written",
 }
 OTHER_ARCH = {
     "_C::*fp4*": _FP4,
     "_C::*mxfp8*": _FP4,
+    "_C_cache_ops::*nvfp4*": _FP4,
     "_C::sm100_*": "GPUs of 10.x",
+    "_C::kimi_k3_attn_res": "GPUs of 10.x",
     "_C::allspark_w8a16_gemm": "GPUs of 8.x",
     "_C::rearrange_kn_weight_as_n32k16_order": "GPUs of 8.x",
 }

@@ -94,6 +94,14 @@ def supports(probe: Probe) -> None:
     probe.true(number >= 100 or not ops.cutlass_scaled_mm_supports_fp4(number), "no fp4 before 10.0")
 
 
+@check("gemm", "_C::mxfp4_experts_quant_supported")
+def supports_mxfp4(probe: Probe) -> None:
+    """What the library says of this GPU: nothing before 10.0."""
+    major, minor = torch.cuda.get_device_capability()
+    number = major * 10 + minor
+    probe.true(number >= 100 or not torch.ops._C.mxfp4_experts_quant_supported(number), "no mxfp4 before 10.0")
+
+
 def _expert_data(probe: Probe, ids: Any, experts: int, n: int, k: int) -> tuple[Any, ...]:
     rows = ids.numel()
     offsets = torch.full((experts + 1,), -7, dtype=torch.int32, device=probe.device)

@@ -12,15 +12,18 @@ from scripts.gpu_check.device.probe import DTYPES, FP8, HALVES, Probe, call, che
 BLOCKS = 24
 
 
-def _slots(probe: Probe, tokens: int, block: int) -> Any:
+def slots_of(probe: Probe, tokens: int, block: int) -> Any:
+    """Return a slot of BLOCKS * block for each token, none twice."""
     return torch.randperm(BLOCKS * block, device=probe.device)[:tokens]
 
 
-def _one(probe: Probe) -> Any:
+def unit(probe: Probe) -> Any:
+    """Return a scale of 1."""
     return torch.ones(1, device=probe.device)
 
 
-def _scale(probe: Probe) -> Any:
+def some_scale(probe: Probe) -> Any:
+    """Return a scale that is not 1."""
     return torch.rand(1, device=probe.device) * 0.02 + 0.01
 
 
@@ -34,8 +37,8 @@ def reshape_and_cache(probe: Probe) -> None:
             keys = torch.zeros(BLOCKS, heads, size // x, block, x, dtype=dtype, device=probe.device)
             values = torch.zeros(BLOCKS, heads, size, block, dtype=dtype, device=probe.device)
             want_keys, want_values = keys.clone(), values.clone()
-            slots = _slots(probe, tokens, block)
-            torch.ops._C_cache_ops.reshape_and_cache(key, value, keys, values, slots, "auto", _one(probe), _one(probe))
+            slots = slots_of(probe, tokens, block)
+            torch.ops._C_cache_ops.reshape_and_cache(key, value, keys, values, slots, "auto", unit(probe), unit(probe))
             page, place = slots // block, slots % block
             want_keys[page, :, :, place] = key.view(tokens, heads, -1, x)
             want_values[page, :, :, place] = value
@@ -49,16 +52,16 @@ def reshape_and_cache_flash(probe: Probe) -> None:
     for dtype in HALVES:
         for tokens, heads, size, block in ((1, 1, 64, 16), (42, 8, 128, 16), (83, 4, 80, 32)):
             pair = [randn(probe, tokens, heads, size, dtype=dtype) for _ in range(2)]
-            slots = _slots(probe, tokens, block)
+            slots = slots_of(probe, tokens, block)
             page, place = slots // block, slots % block
             caches = [torch.zeros(BLOCKS, block, heads, size, dtype=dtype, device=probe.device) for _ in range(2)]
-            torch.ops._C_cache_ops.reshape_and_cache_flash(*pair, *caches, slots, "auto", _one(probe), _one(probe))
+            torch.ops._C_cache_ops.reshape_and_cache_flash(*pair, *caches, slots, "auto", unit(probe), unit(probe))
             for cache, x in zip(caches, pair, strict=True):
                 want = torch.zeros_like(cache)
                 want[page, place] = x
                 probe.exact(cache, want)
             caches = [torch.zeros(BLOCKS, block, heads, size, dtype=torch.uint8, device=probe.device) for _ in range(2)]
-            scales = [_scale(probe), _scale(probe)]
+            scales = [some_scale(probe), some_scale(probe)]
             torch.ops._C_cache_ops.reshape_and_cache_flash(*pair, *caches, slots, "fp8", *scales)
             for cache, x, scale in zip(caches, pair, scales, strict=True):
                 probe.codes(
@@ -110,13 +113,13 @@ def concat_and_cache_mla(probe: Probe) -> None:
             randn(probe, tokens, rank, dtype=torch.bfloat16),
             randn(probe, tokens, rotary, dtype=torch.bfloat16),
         )
-        slots = _slots(probe, tokens, block)
+        slots = slots_of(probe, tokens, block)
         rows = torch.cat([latent, rope], -1)
         cache = torch.zeros(BLOCKS, block, rank + rotary, dtype=torch.bfloat16, device=probe.device)
-        torch.ops._C_cache_ops.concat_and_cache_mla(latent, rope, cache, slots, "auto", _one(probe))
+        torch.ops._C_cache_ops.concat_and_cache_mla(latent, rope, cache, slots, "auto", unit(probe))
         probe.exact(cache.view(-1, rank + rotary)[slots], rows)
         packed = torch.zeros(cache.shape, dtype=torch.uint8, device=probe.device)
-        scale = _scale(probe)
+        scale = some_scale(probe)
         torch.ops._C_cache_ops.concat_and_cache_mla(latent, rope, packed, slots, "fp8", scale)
         got = packed.view(-1, rank + rotary)[slots].view(FP8)
         probe.codes(got, rows.double() / scale.double(), dtype="fp8 of bfloat16")
@@ -131,7 +134,7 @@ def concat_and_cache_mla_rope_fused(probe: Probe) -> None:
         query, key = randn(probe, tokens, heads, 64, dtype=dtype), randn(probe, tokens, 64, dtype=dtype)
         table = cos_sin(probe, 512, 64, dtype)
         positions = torch.randint(0, 512, (tokens,), device=probe.device)
-        slots = _slots(probe, tokens, block)
+        slots = slots_of(probe, tokens, block)
         want_query = rotated(query, table[positions], neox=False)
         want_key = rotated(key[:, None], table[positions], neox=False)[:, 0]
         cache = torch.zeros(BLOCKS, block, 576, dtype=dtype, device=probe.device)
@@ -145,7 +148,7 @@ def concat_and_cache_mla_rope_fused(probe: Probe) -> None:
             slots,
             cache,
             "auto",
-            _one(probe),
+            unit(probe),
         )
         probe.close(query, want_query)
         probe.close(cache.view(-1, 576)[slots], torch.cat([latent.double(), want_key], -1))
@@ -180,7 +183,7 @@ def gather_cache(probe: Probe) -> None:
     owner = torch.tensor([i for i, n in enumerate(lengths) for _ in range(n)], dtype=torch.int32, device=probe.device)
     for dtype, source in (("auto", cache), ("fp8", cache.to(FP8).view(torch.uint8))):
         out = poisoned(probe, count, 576, dtype=torch.bfloat16)
-        scale = _one(probe) if dtype == "auto" else _scale(probe)
+        scale = unit(probe) if dtype == "auto" else some_scale(probe)
         torch.ops._C_cache_ops.gather_and_maybe_dequant_cache(
             source, out, table, total, owner, count, dtype, scale, None
         )
@@ -206,7 +209,7 @@ def upconvert(probe: Probe) -> None:
     slots = torch.tensor(rows, device=probe.device)
     latent, rope = (randn(probe, len(rows), size, dtype=torch.bfloat16) for size in (512, 64))
     cache = torch.zeros(BLOCKS, block, 656, dtype=torch.uint8, device=probe.device)
-    torch.ops._C_cache_ops.concat_and_cache_mla(latent, rope, cache, slots, "fp8_ds_mla", _one(probe))
+    torch.ops._C_cache_ops.concat_and_cache_mla(latent, rope, cache, slots, "fp8_ds_mla", unit(probe))
     out = poisoned(probe, len(rows), 576, dtype=torch.bfloat16)
     sizes = torch.tensor(lengths, dtype=torch.int32, device=probe.device)
     begin = (sizes.cumsum(0) - sizes).int()

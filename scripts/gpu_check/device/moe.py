@@ -99,7 +99,7 @@ def moe_sum(probe: Probe) -> None:
             probe.close(out, x.double().sum(1))
 
 
-def _blocks(flat: Any, experts: int, block: int) -> tuple[list[list[int]], list[int]]:
+def blocks_of(flat: Any, experts: int, block: int) -> tuple[list[list[int]], list[int]]:
     """Return the tokens of each block of `block`, by expert, without padding, and each block's expert."""
     lists: list[list[int]] = [[] for _ in range(experts)]
     for index, expert in enumerate(flat.tolist()):
@@ -114,7 +114,7 @@ def _blocks(flat: Any, experts: int, block: int) -> tuple[list[list[int]], list[
 
 def aligned(probe: Probe, topk_ids: Any, experts: int, block: int) -> tuple[Any, Any, Any]:
     """Return sorted token ids, expert of each block and the padded count, built here and not by the kernel."""
-    blocks, owners = _blocks(topk_ids.flatten().cpu(), experts, block)
+    blocks, owners = blocks_of(topk_ids.flatten().cpu(), experts, block)
     pad = topk_ids.numel()
     rows = [index for entry in blocks for index in (*entry, *([pad] * (block - len(entry))))]
     as_tensor = [torch.tensor(x, dtype=torch.int32, device=probe.device) for x in (rows, owners, [len(rows)])]
@@ -136,10 +136,10 @@ def moe_align_block_size(probe: Probe) -> None:
         probe.exact(count, want_count)
         probe.exact(owners[: used // block], want_owners)
         expert = want_owners.repeat_interleave(block).long()
-        probe.exact(_by_expert(out[:used], expert, room), _by_expert(want, expert, room))
+        probe.exact(by_expert(out[:used], expert, room), by_expert(want, expert, room))
 
 
-def _by_expert(tokens: Any, expert: Any, room: int) -> Any:
+def by_expert(tokens: Any, expert: Any, room: int) -> Any:
     """Sort tokens within each expert: which of an expert's blocks a token is in is left to chance."""
     return (expert * (room + 1) + tokens).sort().values
 

@@ -141,14 +141,19 @@ def check(
     return enter
 
 
-def call(operator: Any, *arguments: Any, neutral: Mapping[str, Any], **named: Any) -> Any:
-    """Call an operator, with each of `neutral` only where its registered schema has an argument of that name.
+def fitting(operator: Any, neutral: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `neutral` that the operator's registered schema has an argument for.
 
     vLLM adds and drops such arguments between versions. Only values go here that mean the same as no argument: no
     permutation, no padding mask, a factor of 1.
     """
     known = {argument.name for argument in operator.default._schema.arguments}
-    return operator(*arguments, **named, **{name: value for name, value in neutral.items() if name in known})
+    return {name: value for name, value in neutral.items() if name in known}
+
+
+def call(operator: Any, *arguments: Any, neutral: Mapping[str, Any], **named: Any) -> Any:
+    """Call an operator with the arguments, and with those of `neutral` that fit."""
+    return operator(*arguments, **named, **fitting(operator, neutral))
 
 
 def randn(probe: Probe, *shape: int, dtype: Any = torch.float32, scale: float = 1.0) -> Any:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from scripts.gpu_check.device.coverage import load
-from scripts.gpu_check.device.probe import FP8, call
+from scripts.gpu_check.device.probe import FP8, fitting
 
 REPEATS = 50
 
@@ -74,14 +74,13 @@ def _pairs() -> Iterator[tuple[str, str, float, Callable[[], object], Callable[[
     if hasattr(moe, "topk_softmax"):
         gates = torch.randn(8192, 128, device="cuda")
         weights = torch.empty(8192, 8, device="cuda")
+        plain = fitting(moe.topk_softmax, {"bias": None, "is_padding": None})
         index, source = (torch.empty(8192, 8, dtype=torch.int32, device="cuda") for _ in range(2))
         yield (
             "topk_softmax",
             "softmax, then topk",
             1.5,
-            lambda: call(
-                moe.topk_softmax, weights, index, source, gates, False, neutral={"bias": None, "is_padding": None}
-            ),
+            lambda: moe.topk_softmax(weights, index, source, gates, False, **plain),
             lambda: gates.softmax(-1).topk(8),
         )
         parts = torch.randn(8192, 2, 4096, device="cuda", dtype=half)

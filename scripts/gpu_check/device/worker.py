@@ -20,7 +20,10 @@ import torch
 from scripts.gpu_check.device.coverage import Registered, load, missing, verdict_without_check
 from scripts.gpu_check.device.probe import TABLE, Check, Probe
 
-MODULES = ("norms", "activations", "quant", "gemms", "moe", "weights", "kv_cache", "attention")
+MODULES = (
+    *("norms", "activations", "gates", "quant", "gemms", "moe", "routing", "weights"),
+    *("kv_cache", "kimi", "tiers", "fused_rope", "attention", "lookups", "host"),
+)
 
 
 def fill_table() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from scripts.core.console import Console
 from scripts.core.errors import GpuError, NoGpuError, UsageError
 from scripts.core.paths import ROOT
 from scripts.gpu_check.compare import compare_digests, disagreements
-from scripts.gpu_check.families import Kernels, Place, check_families, operator_table, run_lines
+from scripts.gpu_check.families import FAMILIES, Kernels, Place, check_families, operator_table, run_lines
 from scripts.gpu_check.parts import find_python, gpu_driver
 from tests.fake_gpu import install
 from tests.fatbins import container, ptx_entry, sass, shared_object
@@ -260,6 +262,21 @@ def test_a_family_with_no_time_left_says_nothing(tmp_path: Path) -> None:
     place = Place(install(tmp_path, plan()), tmp_path / "site", tmp_path, os.environ)
     seen = check_families(place, ["norm"], seed=1, limit=0, at_once=1, saved=lambda _seen: None)
     assert seen.checks == {}
+
+
+def test_every_module_with_checks_is_loaded_and_every_family_is_run() -> None:
+    """The modules need torch, which the tests lack: their source says what they enter."""
+    folder = ROOT / "scripts/gpu_check/device"
+    families = {
+        path.stem: re.findall(r'^@check\(\s*"(\w+)"', path.read_text(), re.MULTILINE) for path in folder.glob("*.py")
+    }
+    entering = {name for name, found in families.items() if found}
+    tree = ast.parse((folder / "worker.py").read_text())
+    lists = [n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "MODULES"]
+    loaded = {n.value for n in ast.walk(lists[0]) if isinstance(n, ast.Constant)}
+    assert len(entering) > 10
+    assert entering == loaded
+    assert {family for found in families.values() for family in found} == set(FAMILIES)
 
 
 def test_an_operator_that_only_other_gpus_have_keeps_its_reason() -> None:
