@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scripts.core.paths import ROOT
 from scripts.core.process import call
 
-ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = (
     *("marlin", "norm", "activation", "quant", "gemm", "moe", "machete", "gptq", "gguf"),  # the longest first
     *("cache", "attention", "scan", "sampling", "memory"),

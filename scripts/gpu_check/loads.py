@@ -35,7 +35,10 @@ WITHOUT = {
 # vLLM 0.20.1's own tests pin these two (requirements/test/cuda.txt); a newer transformers may not know its ways.
 PINS = ("transformers==5.5.3", "tokenizers==0.22.2")
 ALWAYS = {"transformers", "tokenizers", "typing-extensions", "typing-inspection"}  # even where an older one is there
-OWN = ("pyelftools", "platformdirs", "filelock", "rich", "packaging", "psutil", "pydantic", "cyclonedx-python-lib")
+OWN = (
+    *("pyelftools", "platformdirs", "filelock", "rich", "packaging", "psutil", "pydantic", "cyclonedx-python-lib"),
+    *("lz4", "zstandard", "hyperscan"),
+)
 LEFT_OUT = ("mistral_common/data", "bin", "pycountry/locales", "xgrammar/lib")  # the last: a static library
 PUT = """\
 #!/usr/bin/env bash

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from scripts.commands import carry
 from scripts.core.console import Console
 from scripts.core.errors import FetchError, UsageError
+from scripts.core.paths import ROOT
 from scripts.gpu_check import loads as gpu_check_loads
 from scripts.gpu_check.loads import chosen, have, own_scripts, pack, spread, wanted, write_load
 from tests.wheels import make_wheel
@@ -37,6 +41,30 @@ def test_only_what_applies_there_is_wanted(tmp_path: Path) -> None:
     needed = wanted([wheel])
     assert {"regex", "zipp>1", *gpu_check_loads.OWN, *gpu_check_loads.PINS} == set(needed)
     assert "old-only" in wanted([wheel], "3.10")
+
+
+def test_all_that_gpu_check_imports_is_carried() -> None:
+    program = (
+        "import sys, importlib.metadata as m; import scripts.commands.gpu_check; d = m.packages_distributions();"
+        "print(*{x for n in sys.modules for x in d.get(n.split('.')[0], [])})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    carried, new = set(), set(gpu_check_loads.OWN)
+    while new:
+        carried |= new
+        lines = [line for name in new for line in metadata.requires(name) or [] if "extra" not in line]
+        new = {canonicalize_name(re.split(r"[^\w.-]", line)[0]) for line in lines} - carried
+        new = {name for name in new if _installed(name)}
+    imported = {canonicalize_name(name) for name in done.stdout.split()} - {"setuptools"}
+    assert {"pydantic", "pyelftools"} <= imported <= carried
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def test_names_are_read_from_pip_s_lists(tmp_path: Path) -> None:

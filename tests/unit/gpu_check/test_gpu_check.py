@@ -16,6 +16,7 @@ from scripts.commands import gpu_check
 from scripts.core.console import Console
 from scripts.core.errors import GpuError, NoGpuError, UsageError
 from scripts.core.paths import ROOT
+from scripts.gpu_check import families
 from scripts.gpu_check.compare import compare_digests, disagreements
 from scripts.gpu_check.families import FAMILIES, Kernels, Place, check_families, operator_table, run_lines
 from scripts.gpu_check.parts import find_python, gpu_driver
@@ -284,3 +285,13 @@ def test_an_operator_that_only_other_gpus_have_keeps_its_reason() -> None:
     seen.checks["a"] = {"operators": ["_C::a"], "state": "not covered", "notes": ["needs more"]}
     rows = operator_table(seen)
     assert [(row["state"], row["reason"]) for row in rows] == [("not covered", "needs more"), ("not compiled", "no")]
+
+
+def test_a_process_of_the_checks_finds_their_modules_wherever_it_starts(tmp_path: Path) -> None:
+    environment = Place(Path(sys.executable), tmp_path / "site", tmp_path, os.environ).environment()
+    names = (families.MODULE, "scripts.gpu_check.device.speed", "scripts.gpu_check.device.engine")
+    program = f"import importlib.util as u; [u.find_spec(name).origin for name in {names}]"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
