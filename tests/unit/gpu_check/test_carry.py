@@ -49,12 +49,13 @@ def test_all_that_gpu_check_imports_is_carried() -> None:
         "print(*{x for n in sys.modules for x in d.get(n.split('.')[0], [])})"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    carried, new = set(), set(gpu_check_loads.OWN)
+    carried: set[str] = set()
+    new = set[str](gpu_check_loads.OWN)
     while new:
         carried |= new
         lines = [line for name in new for line in metadata.requires(name) or [] if "extra" not in line]
-        new = {canonicalize_name(re.split(r"[^\w.-]", line)[0]) for line in lines} - carried
-        new = {name for name in new if _installed(name)}
+        named = {canonicalize_name(re.split(r"[^\w.-]", line)[0]) for line in lines}
+        new = {name for name in named - carried if _installed(name)}
     imported = {canonicalize_name(name) for name in done.stdout.split()} - {"setuptools"}
     assert {"pydantic", "pyelftools"} <= imported <= carried
 
