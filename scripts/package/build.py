@@ -14,6 +14,7 @@ from scripts.core.console import Console, human_bytes
 from scripts.core.errors import PackageError
 from scripts.core.files import remove_tree
 from scripts.core.process import Command
+from scripts.package.abi3 import abi3_problems, oldest_python
 from scripts.package.check import Wheel, check_wheel
 from scripts.package.data_files import warn_of_missing, write_manifest
 from scripts.package.finish import finish_wheel
@@ -126,11 +127,20 @@ def _repair(tree: BuildTree, raw: Path, target: Path) -> Path:
 
 
 def _abi3audit(tree: BuildTree, wheel: Path) -> None:
-    """Refuse a wheel tagged abi3 that uses symbols outside the stable ABI."""
-    command: Command = [sys.executable, "-m", "abi3audit", "--strict", "--report", wheel]
+    """Refuse a wheel tagged abi3 that uses what the stable ABI of its oldest Python does not have."""
+    report = tree.path / "package" / "abi3.json"
+    command: Command = [sys.executable, "-m", "abi3audit", "--report", "--output", report, wheel]
     done = run_in(tree, command, fixed=False)
-    if done.code:
-        raise _failed("abi3audit found symbols outside Python's stable ABI", done.tail(), tree)
+    try:
+        problems = list(abi3_problems(report.read_text(encoding="utf-8"), oldest_python(wheel)))
+    except (OSError, ValueError) as error:
+        raise _failed(f"abi3audit gave no report: {error}", done.tail(), tree) from error
+    if problems:
+        raise PackageError(
+            "the wheel does not keep to Python's stable ABI",
+            why="; ".join(problems),
+            fix="a patch of the recipe may have changed Py_LIMITED_API or the tag: compare with upstream's own build",
+        )
 
 
 def _failed(what: str, tail: str, tree: BuildTree) -> PackageError:

@@ -49,6 +49,7 @@ def extension(folder: Path, site: Path, source: str, *link: str) -> bytes:
 
 
 USES = "int at_exported(void); int PyLong_FromLong(void); int use(void) { return at_exported() + PyLong_FromLong(); }"
+CPP_USES = "int _ZN2at8exportedEv(void); int use(void) { return _ZN2at8exportedEv(); }"
 
 
 def codes(report: AuditReport, level: Level | None = None) -> list[str]:
@@ -126,8 +127,17 @@ def test_a_wheel_linked_to_torch_without_a_pin_is_a_warning(
     tmp_path: Path, site: Path, requirement: str, said: str
 ) -> None:
     metadata = METADATA.replace("Requires-Dist: torch==2.9.1", f"Requires-Dist: {requirement}\nRequires-Dist: ?!")
-    wheel = make_wheel(tmp_path, {"vllm/_C.abi3.so": extension(tmp_path, site, USES)}, metadata=metadata)
+    wheel = make_wheel(tmp_path, {"vllm/_C.abi3.so": extension(tmp_path, site, CPP_USES)}, metadata=metadata)
     assert said in finding(audit_wheel(wheel, []), "torch-pin").text
+
+
+def test_a_library_that_is_linked_to_torch_and_uses_none_of_it_fits_any_torch(tmp_path: Path, site: Path) -> None:
+    """As spinloop and fs_io_C of vLLM 0.33.0, which CMake links to torch."""
+    metadata = METADATA.replace("torch==2.9.1", "torch>=2.11")
+    library = extension(tmp_path, site, "int use(void) { return 1; }")
+    report = audit_wheel(make_wheel(tmp_path, {"vllm/spinloop.abi3.so": library}, metadata=metadata), [])
+    assert any(name.startswith("libtorch") for name in report.components["vllm/spinloop.abi3.so"].host.needed)
+    assert "torch-pin" not in {item.code for item in report.findings}
 
 
 def test_a_library_of_another_cuda_than_torchs_is_an_error(tmp_path: Path, site: Path) -> None:
