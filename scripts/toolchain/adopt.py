@@ -18,6 +18,7 @@ from scripts.toolchain.installed_torch import DOCS, INSTALLED, InstalledTorch, f
 from scripts.toolchain.torch import FLOAT8_TYPE, names_float8, runs_on
 
 OLDEST_PYTHON = (3, 10)
+OLDEST_STANDARD = 17  # of C++: of all torches that can be compiled against
 NEEDED = (
     "include/torch/csrc/api/include/torch/all.h",
     "include/ATen/ATen.h",
@@ -102,6 +103,10 @@ def problems(torch: InstalledTorch, recipe: Recipe, archs: Iterable[Arch]) -> It
     if not torch.cxx11_abi:
         text = f"{where} has the C++ ABI from before C++11: kernels that g++ compiles would not find its symbols"
         yield Problem("cxx11-abi-flag-mismatch", text, "take a torch of 2.7 or newer, or a build with the C++11 ABI")
+    if (standard := cxx_standard(torch)) > recipe.toolchain.host.cxx:
+        text = f"{where} needs C++{standard}, and {recipe.name} compiles its source as C++{recipe.toolchain.host.cxx}"
+        fix = f"take an older torch: the recipe pins {recipe.pinned_torch or recipe.torch.version}; or a newer source"
+        yield Problem("torch-needs-cxx20", text, fix)
     needed = [*NEEDED, *([STABLE] if Component.CORE_STABLE in recipe.components else [])]
     gone = [name for name in needed if not (torch.root / "torch" / name).is_file()]
     gone += [name for name in torch.changed if not (torch.root / name).exists()]
@@ -112,6 +117,17 @@ def problems(torch: InstalledTorch, recipe: Recipe, archs: Iterable[Arch]) -> It
     if missing := [arch for arch in archs if not runs_on(torch.archs, arch)]:
         text = f"{where} has no kernels that run on {', '.join(map(str, missing))}: it has {' '.join(torch.archs)}"
         yield Problem("torch-not-built-for-gpu", text, "leave the arch out of --arch, or take another torch")
+
+
+def cxx_standard(torch: InstalledTorch) -> int:
+    """Return the C++ standard that a torch's headers ask for, 17 where they do not say.
+
+    ATen/ATen.h has an #error for it, which says C++17 in torch 2.12 and 2.13 and C++20 in 2.14 (read there).
+    """
+    header = torch.root / "torch" / "include" / "ATen" / "ATen.h"
+    text = header.read_text(encoding="utf-8", errors="replace") if header.is_file() else ""
+    found = re.search(r"^\s*#\s*error\s+C\+\+(\d\d) or later", text, re.MULTILINE)
+    return int(found[1]) if found else OLDEST_STANDARD
 
 
 def check(torch: InstalledTorch, recipe: Recipe, archs: Sequence[Arch], source: Path) -> None:

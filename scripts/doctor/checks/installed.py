@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scripts.doctor.registry import Result, Subject, blocked, check, ok, warning
-from scripts.toolchain.adopt import other_torch, problems
+from scripts.toolchain.adopt import cxx_standard, other_torch, problems
 
 
 def judged(subject: Subject, name: str, fine: str) -> Result | None:
@@ -19,6 +19,15 @@ def headers(subject: Subject) -> Result:
     """Check that an installed torch has all that compiling against it reads."""
     where = f"{subject.torch.include.parent} has its headers, libraries and CMake package" if subject.torch else ""
     return judged(subject, "torch-header-gone", where) or ok("torch comes whole, from the lock file")
+
+
+@check("torch-needs-cxx20")
+def standard(subject: Subject) -> Result:
+    """Check that the source is compiled by the C++ standard that an installed torch's headers ask for."""
+    asked = f"its headers ask for C++{cxx_standard(subject.torch)}" if subject.torch else ""
+    return judged(subject, "torch-needs-cxx20", asked) or ok(
+        "the recipe's torch is the one that its source is made for"
+    )
 
 
 @check("torch-source-version-skew")

@@ -80,6 +80,19 @@ def test_an_interpreter_that_is_not_there_is_one_screen(tmp_path: Path) -> None:
     assert "No such file" in raised.value.why
 
 
+def test_a_torch_whose_headers_ask_for_a_newer_c_plus_plus_is_refused(python: Path) -> None:
+    header = look(python).root / "torch/include/ATen/ATen.h"
+    lines = "#if __cplusplus < {}\n#error C++{} or later compatible compiler is required to use ATen.\n"
+    header.write_text(lines.format("201703L", 17))  # torch 2.13.0
+    assert not [item for item in problems(look(python), make_recipe(), ARCHS) if item.id == "torch-needs-cxx20"]
+    header.write_text(lines.format("202002L", 20))  # torch 2.14.0
+    [problem] = [item for item in problems(look(python), make_recipe(), ARCHS) if item.id == "torch-needs-cxx20"]
+    assert "needs C++20" in problem.what
+    assert "as C++17" in problem.what
+    newer = make_recipe(toolchain={**make_recipe().toolchain.model_dump(mode="json"), "host": {"cxx": 20}})
+    assert not [item for item in problems(look(python), newer, ARCHS) if item.id == "torch-needs-cxx20"]
+
+
 def test_the_key_is_of_the_files_not_of_the_moment(python: Path) -> None:
     key = look(python).key
     assert look(python).key == key
