@@ -118,10 +118,10 @@ case "$*" in *--version*) echo "Cuda compilation tools, release 13.0, V13.0.88";
 while [ $# -gt 1 ]; do [ "$1" = -o ] && : > "$2"; shift; done
 """
 COMPILER = """#!/bin/sh
-# g++ that sleeps, fails or takes memory while a file beside it says so.
+# g++ that sleeps, fails or takes memory for units while a file beside it says so; not for what CMake tries.
 here=$(dirname "$0")
 case "$*" in
-  *" -c "*)
+  *" -c "*/csrc/*)
     [ -x "$here/hungry" ] && { "$here/hungry" || exit $?; }
     [ -f "$here/slow" ] && sleep "$(cat "$here/slow")"
     [ -f "$here/broken" ] && case "$*" in

@@ -130,7 +130,7 @@ def test_a_scheduler_that_cannot_be_used_is_said_and_the_build_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("scripts.compile.shared_cache.START_LIMIT", 3.0)
+    monkeypatch.setattr("scripts.compile.shared_cache.START_LIMIT", 1.5)
     if kind == "nobody":
         build(miniature, tmp_path, monkeypatch, f"http://127.0.0.1:{free_port()}")
     else:

@@ -136,7 +136,7 @@ def test_a_second_builder_with_its_own_daemon_and_cache_takes_all_from_the_share
 def test_a_wrong_password_is_said_without_the_password_and_the_build_goes_on(
     server: Server, tmp_path: Path, sources: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_cache, "START_LIMIT", 6.0)
+    monkeypatch.setattr(shared_cache, "START_LIMIT", 2.0)
     wrong = {name: value.replace(PASSWORD, "not-the-password") for name, value in server.variables.items()}
     with Builder(tmp_path / "one", wrong, sources=sources).building() as builder:
         assert builder.compile("a.cpp") == "miss"
@@ -152,7 +152,7 @@ def test_a_wrong_password_is_said_without_the_password_and_the_build_goes_on(
 def test_a_closed_port_is_said_and_the_build_goes_on(
     kind: str, tmp_path: Path, sources: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_cache, "START_LIMIT", 6.0)
+    monkeypatch.setattr(shared_cache, "START_LIMIT", 2.0)
     name = {"webdav": "SCCACHE_WEBDAV_ENDPOINT", "redis": "SCCACHE_REDIS_ENDPOINT"}[kind]
     variables = {name: f"{'tcp' if kind == 'redis' else 'http'}://127.0.0.1:{free_port()}"}
     with Builder(tmp_path / "one", variables, sources=sources).building() as builder:

@@ -317,7 +317,7 @@ def test_kill_9_at_every_step_leaves_the_old_index_or_the_new_one(tmp_path: Path
             assert names in ({old.name}, {old.name, new.name}, {new.name})
             seen.add(frozenset(names))
     assert len(seen) == 3
-    for copy in copies[::6]:  # the next run goes on
+    for copy in copies[::12]:  # the next run goes on
         run(new, "--to", copy, "--no-audit")
         listed = check_index(copy)
         assert listed["simple/vllm/index.html"] == {old.name, new.name}
@@ -328,8 +328,10 @@ def test_kill_9_at_every_step_leaves_the_old_index_or_the_new_one(tmp_path: Path
 def test_kill_9_while_pruning_never_leaves_a_page_that_lists_what_is_gone(tmp_path: Path) -> None:
     old, new = small(tmp_path / "w", "1.0+cu130"), small(tmp_path / "w", "2.0+cu130")
     run(old, new, "--to", "index", "--no-audit")
-    for copy in kill_everywhere(tmp_path / "index", "--prune", "keep=1", "--grace", "0"):
+    copies = kill_everywhere(tmp_path / "index", "--prune", "keep=1", "--grace", "0")
+    for copy in copies:
         check_index(copy)
+    for copy in [*copies[::5], copies[-1]]:  # the next run goes on
         run("--to", copy, "--prune", "keep=1", "--grace", "0")
         assert {frozenset(names) for names in check_index(copy).values()} == {frozenset([new.name])}
         assert len(list((copy / "files").iterdir())) == 1

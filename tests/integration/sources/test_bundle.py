@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,44 @@ def bundled(recipe: Recipe, target: Path, access: Access) -> Manifest:
     return write_bundle(recipe, target, access=access, archive_of=archive_of)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What all tests start from, made once: servers' repositories, an archive, a cache with all, and the bundle."""
+
+    folder: Path
+    recipe: Recipe
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    folder = tmp_path_factory.mktemp("prepared")
+    recipe = made_recipe(folder)
+    cache = Cache.open(folder / "online")
+    archive = folder / "dep-1.tar.gz"
+    place = cache.place(f"downloads/{file_sha256(archive)}", archive.name)
+    place.write_bytes(archive.read_bytes())
+    access = make_access(cache, mirrors=parse_mirrors((folder / "srv").as_uri()))
+    manifest = bundled(recipe, folder / "sources.tar", access)
+    assert len(manifest.members) == 4
+    return Prepared(folder, recipe)
+
+
 @pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
+def recipe(prepared: Prepared, tmp_path: Path) -> Recipe:
+    """The recipe, with the repositories, the archive and the bundle copied into `tmp_path`."""
+    shutil.copytree(prepared.folder, tmp_path, dirs_exist_ok=True, symlinks=True)
+    return prepared.recipe
+
+
+@pytest.fixture
+def bundle(recipe: Recipe, tmp_path: Path) -> Path:
+    assert (tmp_path / "srv" / "vllm.git").is_dir()
+    return tmp_path / "sources.tar"
+
+
+def made_recipe(folder: Path) -> Recipe:
     """The production recipe in small: vLLM from git, one dependency with a submodule, one archive."""
-    root = tmp_path / "srv"
+    root = folder / "srv"
     root.mkdir()
     cutlass = Upstream.create(root, "cutlass")
     cutlass.commit({"include/a.h": b"a\n", "examples/b.cu": b"b\n"})
@@ -51,7 +87,7 @@ def recipe(tmp_path: Path) -> Recipe:
     vllm = Upstream.create(root, "vllm")
     vllm.commit({"old.txt": b"old\n"})
     vllm.commit({"CMakeLists.txt": b"project(vllm)\n", "docs/guide.md": b"g\n"})
-    archive = tmp_path / "dep-1.tar.gz"
+    archive = folder / "dep-1.tar.gz"
     archive.write_bytes(b"an archive")
     base = load_recipe("vllm-0.15.1-cu128").model_dump(mode="json") | {"archs": ["9.0"]}
 
@@ -77,19 +113,6 @@ def recipe(tmp_path: Path) -> Recipe:
         },
     }
     return Recipe.model_validate(data)
-
-
-@pytest.fixture
-def bundle(recipe: Recipe, tmp_path: Path) -> Path:
-    cache = Cache.open(tmp_path / "online")
-    archive = tmp_path / "dep-1.tar.gz"
-    place = cache.place(f"downloads/{file_sha256(archive)}", archive.name)
-    place.write_bytes(archive.read_bytes())
-    access = make_access(cache, mirrors=parse_mirrors((tmp_path / "srv").as_uri()))
-    target = tmp_path / "sources.tar"
-    manifest = bundled(recipe, target, access)
-    assert len(manifest.members) == 4
-    return target
 
 
 def test_a_bundle_brings_all_sources_to_a_machine_without_a_network(
