@@ -57,6 +57,11 @@ def fresh(miniature: Miniature, cache: Path) -> Iterator[None]:
 
 
 @pytest.fixture
+def settled() -> None:
+    """Whatever other tests compiled may be used: the test is about what comes after compiling."""
+
+
+@pytest.fixture
 def make(miniature: Miniature, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeWheel:
     """Run the main job in this process; return the wheelhouse."""
     for name, value in miniature.environment(cache).items():
@@ -77,8 +82,8 @@ def report_of(wheelhouse: Path) -> dict:  # type: ignore[type-arg]
 
 
 def units_started(cache: Path) -> int:
-    [events] = (cache / "builds").glob("*/events.jsonl")
-    return sum('"start"' in line for line in events.read_text().splitlines())
+    files = list((cache / "builds").glob("*/events.jsonl"))
+    return sum('"start"' in line for file in files for line in file.read_text().splitlines())
 
 
 def units_ended(cache: Path) -> int:
@@ -120,10 +125,8 @@ def test_the_main_job_leaves_a_checked_wheel_and_its_report(fresh: None, make: M
     assert "Verdicts" in page
 
 
-@pytest.mark.parametrize("fixed", [True, False], ids=["mount namespaces", "no mount namespaces"])
-def test_two_builds_in_different_directories_give_the_same_wheel_bit_for_bit(
+def test_builds_in_different_directories_give_the_same_wheel_bit_for_bit_with_mount_namespaces_and_without(
     *,
-    fixed: bool,
     fresh: None,
     miniature: Miniature,
     make: MakeWheel,
@@ -132,24 +135,26 @@ def test_two_builds_in_different_directories_give_the_same_wheel_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = next(make().glob("*.whl")).read_bytes()
-    other = tmp_path_factory.mktemp("a-directory-with-a-longer-name") / "cache"
-    monkeypatch.setenv("WHEELSMITH_CACHE", str(other))
-    if not fixed:
-        monkeypatch.setattr("scripts.pipeline.wheel.refusal", lambda: "none here")
-    previous = os.umask(0o077)
-    try:
-        second = next(make("--wheelhouse", str(tmp_path / "second")).parent.glob("second/*.whl"))
-    finally:
-        os.umask(previous)
-    assert second.read_bytes() == first
-    for name in zipfile.ZipFile(second).namelist():
-        data = zipfile.ZipFile(second).read(name)
-        assert str(other).encode() not in data
-        assert str(miniature.root).encode() not in data
+    for fixed in (True, False):
+        other = tmp_path_factory.mktemp("a-directory-with-a-longer-name") / "cache"
+        monkeypatch.setenv("WHEELSMITH_CACHE", str(other))
+        if not fixed:
+            monkeypatch.setattr("scripts.pipeline.wheel.refusal", lambda: "none here")
+        previous = os.umask(0o077)
+        try:
+            make("--wheelhouse", str(tmp_path / f"other-{fixed}"))
+        finally:
+            os.umask(previous)
+        [second] = (tmp_path / f"other-{fixed}").glob("*.whl")
+        assert second.read_bytes() == first
+        for name in zipfile.ZipFile(second).namelist():
+            data = zipfile.ZipFile(second).read(name)
+            assert str(other).encode() not in data
+            assert str(miniature.root).encode() not in data
 
 
 def test_the_gpu_code_of_a_wheel_is_parsed_once_in_a_run(
-    fresh: None, make: MakeWheel, monkeypatch: pytest.MonkeyPatch
+    settled: None, make: MakeWheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed: Counter[str] = Counter()
     entries: Counter[str] = Counter()
@@ -170,7 +175,7 @@ def test_the_gpu_code_of_a_wheel_is_parsed_once_in_a_run(
     assert entries == {"vllm/_moe_C.abi3.so": sum(report["components"][1]["cubins"].values())}
 
 
-def test_split_leaves_a_slim_audited_wheel_per_arch_beside_the_fat_one(fresh: None, make: MakeWheel) -> None:
+def test_split_leaves_a_slim_audited_wheel_per_arch_beside_the_fat_one(settled: None, make: MakeWheel) -> None:
     wheelhouse = make("--split")
     slim = {path.name.split("-")[1]: path for path in wheelhouse.glob("*.whl")}
     assert set(slim) == {"0.20.1+cu130.mini", "0.20.1+cu130.sm90.mini", "0.20.1+cu130.sm120.mini"}
@@ -182,7 +187,7 @@ def test_split_leaves_a_slim_audited_wheel_per_arch_beside_the_fat_one(fresh: No
 
 
 def test_a_second_run_finds_the_wheel_ready(
-    fresh: None, make: MakeWheel, cache: Path, capsys: pytest.CaptureFixture[str]
+    settled: None, make: MakeWheel, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make()
     before = units_started(cache)
@@ -194,7 +199,7 @@ def test_a_second_run_finds_the_wheel_ready(
 
 
 def test_a_damaged_wheel_in_the_wheelhouse_is_made_again_without_compiling(
-    fresh: None, make: MakeWheel, cache: Path
+    settled: None, make: MakeWheel, cache: Path
 ) -> None:
     [wheel] = make().glob("*.whl")
     wheel.write_bytes(wheel.read_bytes()[:-100])
@@ -285,40 +290,39 @@ def test_a_changed_letter_in_the_build_tree_s_sources_is_put_back_and_its_unit_c
     assert units_started(cache) == 5
 
 
-@pytest.mark.parametrize(
-    ("group", "name", "damage"),
-    [
-        ("sources", "csrc/_moe_C/c.cpp", "change"),
-        ("dependencies", "include/cutlass_version.h", "change"),
-        ("toolchains", "cuda/nvvm/bin/cicc", "remove"),
-        ("toolchains", "venv/lib/python*/site-packages/torch/__init__.py", "change"),
-    ],
-)
+SOURCE = ("sources", "csrc/_moe_C/c.cpp", "change")
+HEADER = ("dependencies", "include/cutlass_version.h", "change")
+CICC = ("toolchains", "cuda/nvvm/bin/cicc", "remove")
+TORCH = ("toolchains", "venv/lib/python*/site-packages/torch/__init__.py", "change")  # uv's cache has the same file
+
+
+@pytest.mark.parametrize("damages", [[SOURCE, HEADER, CICC], [TORCH]], ids=["all kinds", "a package"])
 def test_damage_in_the_cache_is_noticed_before_compiling_and_mended(
-    fresh: None,
+    settled: None,
     make: MakeWheel,
     cache: Path,
-    miniature: Miniature,
     capsys: pytest.CaptureFixture[str],
-    group: str,
-    name: str,
-    damage: str,
+    damages: list[tuple[str, str, str]],
 ) -> None:
     first = next(make().glob("*.whl"))
     wanted = first.read_bytes()
     first.unlink()
-    [file] = (cache / group).glob(f"*/{name}")
-    right = file.read_bytes()
-    if damage == "change":
-        edit(file, "e", "x")
-    else:
-        file.unlink()
+    right: dict[Path, bytes] = {}
+    for group, name, damage in damages:
+        for file in (cache / group).glob(f"*/{name}"):
+            right[file] = file.read_bytes()
+            if damage == "change":
+                edit(file, "e", "x")
+            else:
+                file.unlink()
+    assert len(right) == len(damages)
     capsys.readouterr()
     assert next(make().glob("*.whl")).read_bytes() == wanted
     said = capsys.readouterr().err
-    assert f"{group}/{file.relative_to(cache / group).parts[0]} in the cache was damaged and is made anew" in said
-    assert file.read_bytes() == right
-    capsys.readouterr()
+    for file, data in right.items():
+        group, key = file.relative_to(cache).parts[:2]
+        assert f"{group}/{key} in the cache was damaged and is made anew" in said
+        assert file.read_bytes() == data
     make("--offline")
     assert "damaged" not in capsys.readouterr().err
 
