@@ -13,8 +13,9 @@ import json
 import os
 import re
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, StringConstraints, ValidationError
 
@@ -42,14 +43,27 @@ class Manifest(Model):
 
     format: Literal[1]
     results: tuple[Result, ...]
+    made_with: dict[str, str] = {}
+    """What the keys of objects depend on, such as Python and the C++ compiler, with their releases; for people."""
+
+
+class Taken(NamedTuple):
+    """What came of taking objects in."""
+
+    new: int
+    total: int
+    made_with: Mapping[str, str]
 
 
 def _folder(cache: Cache) -> Path:
     return cache.place("compiler-cache", "objects")
 
 
-def give_objects(cache: Cache, target: Path) -> Manifest:
-    """Write all objects of the compiler cache to `target`. Raises UsageError when there are none, FetchError."""
+def give_objects(cache: Cache, target: Path, made_with: Mapping[str, str]) -> Manifest:
+    """Write all objects of the compiler cache to `target`. Raises UsageError when there are none, FetchError.
+
+    `made_with`: releases of what the objects' keys depend on.
+    """
     folder = _folder(cache)
     files = sorted(path for path in folder.rglob("*") if re.fullmatch(NAME, str(path.relative_to(folder))))
     if not files:
@@ -59,7 +73,7 @@ def give_objects(cache: Cache, target: Path) -> Manifest:
     results = tuple(
         Result(name=str(path.relative_to(folder)), sha256=file_sha256(path), size=path.stat().st_size) for path in files
     )
-    manifest = Manifest(format=1, results=results)
+    manifest = Manifest(format=1, results=results, made_with=dict(made_with))
     partial = target.with_name(f".{target.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -77,8 +91,8 @@ def give_objects(cache: Cache, target: Path) -> Manifest:
     return manifest
 
 
-def take_objects(cache: Cache, source: Path) -> tuple[int, int]:
-    """Put the objects of a file into the compiler cache; return (new ones, all). Raises FetchError.
+def take_objects(cache: Cache, source: Path) -> Taken:
+    """Put the objects of a file into the compiler cache. Raises FetchError.
 
     Objects that are there already stay. One that is damaged stops it; what was taken before stays, since it is whole.
     """
@@ -103,7 +117,7 @@ def take_objects(cache: Cache, source: Path) -> tuple[int, int]:
         raise _broken(source, f"{type(error).__name__}: {error}") from error
     except OSError as error:
         raise from_os_error(FetchError, error, doing="taking the objects", path=source) from error
-    return new, len(manifest.results)
+    return Taken(new, len(manifest.results), manifest.made_with)
 
 
 def _manifest(tar: tarfile.TarFile, source: Path) -> Manifest:

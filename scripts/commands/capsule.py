@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from scripts.core.errors import UsageError, nearest
 from scripts.core.paths import DEFAULT_RECIPE, RECIPES
 from scripts.cuda.archs import arch_list
 from scripts.recipe.files import load_recipe
+from scripts.toolchain.provide import find_host_compiler
 
 PARTS = ("torch", "cuda")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -52,14 +54,30 @@ def main(arguments: Sequence[str], console: Console) -> int:
     if sum(item is not None for item in (options.out, options.take, options.give)) != 1:
         raise UsageError("name one thing to do", why="a folder OUT, --take OBJECTS or --give OBJECTS", fix="see --help")
     if options.take:
-        new, count = take_objects(open_cache(options), options.take)
-        console.result(f"{count} objects, {new} of them new here; build as usual: nox -s wheel")
-        return 0
+        return _take(options, console)
     if options.give:
-        count = len(give_objects(open_cache(options), options.give).results)
+        count = len(give_objects(open_cache(options), options.give, made_with()).results)
         console.result(f"{options.give}: {count} objects, {human_bytes(options.give.stat().st_size)}")
         return 0
     return _write(options, console)
+
+
+def made_with() -> dict[str, str]:
+    """Return what the keys of objects compiled here depend on, beside what a recipe pins. Raises ToolchainError."""
+    return {"Python": platform.python_version(), "the C++ compiler": find_host_compiler(os.environ).version}
+
+
+def _take(options: argparse.Namespace, console: Console) -> int:
+    taken = take_objects(open_cache(options), options.take)
+    console.result(f"{taken.total} objects, {taken.new} of them new here; build as usual: nox -s wheel")
+    here = made_with()
+    for name, there in taken.made_with.items():
+        if here.get(name, there) != there:
+            text = (
+                f"they were compiled with {there} as {name}, here it is {here[name]}: a build here takes none of them"
+            )
+            console.warn(f"{text}, unless it uses the same one")
+    return 0
 
 
 def _write(options: argparse.Namespace, console: Console) -> int:

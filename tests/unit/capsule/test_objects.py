@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import platform
 import tarfile
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from scripts.core.errors import FetchError, UsageError, WheelsmithError
 
 NAMES = ("0/a/3c9d5f2ab81b4e6f7a8c9d0e1f2aR", "f/1/6f342a3ffd56fac9039bc4d78fe9602e781c36")
 
+MADE = {"Python": "3.0.0"}
+
 
 def cache_with(root: Path, *names: str) -> Cache:
     cache = Cache.open(root)
@@ -32,26 +35,26 @@ def cache_with(root: Path, *names: str) -> Cache:
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
     cache = cache_with(tmp_path / "there", *NAMES, "ccache.conf", "0/a/stats", "seconds.json", "tmp/x.tmp")
-    assert len(give_objects(cache, tmp_path / "objects.tar").results) == 2
+    assert len(give_objects(cache, tmp_path / "objects.tar", MADE).results) == 2
     return tmp_path / "objects.tar"
 
 
 def test_objects_go_from_one_cache_to_another_and_those_that_are_there_stay(packed: Path, tmp_path: Path) -> None:
     home = cache_with(tmp_path / "home", NAMES[0])
-    assert take_objects(home, packed) == (1, 2)
-    assert take_objects(home, packed) == (0, 2)
+    assert take_objects(home, packed) == (1, 2, MADE)
+    assert take_objects(home, packed) == (0, 2, MADE)
     found = {p.name: p.read_bytes() for p in (tmp_path / "home/compiler-cache/objects").rglob("*") if p.is_file()}
     assert found == {Path(name).name: name.encode() * 50 for name in NAMES}
 
 
 def test_equal_objects_make_equal_files(packed: Path, tmp_path: Path) -> None:
-    give_objects(cache_with(tmp_path / "other", *NAMES), tmp_path / "again.tar")
+    give_objects(cache_with(tmp_path / "other", *NAMES), tmp_path / "again.tar", MADE)
     assert packed.read_bytes() == (tmp_path / "again.tar").read_bytes()
 
 
 def test_nothing_compiled_or_nothing_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no objects"):
-        give_objects(cache_with(tmp_path / "empty"), tmp_path / "o.tar")
+        give_objects(cache_with(tmp_path / "empty"), tmp_path / "o.tar", MADE)
     with pytest.raises(FetchError, match="there is no file"):
         take_objects(cache_with(tmp_path / "home"), tmp_path / "none.tar")
 
@@ -111,9 +114,15 @@ def test_the_command_packs_and_takes(
 ) -> None:
     monkeypatch.setenv("WHEELSMITH_CACHE", str(tmp_path / "home"))
     assert main(["--take", str(packed)], Console()) == 0
-    assert main(["--give", str(tmp_path / "again.tar")], Console()) == 0
-    assert packed.read_bytes() == (tmp_path / "again.tar").read_bytes()
-    assert "2 objects, 2 of them new here" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "2 objects, 2 of them new here" in said.out
+    assert f"with 3.0.0 as Python, here it is {platform.python_version()}" in said.err
+    again = tmp_path / "again.tar"
+    assert main(["--give", str(again)], Console()) == 0
+    assert main(["--take", str(again)], Console()) == 0
+    said = capsys.readouterr()
+    assert "2 objects, 0 of them new here" in said.out
+    assert "here it is" not in said.err
     for arguments in ([], ["out", "--take", "x"]):
         with pytest.raises(UsageError, match="name one thing"):
             main(arguments, Console())
