@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -213,8 +214,12 @@ def _download_all(redist: Redist, parts: tuple[Part, ...], client: Client, acces
 
 
 def _present(cache: Cache, part: Part) -> int:
-    folder = cache.root / "downloads" / part.archive.sha256
-    return sum(path.stat().st_size for path in folder.glob("*")) if folder.is_dir() else 0
+    """Return how many bytes of an archive are there. Its download renames the file whenever it ends."""
+    folder, size = cache.root / "downloads" / part.archive.sha256, 0
+    with suppress(FileNotFoundError):
+        for path in folder.glob("*"):
+            size += path.stat().st_size
+    return size
 
 
 def _merge(parts: tuple[Part, ...], archives: list[Path], home: Path) -> None:

@@ -21,7 +21,7 @@ from scripts.core.errors import FetchError, ToolchainError
 from scripts.downloads.download import open_client
 from scripts.downloads.indexes import Indexes
 from scripts.recipe.model import Redist
-from scripts.toolchain.redist import RedistToolkit, provide_redist
+from scripts.toolchain.redist import Part, RedistArchive, RedistToolkit, _present, provide_redist
 from tests.accesses import make_access
 
 NVCC = b"#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n"
@@ -287,3 +287,26 @@ def test_an_archive_that_writes_outside_is_refused(site: Site, cache: Cache) -> 
     site.put("cuda_evil", archive("cuda_evil", {"../../evil": b"x"}))
     with pytest.raises(FetchError, match="is not allowed"):
         provide(redist(site, components=("cuda_nvcc", "cuda_cudart", "cuda_evil")), cache)
+
+
+def test_bytes_are_counted_while_a_download_renames_its_file(cache: Cache) -> None:
+    part = Part("cuda_nvcc", "12.8.90", RedistArchive(relative_path="a.tar.xz", sha256="0" * 64, size=4))
+    whole = cache.place(f"downloads/{part.archive.sha256}", "a.tar.xz")
+    partial, ended = whole.with_name(".a.tar.xz.part"), threading.Event()
+    assert _present(cache, part) == 0
+    partial.write_bytes(b"abcd")
+
+    def rename() -> None:
+        while not ended.is_set():
+            partial.rename(whole)
+            whole.rename(partial)
+
+    thread = threading.Thread(target=rename)
+    thread.start()
+    try:
+        counted = {_present(cache, part) for _ in range(2000)}
+    finally:
+        ended.set()
+        thread.join()
+    assert counted <= {0, 4, 8}
+    assert _present(cache, part) == 4
