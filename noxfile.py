@@ -132,7 +132,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests with branch coverage (no GPU, under 5 minutes)."""
     _install(session, "tests")
     session.run("coverage", "erase")
-    workers = [] if session.posargs else ["-n", str(min(4, os.cpu_count() or 1))]
+    workers = [] if session.posargs else ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
     session.run("coverage", "run", "-m", "pytest", *workers, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
