@@ -188,7 +188,11 @@ def parse_target(text: str) -> Target:
 
 
 def default_targets(archs: Sequence[Arch], cuda: str) -> tuple[Target, ...]:
-    """Return a target for each GPU generation of an arch list, with the driver of `cuda` or of the GPU's first CUDA."""
+    """Return a target for each GPU generation of an arch list, with the driver of `cuda` or of the GPU's first CUDA.
+
+    `cuda`: a release, or a major version alone (`13`, from libcudart.so.13), which means its first release.
+    """
+    cuda = cuda if "." in cuda else f"{cuda}.0"
     unique = sorted({(arch.major, arch.minor) for arch in archs})
     return tuple(_default(Arch(*cc), cuda) for cc in unique)
 

@@ -121,6 +121,11 @@ def test_default_targets_take_the_first_driver_that_knows_the_gpu() -> None:
     ]
 
 
+def test_a_major_version_alone_means_its_first_release() -> None:
+    for major in ("12", "13"):
+        assert default_targets([parse_arch("9.0")], major) == default_targets([parse_arch("9.0")], f"{major}.0")
+
+
 def test_a_native_target_is_the_gpu_here_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "scripts.cuda.drivers.local_gpus", lambda: (LocalGpu("NVIDIA H100 80GB HBM3", "9.0", "580.159.04"),)
