@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(
-            prog=f"nox -s {command} --",
+            prog=f"nox -s {command}" if " -- " in command else f"nox -s {command} --",  # `index -- yank`: of an action
             description=description,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
             meant = "".join(f" Did you mean --recipe {near}?" for near in get_close_matches(name, known, 1, 0.7))
         raise UsageError(
             f"nox -s {self.command}: {message}.{meant}",
-            fix=f"nox -s {self.command} -- --help lists the options: {', '.join(options)}",
+            fix=f"{self.prog} --help lists the options: {', '.join(options)}",
         )
 
 

@@ -130,7 +130,7 @@ def _log(arguments: Sequence[str], console: Console) -> int:
     index = StaticIndex(open_store(options.index, options), console)
     events = [
         {"wheel": entry.filename, **event.model_dump()}
-        for entry in index.all_entries()
+        for entry in index.history()
         for event in entry.history
         if not names or entry.filename in names
     ]

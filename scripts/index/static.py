@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scripts.core.console import Console, human_bytes
-from scripts.core.errors import PublishError, UsageError
+from scripts.core.errors import PublishError, UsageError, nearest
 from scripts.index.entry import Entry, Event, entry_key, now, read_entry, same_wheel
 from scripts.index.pages import emptied, pages
 from scripts.index.records import Records
@@ -50,17 +50,25 @@ class StaticIndex:
         """Return all wheels of the index by file name."""
         return {entry.filename: entry for entry in self._records.all() if entry.listed}
 
-    def all_entries(self) -> list[Entry]:
-        """Return every record, those of wheels that were taken out too."""
-        return self._records.all()
+    def history(self) -> list[Entry]:
+        """Return every record, those of wheels that were taken out too. Raises UsageError where there is no index."""
+        found = self._records.all()
+        if not found:
+            raise UsageError(
+                f"there is no index in {self._store.location}",
+                why="nothing was ever published there",
+                fix=f"correct the place, or publish first: nox -s publish -- --to {self._store.location} WHEEL",
+            )
+        return found
 
     def find(self, filename: str) -> Entry:
-        """Return the record of a wheel. Raises UsageError when the index does not have it."""
-        entries = self.entries().values()
-        found = next((entry for entry in entries if same_wheel(entry.filename, filename)), None)
+        """Return the record of a wheel. Raises UsageError when the index does not have it, or is none."""
+        entries = {entry.filename: entry for entry in self.history() if entry.listed}
+        found = next((entry for entry in entries.values() if same_wheel(entry.filename, filename)), None)
         if found is None:
             raise UsageError(
-                f"{self._store.location} has no {filename}", fix="name a wheel by its file name, as SHA256SUMS has it"
+                f"{self._store.location} has no {filename}.{nearest(filename, list(entries))}",
+                fix="name a wheel by its file name, as SHA256SUMS has it",
             )
         return found
 

@@ -54,6 +54,32 @@ def events(place: str, folder: Path, *wheels: str) -> list[dict[str, Any]]:
     return found
 
 
+def test_a_place_where_nothing_was_published_is_called_that(place: str, tmp_path: Path) -> None:
+    for words in (
+        ["log", place],
+        ["yank", place, "a.whl", "--reason", "x"],
+        ["promote", place, tmp_path / "to", "a.whl"],
+    ):
+        with pytest.raises(UsageError, match="there is no index in"):
+            do(*words)
+    assert not (tmp_path / "to").exists()
+    put(small(tmp_path / "w"), "--to", place)
+    with pytest.raises(UsageError, match="Did you mean"):
+        do("unyank", place, small(tmp_path / "w").name.replace("sm90", "sm9O"))
+
+
+def test_the_help_of_an_action_is_where_its_mistakes_say(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        do("yank", "--nonsense", "a", "b", "--reason", "c")
+    [fix] = caught.value.fix
+    command = fix.partition(" lists")[0]
+    assert command == "nox -s index -- yank --help"
+    with pytest.raises(SystemExit) as ended:
+        do(*command.removeprefix("nox -s index -- ").split())
+    assert ended.value.code == 0
+    assert "usage: nox -s index -- yank [-h]" in capsys.readouterr().out
+
+
 def test_all_that_is_done_is_written_down_with_who_and_why(place: str, tmp_path: Path) -> None:
     wheel, other = small(tmp_path / "w"), small(tmp_path / "w", "1.0+cu130")
     put(wheel, other, "--to", place, "--who", "ann")

@@ -271,7 +271,7 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def _record(target: str, name: str) -> Entry:
-    found = StaticIndex(ObjectStore(target), Console(quiet=True)).all_entries()
+    found = StaticIndex(ObjectStore(target), Console(quiet=True)).history()
     return next(entry for entry in found if entry.filename == name)
 
 
