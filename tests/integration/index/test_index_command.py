@@ -64,7 +64,7 @@ def test_a_place_where_nothing_was_published_is_called_that(place: str, tmp_path
             do(*words)
     assert not (tmp_path / "to").exists()
     put(small(tmp_path / "w"), "--to", place)
-    with pytest.raises(UsageError, match="Did you mean"):
+    with pytest.raises(UsageError, match="Perhaps you meant"):
         do("unyank", place, small(tmp_path / "w").name.replace("sm90", "sm9O"))
 
 
