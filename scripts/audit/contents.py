@@ -12,6 +12,7 @@ from packaging.version import InvalidVersion, Version
 
 from scripts.audit.host import Site
 from scripts.audit.models import ComponentReport, Finding, Level
+from scripts.audit.torch_abi import ONE_RELEASE
 from scripts.cuda.archs import Arch
 from scripts.cuda.drivers import numbers
 from scripts.formats.wheel import MAX_TAGS, TAG, Hash, WheelFile, WheelName, read_record, tag_count
@@ -112,7 +113,7 @@ def torch_findings(pin: str | None, components: Mapping[str, ComponentReport], s
     """Compare the pin on torch with what the libraries are linked to, and with the torch at hand."""
     linked = [name for name, item in components.items() if any(s.startswith("libtorch") for s in item.host.needed)]
     # one that uses no symbol of torch, or the stable ABI's alone, fits every torch that the requirement admits
-    pinned = [name for name in linked if not pin or components[name].torch.startswith("one release")]
+    pinned = [name for name in linked if not pin or components[name].torch.startswith(ONE_RELEASE)]
     if pinned and (pin is None or not pin.startswith("==")):
         said = f"only says torch{pin}" if pin else "does not require torch"
         text = f"{len(pinned)} libraries are linked to torch, whose ABI changes with each release, but METADATA {said}"

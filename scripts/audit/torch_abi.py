@@ -16,6 +16,7 @@ from enum import Enum
 _CPP = re.compile(r"_Z\w*?(?:N[KVRO]*)?(?:2at|3c10|5torch|6caffe2)\d?")
 _STABLE = re.compile(r"(?:aoti_torch|torch)_[a-z]\w*")
 OLDEST = (2, 9)
+ONE_RELEASE = "one release"  # how the words for a pinned library begin
 _SINCE = {
     (2, 10): (
         "call_dispatcher library_impl new_list_reserve_size list_size list_get_item list_set_item list_push_back "
@@ -66,7 +67,7 @@ class TorchAbi:
             return "any"
         if self.abi is Abi.STABLE:
             return f">= {self.since} (stable ABI)"
-        return f"one release ({self.symbols:,} C++ symbols)"
+        return f"{ONE_RELEASE} ({self.symbols:,} C++ symbols)"
 
 
 def torch_abi(undefined: Iterable[str]) -> TorchAbi:

@@ -30,6 +30,11 @@ MAX_OBJECT = 1 << 30
 DOCS = "docs/capsule.md#objects"
 
 
+Part = Annotated[str, StringConstraints(pattern=r"^(Python|the C\+\+ compiler)$")]
+Release = Annotated[str, StringConstraints(pattern=r"^[ -~]{1,200}$")]
+"""Shown on a terminal: nothing but plain characters."""
+
+
 class Result(Model):
     """A file of ccache."""
 
@@ -43,8 +48,8 @@ class Manifest(Model):
 
     format: Literal[1]
     results: tuple[Result, ...]
-    made_with: dict[str, str] = {}
-    """What the keys of objects depend on, such as Python and the C++ compiler, with their releases; for people."""
+    made_with: dict[Part, Release] = {}
+    """What the keys of objects depend on beside a recipe's pins, with their releases; for people."""
 
 
 class Taken(NamedTuple):
@@ -73,7 +78,7 @@ def give_objects(cache: Cache, target: Path, made_with: Mapping[str, str]) -> Ma
     results = tuple(
         Result(name=str(path.relative_to(folder)), sha256=file_sha256(path), size=path.stat().st_size) for path in files
     )
-    manifest = Manifest(format=1, results=results, made_with=dict(made_with))
+    manifest = Manifest.model_validate({"format": 1, "results": results, "made_with": made_with})
     partial = target.with_name(f".{target.name}.partial")
     try:
         with partial.open("wb") as file:

@@ -8,6 +8,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from scripts.capsule.contents import collect
@@ -16,7 +17,7 @@ from scripts.capsule.write import SCRIPT, parse_size, write_capsule
 from scripts.commands.cli import Parser, run, user_path
 from scripts.commands.options import add_cache_options, choose_archs, open_access, open_cache, recipe_argument
 from scripts.core.console import Console, human_bytes
-from scripts.core.errors import UsageError, nearest
+from scripts.core.errors import ToolchainError, UsageError, nearest
 from scripts.core.paths import DEFAULT_RECIPE, RECIPES
 from scripts.cuda.archs import arch_list
 from scripts.recipe.files import load_recipe
@@ -63,8 +64,11 @@ def main(arguments: Sequence[str], console: Console) -> int:
 
 
 def made_with() -> dict[str, str]:
-    """Return what the keys of objects compiled here depend on, beside what a recipe pins. Raises ToolchainError."""
-    return {"Python": platform.python_version(), "the C++ compiler": find_host_compiler(os.environ).version}
+    """Return what the keys of objects compiled here depend on, beside what a recipe pins, as far as it is here."""
+    found = {"Python": platform.python_version()}
+    with suppress(ToolchainError):
+        found["the C++ compiler"] = find_host_compiler(os.environ).version
+    return found
 
 
 def _take(options: argparse.Namespace, console: Console) -> int:
@@ -73,10 +77,7 @@ def _take(options: argparse.Namespace, console: Console) -> int:
     here = made_with()
     for name, there in taken.made_with.items():
         if here.get(name, there) != there:
-            text = (
-                f"they were compiled with {there} as {name}, here it is {here[name]}: a build here takes none of them"
-            )
-            console.warn(f"{text}, unless it uses the same one")
+            console.warn(f"{name} was {there} there and is {here[name]} here: a build takes no object of another one")
     return 0
 
 

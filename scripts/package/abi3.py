@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+from pydantic import BaseModel
 
 from scripts.formats.wheel import open_wheel
 
@@ -24,27 +23,46 @@ def oldest_python(wheel: Path) -> Version:
     return next((version for version in minors if wanted.contains(f"{version}.99")), Version("3.2"))
 
 
-def abi3_problems(report: str, oldest: Version) -> Iterator[str]:
-    """Yield what is wrong in abi3audit's JSON report of a wheel.
+class _Result(BaseModel):
+    """What abi3audit says of one library."""
+
+    baseline: str
+    """The stable ABI that its tag promises: `3.8`."""
+    computed: str
+    """The one that it needs."""
+    non_abi3_symbols: list[str]
+    future_abi3_objects: dict[str, str]
+
+
+class _Library(BaseModel):
+    name: str
+    result: _Result
+
+
+class _Spec(BaseModel):
+    wheel: list[_Library]
+
+
+class _Report(BaseModel):
+    specs: dict[str, _Spec]
+
+
+def abi3_problems(report: str, oldest: Version) -> list[str]:
+    """Return what is wrong in abi3audit's JSON report of a wheel.
 
     The tag says which stable ABI a library keeps to, and Requires-Python on which Python it is ever loaded: upstream
     tags vLLM 0.33 cp38-abi3, asks for Python 3.11 and uses functions of 3.11's stable ABI. Raises ValueError for what
     is no report.
     """
-    for name, result in _results(report):
-        strange = sorted(map(str, result["non_abi3_symbols"]))
-        if strange:
-            yield f"{name} uses {', '.join(strange[:5])}, which no stable ABI has"
-        needed = Version(result["computed"])
-        if needed > max(oldest, Version(result["baseline"])):
-            newer = ", ".join(f"{symbol} ({since})" for symbol, since in sorted(result["future_abi3_objects"].items()))
-            yield f"{name} needs Python {needed}, the wheel is for {oldest} and later: {newer}"
+    specs = _Report.model_validate_json(report).specs.values()
+    return [problem for spec in specs for item in spec.wheel for problem in _problems(item, oldest)]
 
 
-def _results(report: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        for spec in json.loads(report)["specs"].values():
-            for item in spec["wheel"]:
-                yield item["name"], item["result"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"abi3audit's report has another form: {error!r}") from error
+def _problems(library: _Library, oldest: Version) -> Iterator[str]:
+    result = library.result
+    if result.non_abi3_symbols:
+        yield f"{library.name} uses {', '.join(sorted(result.non_abi3_symbols)[:5])}, which no stable ABI has"
+    needed = Version(result.computed)
+    if needed > max(oldest, Version(result.baseline)):
+        newer = ", ".join(f"{symbol} ({since})" for symbol, since in sorted(result.future_abi3_objects.items()))
+        yield f"{library.name} needs Python {needed}, the wheel is for {oldest} and later: {newer}"

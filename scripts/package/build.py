@@ -129,10 +129,10 @@ def _repair(tree: BuildTree, raw: Path, target: Path) -> Path:
 def _abi3audit(tree: BuildTree, wheel: Path) -> None:
     """Refuse a wheel tagged abi3 that uses what the stable ABI of its oldest Python does not have."""
     report = tree.path / "package" / "abi3.json"
-    command: Command = [sys.executable, "-m", "abi3audit", "--report", "--output", report, wheel]
+    command: Command = [sys.executable, "-m", "abi3audit", "--strict", "--report", "--output", report, wheel]
     done = run_in(tree, command, fixed=False)
     try:
-        problems = list(abi3_problems(report.read_text(encoding="utf-8"), oldest_python(wheel)))
+        problems = abi3_problems(report.read_text(encoding="utf-8"), oldest_python(wheel))
     except (OSError, ValueError) as error:
         raise _failed(f"abi3audit gave no report: {error}", done.tail(), tree) from error
     if problems:

@@ -57,11 +57,6 @@ def fresh(miniature: Miniature, cache: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def settled() -> None:
-    """Whatever other tests compiled may be used: the test is about what comes after compiling."""
-
-
-@pytest.fixture
 def make(miniature: Miniature, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeWheel:
     """Run the main job in this process; return the wheelhouse."""
     for name, value in miniature.environment(cache).items():
@@ -153,9 +148,7 @@ def test_builds_in_different_directories_give_the_same_wheel_bit_for_bit_with_mo
             assert str(miniature.root).encode() not in data
 
 
-def test_the_gpu_code_of_a_wheel_is_parsed_once_in_a_run(
-    settled: None, make: MakeWheel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_gpu_code_of_a_wheel_is_parsed_once_in_a_run(make: MakeWheel, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: Counter[str] = Counter()
     entries: Counter[str] = Counter()
     checked, entry = fatbin._checked, fatbin._entry
@@ -175,7 +168,7 @@ def test_the_gpu_code_of_a_wheel_is_parsed_once_in_a_run(
     assert entries == {"vllm/_moe_C.abi3.so": sum(report["components"][1]["cubins"].values())}
 
 
-def test_split_leaves_a_slim_audited_wheel_per_arch_beside_the_fat_one(settled: None, make: MakeWheel) -> None:
+def test_split_leaves_a_slim_audited_wheel_per_arch_beside_the_fat_one(make: MakeWheel) -> None:
     wheelhouse = make("--split")
     slim = {path.name.split("-")[1]: path for path in wheelhouse.glob("*.whl")}
     assert set(slim) == {"0.20.1+cu130.mini", "0.20.1+cu130.sm90.mini", "0.20.1+cu130.sm120.mini"}
@@ -186,9 +179,7 @@ def test_split_leaves_a_slim_audited_wheel_per_arch_beside_the_fat_one(settled: 
     assert report["slimmed_from"]["version"] == "0.20.1+cu130.mini"
 
 
-def test_a_second_run_finds_the_wheel_ready(
-    settled: None, make: MakeWheel, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_run_finds_the_wheel_ready(make: MakeWheel, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make()
     before = units_started(cache)
     started = cpu_seconds()
@@ -198,9 +189,7 @@ def test_a_second_run_finds_the_wheel_ready(
     assert "nothing has changed" in capsys.readouterr().err
 
 
-def test_a_damaged_wheel_in_the_wheelhouse_is_made_again_without_compiling(
-    settled: None, make: MakeWheel, cache: Path
-) -> None:
+def test_a_damaged_wheel_in_the_wheelhouse_is_made_again_without_compiling(make: MakeWheel, cache: Path) -> None:
     [wheel] = make().glob("*.whl")
     wheel.write_bytes(wheel.read_bytes()[:-100])
     before = units_started(cache)
@@ -298,7 +287,6 @@ TORCH = ("toolchains", "venv/lib/python*/site-packages/torch/__init__.py", "chan
 
 @pytest.mark.parametrize("damages", [[SOURCE, HEADER, CICC], [TORCH]], ids=["all kinds", "a package"])
 def test_damage_in_the_cache_is_noticed_before_compiling_and_mended(
-    settled: None,
     make: MakeWheel,
     cache: Path,
     capsys: pytest.CaptureFixture[str],

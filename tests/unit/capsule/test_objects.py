@@ -17,6 +17,7 @@ from scripts.commands.capsule import main, parse_parts
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.core.errors import FetchError, UsageError, WheelsmithError
+from scripts.sources.bundle import plain_entry
 
 NAMES = ("0/a/3c9d5f2ab81b4e6f7a8c9d0e1f2aR", "f/1/6f342a3ffd56fac9039bc4d78fe9602e781c36")
 
@@ -50,6 +51,22 @@ def test_objects_go_from_one_cache_to_another_and_those_that_are_there_stay(pack
 def test_equal_objects_make_equal_files(packed: Path, tmp_path: Path) -> None:
     give_objects(cache_with(tmp_path / "other", *NAMES), tmp_path / "again.tar", MADE)
     assert packed.read_bytes() == (tmp_path / "again.tar").read_bytes()
+
+
+@pytest.mark.parametrize("made", [{"Python": "\x1b[31m3"}, {"Perl": "5"}, {"Python": "3" * 201}, {"Python": 3}])
+def test_what_a_file_says_of_its_machine_is_plain_and_short(made: dict[str, str], tmp_path: Path) -> None:
+    data = json.dumps({"format": 1, "results": [], "made_with": made}).encode()
+    with tarfile.open(tmp_path / "o.tar", "w") as tar:
+        tar.addfile(plain_entry("manifest.json", len(data)), io.BytesIO(data))
+    with pytest.raises(FetchError, match="not a whole file of objects"):
+        take_objects(cache_with(tmp_path / "home"), tmp_path / "o.tar")
+
+
+def test_taking_needs_no_compiler(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHEELSMITH_CACHE", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert main(["--take", str(packed)], Console(quiet=True)) == 0
 
 
 def test_nothing_compiled_or_nothing_there_is_said(tmp_path: Path) -> None:
@@ -116,13 +133,13 @@ def test_the_command_packs_and_takes(
     assert main(["--take", str(packed)], Console()) == 0
     said = capsys.readouterr()
     assert "2 objects, 2 of them new here" in said.out
-    assert f"with 3.0.0 as Python, here it is {platform.python_version()}" in said.err
+    assert f"Python was 3.0.0 there and is {platform.python_version()} here" in said.err
     again = tmp_path / "again.tar"
     assert main(["--give", str(again)], Console()) == 0
     assert main(["--take", str(again)], Console()) == 0
     said = capsys.readouterr()
     assert "2 objects, 0 of them new here" in said.out
-    assert "here it is" not in said.err
+    assert "there and is" not in said.err
     for arguments in ([], ["out", "--take", "x"]):
         with pytest.raises(UsageError, match="name one thing"):
             main(arguments, Console())
