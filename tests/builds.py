@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,9 @@ def make_report(timeline: Timeline | None = None, **changes: Any) -> BuildReport
     return report_of(json.dumps(report_data(timeline, **changes)), "a report")
 
 
-def put_report(wheel: Path, *, ok: bool = True, **changes: Any) -> dict[str, Any]:
+def put_report(wheel: Path, *, ok: bool = True, findings: Sequence[Any] = (), **changes: Any) -> dict[str, Any]:
     """Write a report about a wheel beside it, whose audit passed or did not; return it."""
     about = {**report_data()["wheel"], "name": wheel.name, "sha256": file_sha256(wheel)}
-    data = report_data(wheel=about, audit=audit_data(ok=ok), **changes)
+    data = report_data(wheel=about, audit=audit_data(ok=ok, findings=list(findings)), **changes)
     wheel.with_name(wheel.name + ".report.json").write_text(json.dumps(data))
     return data

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from scripts.audit.models import AuditReport, Coverage, Level, TargetVerdict
+from scripts.audit.models import AuditReport, Coverage, TargetVerdict
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.html import render
 
@@ -137,9 +137,3 @@ def _cell(item: Coverage, dash: str) -> str:
 def html(report: AuditReport) -> str:
     """Return the report as one HTML page that loads nothing from elsewhere."""
     return render(TEMPLATE, title=f"Audit of {report.subject}", audit=report)
-
-
-def failures(report: AuditReport) -> list[str]:
-    """Return what makes the audit fail, in words."""
-    unmet = [item.summary for item in report.targets if not item.ok]
-    return unmet + [f"{item.where}: {item.text}" for item in report.findings if item.level is Level.ERROR]

@@ -9,7 +9,8 @@ from pathlib import Path
 from scripts.audit.collect import audit_path, environment_site
 from scripts.audit.host import read_site
 from scripts.audit.models import AuditReport, Level, TargetVerdict
-from scripts.audit.show import failures, html, show
+from scripts.audit.reasons import failures, in_short
+from scripts.audit.show import html, show
 from scripts.audit.subjects import label_archs, matching_recipe, targets_for
 from scripts.commands.cli import Parser, run, user_path
 from scripts.commands.options import recipe_argument
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
         path, report = failed[0]
         raise AuditError(
             f"{report.subject} does not do what is asked of it",
-            why=failures(report)[0],
+            why=in_short(failures(report)),
             fix=_remedies(report, compiled=matching_recipe(path) is not None),
             docs="docs/audit.md",
         )

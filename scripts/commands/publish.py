@@ -186,6 +186,12 @@ def _wheels(options: argparse.Namespace, access: Access) -> list[Local]:
     if options.prune and not options.wheels:
         return []
     wheels = find_wheels(options.wheels, options.wheelhouse, access, audit=not options.no_audit)
+    if not wheels and any(options.wheelhouse.glob("*.whl")):
+        raise UsageError(
+            f"no wheel of {options.wheelhouse} is published",
+            why="each was left out for the reason above",
+            fix=["name one, to be told what to do about it", "publish them anyway: --no-audit"],
+        )
     if not wheels:
         raise UsageError(f"there is no wheel to publish in {options.wheelhouse}", fix="name one, or: nox -s wheel")
     return wheels

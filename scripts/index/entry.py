@@ -16,7 +16,8 @@ from packaging.version import InvalidVersion, Version
 from pydantic import Field, ValidationError, field_validator
 
 from scripts.audit.collect import audit_wheel
-from scripts.audit.models import AuditReport, Level, TargetVerdict
+from scripts.audit.models import AuditReport, TargetVerdict
+from scripts.audit.reasons import errors, in_short
 from scripts.audit.subjects import matching_recipe
 from scripts.core.errors import AuditError, PublishError
 from scripts.core.models import Model
@@ -220,9 +221,12 @@ def make_entry(
         message = opened.message("METADATA")
         check_dist_info(opened, name, message)
     report = audit_wheel(wheel, every_gpu(), optional=matching_recipe(wheel)) if audit else None
-    wrong = [item.text for item in report.findings if item.level is Level.ERROR] if report else []
-    if wrong:
-        raise AuditError(f"{wheel.name} does not pass the audit", why="; ".join(wrong[:3]), fix="nox -s audit -- it")
+    if report and (wrong := errors(report)):
+        raise AuditError(
+            f"{wheel.name}: its audit did not pass",
+            why=in_short(wrong),
+            fix=[f"see all of it: nox -s audit -- {wheel.name}", "publish and mirror take it anyway: --no-audit"],
+        )
     entry = Entry(
         filename=wheel.name,
         name=canonicalize_name(name.name),

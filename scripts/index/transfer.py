@@ -14,7 +14,6 @@ from pathlib import Path
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from scripts.core.console import human_bytes
 from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.downloads.access import Access
 from scripts.downloads.indexes import redacted
@@ -26,7 +25,7 @@ from scripts.index.publish import SBOM, Done, Wishes, publish_static
 from scripts.index.reader import Listed, SimpleClient
 from scripts.index.static import StaticIndex, refuse_other_bytes
 from scripts.index.store import Store
-from scripts.report.wheelhouse import Local, audit_problem, read_local
+from scripts.report.wheelhouse import Local, audit_problem, audit_reasons, read_local
 
 
 def promote(
@@ -51,9 +50,8 @@ def promote(
     with tempfile.TemporaryDirectory(prefix="wheelsmith-promote-") as folder:
         wheels = [_taken(source, entry, Path(folder), access) for entry in entries]
         for wheel, entry in zip(wheels, entries, strict=True):
-            problem = audit_problem(wheel) if wishes.audit and wheel.report is not None else ""
-            if problem:
-                raise AuditError(f"{entry.filename}: {problem}", fix="audit it, and publish it to staging again")
+            if wheel.report is not None:  # else it was published without, and is audited before it is sent
+                _check_audit(wheel, entry, source)
             if key:
                 _check_signature(wheel, key)
         origins = {entry.filename: Origin(index=source.location, url=entry.key) for entry in entries}
@@ -66,7 +64,6 @@ def _taken(source: Store, entry: Entry, folder: Path, access: Access) -> Local:
     place = folder / entry.sha256
     place.mkdir()
     path = place / entry.filename
-    access.console.note(f"{entry.filename} ({human_bytes(entry.size)})")
     _check_copy(entry, "", source.fetch(entry.key, path), entry.sha256, source)
     for suffix, sha256 in entry.extras.items():
         if suffix != SBOM:  # it is inside
@@ -81,6 +78,17 @@ def _check_copy(entry: Entry, suffix: str, found: str, wanted: str, source: Stor
             f"{source.location} has another {entry.filename}{suffix} than its record says",
             why=f"sha256 {found}, not {wanted}: it was changed there",
             fix="find out who changed it; publish the wheel to staging again",
+        )
+
+
+def _check_audit(wheel: Local, entry: Entry, source: Store) -> None:
+    problem = audit_problem(wheel)
+    if problem:
+        audit = f"nox -s audit -- {entry.filename} --target GPU --json {entry.filename}.report.json"
+        raise AuditError(
+            f"{entry.filename}: {problem}",
+            why=audit_reasons(wheel),
+            fix=f"audit it for the GPUs it is for ({audit}), and publish that report to {source.location}",
         )
 
 

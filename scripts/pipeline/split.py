@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from scripts.audit.collect import audit_wheel
-from scripts.audit.show import failures
+from scripts.audit.reasons import failures, in_short
 from scripts.audit.subjects import matching_recipe
 from scripts.core.console import Console
 from scripts.core.errors import AuditError
@@ -31,7 +31,7 @@ def split_wheel(
             slim = slim_wheel(fat, [arch], Path(folder))
             audit = audit_wheel(slim, default_targets([arch], cuda), optional=matching_recipe(slim))
             if not audit.ok:
-                raise AuditError(f"{slim.name} is not what it should be", why="; ".join(failures(audit)[:5]))
+                raise AuditError(f"{slim.name} is not what it should be", why=in_short(failures(audit)))
             full = slim_report(slim, CutFrom(**report.wheel.model_dump()), [arch], audit, report)
             made.append(enter(slim, full, wheelhouse))
         console.stage("slim", f"{made[-1].name}: {audit.targets[0].summary}")

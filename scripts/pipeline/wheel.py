@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.audit.models import AuditReport, Level
-from scripts.audit.show import failures, show
+from scripts.audit.reasons import failures, in_short
+from scripts.audit.show import show
 from scripts.compile.build import Compiled, configure, list_units
 from scripts.compile.cached import compile_cached
 from scripts.compile.compiler_cache import CacheSettings
@@ -206,7 +207,7 @@ def _audit(wheel: Wheel, job: Job) -> AuditReport:
         show(report, job.console)
         raise AuditError(
             f"{wheel.path.name} is not what it should be",
-            why="; ".join(failures(report)[:5]),
+            why=in_short(failures(report)),
             fix=f"the wheel is kept at {wheel.path}: nox -s audit -- {wheel.path}",
             docs="docs/audit.md",
         )

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from scripts.audit.models import AuditReport
+from scripts.audit.reasons import failures, in_short
 from scripts.core.cache import Cache
 from scripts.core.errors import PackageError, PublishError, UsageError, from_os_error
 from scripts.core.files import digest, file_sha256, install_file, write_atomic, write_json
@@ -70,10 +71,12 @@ def find_wheels(named: Sequence[Path], wheelhouse: Path, access: Access, *, audi
         if problem and named:
             raise PublishError(
                 f"{path.name}: {problem}",
-                fix=[f"nox -s audit -- {path} --json {report_path(path)}", "publish it anyway: --no-audit"],
+                why=audit_reasons(wheel),
+                fix=[*_remedies(wheel), "publish it anyway: --no-audit"],
             )
         if problem:
-            access.console.warn(f"{path.name} is left out: {problem} (--no-audit takes it anyway)")
+            why = f": {reasons}" if (reasons := audit_reasons(wheel)) else ""
+            access.console.warn(f"{path.name} is left out: {problem}{why} (--no-audit takes it anyway)")
         else:
             found.append(wheel)
     return found
@@ -84,6 +87,20 @@ def audit_problem(wheel: Local) -> str:
     if wheel.audit is None:
         return wheel.unread or "it has no audit report about these bytes"
     return "" if wheel.audit.ok else "its audit did not pass"
+
+
+def audit_reasons(wheel: Local) -> str:
+    """Return why its audit did not pass, in short; "" when it passed or there is none."""
+    return in_short(failures(wheel.audit)) if wheel.audit and not wheel.audit.ok else ""
+
+
+def _remedies(wheel: Local) -> list[str]:
+    """Return what to do about a wheel that may not be published. The report of a build is never overwritten."""
+    audit = f"nox -s audit -- {wheel.path}"
+    if wheel.audit is None:
+        return [f"{audit} --json {report_path(wheel.path)}"]
+    again = f"audit it for the GPUs it is for: {audit} --target GPU --json {report_path(wheel.path)}"
+    return [f"see all of it: {audit}", *([] if wheel.build else [again])]
 
 
 def read_local(path: Path, cache: Cache) -> Local:

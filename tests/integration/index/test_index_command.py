@@ -17,6 +17,7 @@ from scripts.commands import verify as verify_command
 from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.core.files import file_sha256
+from tests.builds import put_report
 from tests.integration.index.test_attestations import attestation
 from tests.integration.index.test_provenance import key_pair, wheel_with_sbom
 from tests.integration.index.test_publish_static import _tamper, check_index, small
@@ -232,3 +233,18 @@ def test_mirror_takes_named_wheels_in_with_where_they_came_from(place: str, tmp_
     verify_command.main([str(path), "--key", str(public), "--json", str(tmp_path / "v.json")], Console(quiet=True))
     assert json.loads((tmp_path / "v.json").read_text())["index"] == url
     assert "Taken from" in (tmp_path / "copy/index.html").read_text()
+
+
+def test_promote_says_why_an_audit_did_not_pass_and_names_each_wheel_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = {"level": "error", "code": "x", "where": "vllm/a.so", "text": "no GPU code"}
+    bad, good = small(tmp_path / "w"), small(tmp_path / "w", "1.0+cu130")
+    put_report(bad, ok=False, findings=[wrong])
+    put(bad, good, "--to", "staging")
+    with pytest.raises(AuditError, match="its audit did not pass") as caught:
+        do("promote", "staging", "production", bad.name)
+    assert caught.value.why == "vllm/a.so: no GPU code"
+    capsys.readouterr()
+    index.main(["promote", "staging", "production", good.name], Console())
+    assert capsys.readouterr().err.count(good.name) == 1

@@ -142,16 +142,21 @@ def test_a_wheel_without_a_passed_audit_is_left_out_or_refused_when_named(
 ) -> None:
     good, bad = small(tmp_path / "w", "1.0+cu130"), small(tmp_path / "w", "2.0+cu130")
     for wheel, ok in ((good, True), (bad, False)):
-        put_report(wheel, ok=ok, recipe={"name": "mine", "digest": "1", "notice": "mini"})
+        wrong = [] if ok else [{"level": "error", "code": "x", "where": "vllm/a.so", "text": "no GPU code"}]
+        put_report(wheel, ok=ok, findings=wrong, recipe={"name": "mine", "digest": "1", "notice": "mini"})
     missing = small(tmp_path / "w", "3.0+cu130")
     assert run("--wheelhouse", tmp_path / "w", "--to", "index") == 0
     [names] = {frozenset(names) for names in check_index(tmp_path / "index").values()}
     assert names == {good.name}
     said = capsys.readouterr().err
-    assert f"{bad.name} is left out: its audit did not pass" in said
+    assert f"{bad.name} is left out: its audit did not pass: vllm/a.so: no GPU code (--no-audit" in said
     assert f"{missing.name} is left out: it has no audit report about these bytes" in said
-    with pytest.raises(PublishError, match="its audit did not pass"):
+    with pytest.raises(PublishError, match="its audit did not pass") as caught:
         run(bad, "--to", "index")
+    assert caught.value.why == "vllm/a.so: no GPU code"
+    good.unlink()
+    with pytest.raises(UsageError, match="no wheel of "):
+        run("--wheelhouse", tmp_path / "w", "--to", "index")
     published = next((tmp_path / "index/files").rglob("*.report.json"))
     assert json.loads(published.read_text())["audit"]["ok"] is True
 
