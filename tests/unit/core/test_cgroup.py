@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from scripts.core import cgroup
 from tests.groups import fake_proc
+from tests.measure_memory import measure
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -68,3 +70,18 @@ def test_no_contents_of_these_files_stop_a_build(tmp_path: Path, group: bytes, m
     assert left is None or left >= 0
     assert quota is None or quota >= 0
     cgroup.oom_kills(folder)
+
+
+HUNGRY = "import time; held = bytearray(b'x') * 80_000_000; time.sleep(0.5)"
+
+
+def test_a_command_is_measured_in_a_real_group_and_killed_beyond_its_limit() -> None:
+    taken = measure([sys.executable, "-c", HUNGRY], 200_000_000)
+    if taken is None:
+        pytest.skip("this user may not make memory groups here")
+    assert (taken.code, taken.kills) == (0, 0)
+    assert 80e6 < taken.peak < 120e6
+    assert taken.peak <= taken.with_files + 1e6
+    refused = measure([sys.executable, "-c", HUNGRY], 60_000_000)
+    assert refused is not None
+    assert (refused.code, refused.kills) == (-9, 1)
