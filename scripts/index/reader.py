@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
+from packaging.utils import canonicalize_name
+
 from scripts.core.errors import PublishError, from_os_error
 from scripts.downloads.access import Access
 from scripts.downloads.download import http_errors, open_client
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.5, text/html;q=0.2"
 MAX_SMALL = 16 << 20  # bytes of what is read into memory
 _UNKNOWN_ISSUER = re.compile(r"CERTIFICATE_VERIFY_FAILED|unable to get local issuer|self.signed", re.IGNORECASE)
+_NAME_IT = "name the index itself, as in https://host/simple/ (for uploads: --check-url)"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -75,7 +78,7 @@ class SimpleClient:
             raise PublishError(
                 f"{redacted(self._url)} cannot be read",
                 why=f"the server answered {response.status_code} {response.reason_phrase}",
-                fix="name the index that shows the uploads: --check-url https://host/simple/; check the credentials",
+                fix=["check the credentials", _NAME_IT],
             )
         as_json = "json" in response.headers.get("content-type", "")
         found = json_files(response.content) if as_json else html_files(response.text)
@@ -96,8 +99,17 @@ class SimpleClient:
         raise PublishError(
             f"{redacted(self._url)} does not look like an index: it could not be read, and nothing was sent",
             why=f"it answers {response.status_code} for its list of projects too",
-            fix="name the index that shows the uploads: --check-url https://host/simple/",
+            fix=_NAME_IT,
         )
+
+    def projects(self) -> list[str]:
+        """Return the names of the projects that the index lists, normalised; nothing where it has no list."""
+        response = self._get(self._url)
+        if response.is_error:
+            return []
+        if "json" in response.headers.get("content-type", ""):
+            return json_projects(response.content)
+        return html_projects(response.text)
 
     def sha256_of(self, item: Listed) -> str:
         """Fetch a file and return its sha256, for indexes that give none."""
@@ -163,7 +175,7 @@ def unreachable(url: str, error: Exception) -> PublishError:
     return PublishError(
         f"{redacted(url)} cannot be reached",
         why=f"{type(error).__name__}: {error}",
-        fix="check the network, HTTPS_PROXY and --check-url",
+        fix="check the network, HTTPS_PROXY and the URL",
     )
 
 
@@ -182,7 +194,21 @@ def json_files(data: bytes) -> dict[str, Listed]:
         rows = json.loads(data)["files"]
         return {str(row["filename"]): _listed(row) for row in rows}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PublishError("the index's JSON page cannot be read", why=str(error), fix="check --check-url") from error
+        raise PublishError("the index's JSON page cannot be read", why=str(error), fix=_NAME_IT) from error
+
+
+def html_projects(text: str) -> list[str]:
+    """Return the names of a PEP 503 list of projects: the last folder of each link."""
+    folders = [unquote(link.split("#")[0].split("?")[0]).rstrip("/").rpartition("/")[2] for link in links(text)]
+    return [canonicalize_name(name) for name in folders if name not in {"", ".", ".."}]
+
+
+def json_projects(data: bytes) -> list[str]:
+    """Return the names of a PEP 691 list of projects, nothing for what is none."""
+    try:
+        return [canonicalize_name(str(row["name"])) for row in json.loads(data)["projects"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def _listed(row: Any) -> Listed:
@@ -206,12 +232,17 @@ class _Links(HTMLParser):
             self.links += [value for name, value in attrs if name == "href" and value]
 
 
-def html_files(text: str) -> dict[str, Listed]:
-    """Return the files of a PEP 503 page: names from the links, digests from their fragments."""
+def links(text: str) -> list[str]:
+    """Return the targets of the links of a page."""
     parser = _Links()
     parser.feed(text)
+    return parser.links
+
+
+def html_files(text: str) -> dict[str, Listed]:
+    """Return the files of a PEP 503 page: names from the links, digests from their fragments."""
     found = {}
-    for link in parser.links:
+    for link in links(text):
         path, _, fragment = link.partition("#")
         name = unquote(path.split("?")[0]).rsplit("/", 1)[-1]
         if name.endswith((".whl", ".tar.gz", ".zip")):

@@ -11,20 +11,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
-from packaging.version import InvalidVersion, Version
-
-from scripts.core.errors import AuditError, PublishError, UsageError
+from scripts.core.errors import AuditError, PublishError
 from scripts.downloads.access import Access
 from scripts.downloads.indexes import redacted
 from scripts.index.attestations import SUFFIX as PROVENANCE
 from scripts.index.attestations import check_provenance
-from scripts.index.entry import Entry, Origin, same_wheel
+from scripts.index.entry import Entry, Origin
 from scripts.index.provenance import SUFFIX, PublicKey, check
 from scripts.index.publish import SBOM, Done, Wishes, publish_static
 from scripts.index.reader import Listed, SimpleClient
 from scripts.index.static import StaticIndex, refuse_other_bytes
 from scripts.index.store import Store
+from scripts.index.wanted import matching
 from scripts.report.wheelhouse import Local, audit_problem, audit_reasons, read_local
 
 
@@ -111,37 +109,13 @@ def mirror(
 
     Raises PublishError, AuditError, UsageError; nothing is sent unless all could be fetched and are right.
     """
-    found = [item for text in wanted for item in _matching(client, text, index)]
+    found = [item for text in wanted for item in matching(client, text, index)]
     access.console.stage("mirror", f"{len(found)} wheel(s) from {redacted(index)} to {target.location}")
     with tempfile.TemporaryDirectory(prefix="wheelsmith-mirror-") as folder:
         wheels = [_fetched(client, item, Path(folder), access) for item in found]
         origins = {item.name: Origin(index=redacted(index), url=redacted(item.url)) for item in found}
         wishes = replace(wishes, action="mirror", note=f"from {redacted(index)}", origins=origins)
         return publish_static(target, wheels, wishes, access.console)
-
-
-def _matching(client: SimpleClient, text: str, index: str) -> list[Listed]:
-    """Return the wheels that a file name or a pinned version means. Raises UsageError when there is none."""
-    try:
-        if text.endswith(".whl"):
-            project = parse_wheel_filename(text)[0]
-            fits = [item for name, item in client.files(project).items() if same_wheel(name, text)]
-        else:
-            name, _, version = text.partition("==")
-            pinned, project = Version(version), canonicalize_name(name)
-            fits = [item for item in client.files(project).values() if _version(item.name) == pinned]
-    except (InvalidWheelFilename, InvalidVersion) as error:
-        raise UsageError(f"{text!r} names no wheel", why=str(error), fix="NAME.whl, or vllm==0.15.1") from error
-    if not fits:
-        raise UsageError(f"{redacted(index)} has no wheel {text}", fix="look at its page of the project")
-    return fits
-
-
-def _version(filename: str) -> Version | None:
-    try:
-        return parse_wheel_filename(filename)[1]
-    except (InvalidWheelFilename, ValueError):
-        return None
 
 
 def _fetched(client: SimpleClient, item: Listed, folder: Path, access: Access) -> Local:

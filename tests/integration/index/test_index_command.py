@@ -218,9 +218,23 @@ def test_mirror_takes_named_wheels_in_with_where_they_came_from(place: str, tmp_
     with serve(tmp_path / "theirs") as server:
         url = f"{server.url}/simple/"
         do("mirror", url, place, wheel.name, "vllm==7.0", "--sign-key", private)
-        for wrong in ("vllm==9", "x.whl"):
-            with pytest.raises(UsageError):
+        for wrong, what, why in (
+            ("vllm==9", "has no wheel of vllm 9", "it has 7.0, 0.20.1+cu130"),
+            ("vllm==0.20.1", "has no wheel of vllm 0.20.1", "it has 0.20.1+cu130, 7.0"),
+            ("vllm", "'vllm' names no version", "it has 7.0, 0.20.1+cu130"),
+            ("vlm==7.0", "has no project vlm. Perhaps you meant 'vllm'?", ""),
+            ("torch==2.9", "has no project torch.", "its projects are vllm"),
+            ("x.whl", "'x.whl' names no wheel", "Invalid wheel filename (wrong number of parts): 'x'"),
+            (
+                other.name.replace("py3", "cp38"),
+                "has no vllm-7.0-cp38-none-any.whl",
+                f"of this version it has {other.name}",
+            ),
+        ):
+            with pytest.raises(UsageError) as caught:
                 do("mirror", url, place, wrong)
+            assert what in caught.value.what
+            assert caught.value.why == why
         _tamper(next((tmp_path / "theirs/files").rglob(other.name)))
         with pytest.raises(PublishError, match="has another"):
             do("mirror", url, "elsewhere", "vllm==7.0")
