@@ -25,8 +25,14 @@ def main(arguments: Sequence[str], console: Console) -> int:
     """Run the command; return its exit code."""
     parser = Parser("carry", __doc__ or "")
     parser.prog = "python -m scripts.commands.carry"
-    parser.add_argument("wheels", nargs="+", type=user_path, metavar="WHEEL")
-    parser.add_argument("--have", type=user_path, default=ROOT / "requirements" / "gpu-machine.txt", metavar="FILE")
+    parser.add_argument("wheels", nargs="+", type=user_path, metavar="WHEEL", help="to be checked there")
+    parser.add_argument(
+        "--have",
+        type=user_path,
+        default=ROOT / "requirements" / "gpu-machine.txt",
+        metavar="FILE",
+        help="the packages that the machine has, one name a line (default: requirements/gpu-machine.txt)",
+    )
     parser.add_argument("--out", type=user_path, required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument("--limit", type=int, default=60, metavar="MIB", help="per load (default: 60 MiB)")
     parser.add_argument("--python", default=PYTHON, metavar="X.Y", help="the machine's Python (default: 3.12)")

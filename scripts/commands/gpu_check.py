@@ -31,7 +31,7 @@ Example: nox -s gpu-check -- wheelhouse/vllm-0.20.1+cu130.core-cp38-abi3-manylin
 def parser() -> Parser:
     """Return the command line of `nox -s gpu-check`."""
     command = Parser("gpu-check", DESCRIPTION)
-    command.add_argument("wheel", type=user_path, metavar="WHEEL")
+    command.add_argument("wheel", type=user_path, metavar="WHEEL", help="to be checked on the GPU of this machine")
     command.add_argument("--json", type=user_path, metavar="FILE", help="write what was seen, after every step")
     command.add_argument("--quick", action="store_true", help="common operators and one engine run: about a minute")
     command.add_argument("--part", action="append", choices=PARTS, metavar="P", help=f"only: {', '.join(PARTS)}")

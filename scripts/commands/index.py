@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.commands.cli import Parser, run, user_path
-from scripts.commands.options import add_cache_options, open_access
+from scripts.commands.options import add_cache_option, open_access
 from scripts.commands.publish import add_store_options, open_store, show, who
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
@@ -19,6 +19,7 @@ from scripts.index.provenance import load_key, load_signer
 from scripts.index.publish import Done, Wishes
 from scripts.index.reader import SimpleClient
 from scripts.index.static import StaticIndex
+from scripts.index.store import Store
 from scripts.index.transfer import mirror, promote
 from scripts.index.upload import check_url_syntax
 from scripts.index.variant_index import VariantIndex
@@ -34,9 +35,22 @@ Look after the wheels of a static index, in a directory or a bucket.
                                       --sign-key PEM: sign where they came from
   log INDEX [WHEEL...]                who did what, and when
 
-Old wheels go with `nox -s publish -- --to INDEX --prune RULE`.
+Each has its own help: nox -s index -- yank --help. Old wheels go with `nox -s publish -- --to INDEX --prune RULE`.
 Example: nox -s index -- yank /srv/wheels vllm-0.15.1+cu128-....whl --reason "wrong on sm_89"
 """
+ABOUT = {
+    "yank": "Advise against wheels: installers take them only when they are pinned exactly, and show the reason.",
+    "unyank": "Take a yank back.",
+    "promote": "Copy wheels and all that lies beside them from one static index to another, audited again.",
+    "mirror": "Take wheels of any package index into a static index, checked and audited; with where they came from.",
+    "log": "Show who did what to the wheels of a static index, and when; of wheels that are gone too.",
+}
+PLACES = {
+    "INDEX": "the static index: a directory, s3://bucket/prefix, gs://... or az://...",
+    "FROM": "the static index they are in: a directory or a bucket",
+    "TO": "the static index they go to: a directory or a bucket; made when it is not there",
+    "URL": "the index they are in, as pip takes it: https://host/simple/",
+}
 
 
 def main(arguments: Sequence[str], console: Console) -> int:
@@ -52,29 +66,31 @@ def main(arguments: Sequence[str], console: Console) -> int:
     return ACTIONS[action](arguments[1:], console)
 
 
-def _parser(action: str, *places: str, wheels: str = "+") -> Parser:
-    command = Parser(f"index -- {action}", DESCRIPTION)
+def _parser(action: str, *places: str, wheels: str = "its file name", number: str = "+") -> Parser:
+    command = Parser(f"index -- {action}", ABOUT[action])
     for place in places:
-        command.add_argument(place.lower(), metavar=place)
-    command.add_argument("wheels", nargs=wheels, metavar="WHEEL", help="its file name")
-    command.add_argument("--json", type=user_path, metavar="FILE", help="write what was done to a file")
-    add_store_options(command)
+        command.add_argument(place.lower(), metavar=place, help=PLACES[place])
+    command.add_argument("wheels", nargs=number, metavar="WHEEL", help=wheels)
+    command.add_argument("--json", type=user_path, metavar="FILE", help="write what is shown at the end to a file")
     return command
 
 
 def _yank(arguments: Sequence[str], console: Console) -> int:
     command = _parser("yank", "INDEX")
+    add_store_options(command)
     command.add_argument("--reason", required=True, metavar="TEXT", help="what people read: why not to use it")
     options = command.parse_args(arguments)
     return _mark(options, options.reason, console)
 
 
 def _unyank(arguments: Sequence[str], console: Console) -> int:
-    return _mark(_parser("unyank", "INDEX").parse_args(arguments), None, console)
+    command = _parser("unyank", "INDEX")
+    add_store_options(command)
+    return _mark(command.parse_args(arguments), None, console)
 
 
 def _mark(options: Any, reason: str | None, console: Console) -> int:
-    store = open_store(options.index, options)
+    store = _target(options.index, options)
     index = StaticIndex(store, console, who=who(options))
     names = [index.find(_name(text)).filename for text in options.wheels]  # all are there, or nothing is done
     word = "unyanked" if reason is None else "yanked"
@@ -97,9 +113,10 @@ def _mark(options: Any, reason: str | None, console: Console) -> int:
 def _promote(arguments: Sequence[str], console: Console) -> int:
     command = _parser("promote", "FROM", "TO")
     command.add_argument("--key", type=user_path, metavar="PUB", help="refuse wheels that this key has not signed")
-    add_cache_options(command)
+    add_store_options(command)
+    add_cache_option(command)
     options = command.parse_args(arguments)
-    source, target = open_store(vars(options)["from"], options), open_store(options.to, options)
+    source, target = open_store(getattr(options, "from")), _target(options.to, options)
     wishes = Wishes(who(options), dry_run=options.dry_run)
     key = load_key(options.key) if options.key else None
     names = [_name(text) for text in options.wheels]
@@ -108,12 +125,15 @@ def _promote(arguments: Sequence[str], console: Console) -> int:
 
 
 def _mirror(arguments: Sequence[str], console: Console) -> int:
-    command = _parser("mirror", "URL", "TO")
-    command.add_argument("--sign-key", type=user_path, metavar="PEM", help="sign where they were taken from")
+    command = _parser("mirror", "URL", "TO", wheels="its file name, or all wheels of a version: vllm==0.15.1")
+    command.add_argument(
+        "--sign-key", type=user_path, metavar="PEM", help="sign where they come from, with this private key"
+    )
     command.add_argument("--no-audit", action="store_true", help="take wheels in without looking at their GPU code")
-    add_cache_options(command)
+    add_store_options(command)
+    add_cache_option(command)
     options = command.parse_args(arguments)
-    url, target = check_url_syntax(options.url, "URL"), open_store(options.to, options)
+    url, target = check_url_syntax(options.url, "URL"), _target(options.to, options)
     wishes = Wishes(who(options), audit=not options.no_audit, dry_run=options.dry_run)
     if options.sign_key:
         signer = load_signer(options.sign_key, os.environ.get("WHEELSMITH_KEY_PASSWORD", ""))
@@ -125,9 +145,10 @@ def _mirror(arguments: Sequence[str], console: Console) -> int:
 
 
 def _log(arguments: Sequence[str], console: Console) -> int:
-    options = _parser("log", "INDEX", wheels="*").parse_args(arguments)
+    command = _parser("log", "INDEX", wheels="file names of those to tell of (default: all)", number="*")
+    options = command.parse_args(arguments)
     names = {_name(text) for text in options.wheels}
-    index = StaticIndex(open_store(options.index, options), console)
+    index = StaticIndex(open_store(options.index), console)
     events = [
         {"wheel": entry.filename, **event.model_dump()}
         for entry in index.history()
@@ -142,6 +163,10 @@ def _log(arguments: Sequence[str], console: Console) -> int:
     ]
     console.grid(["when (UTC)", "who", "did", "to", ""], rows)
     return 0
+
+
+def _target(text: str, options: Any) -> Store:
+    return open_store(text, public=options.public_cache, wait=options.wait)
 
 
 def _name(text: str) -> str:

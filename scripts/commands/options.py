@@ -55,19 +55,25 @@ def recipe_argument(text: str) -> str:
     return str(user_path(text)) if text.endswith(".toml") else text
 
 
-def add_cache_options(parser: argparse.ArgumentParser) -> None:
-    """Add --cache and --offline."""
+def add_cache_option(parser: argparse.ArgumentParser) -> None:
+    """Add --cache, for a command that fetches no sources and no packages."""
     parser.add_argument(
         "--cache",
         type=user_path,
         metavar="DIR",
         help="cache directory (default: WHEELSMITH_CACHE, else the platform's cache directory)",
     )
+    parser.set_defaults(offline=False, mirror=None)
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """Add --cache, --offline and --mirror."""
+    add_cache_option(parser)
     parser.add_argument("--offline", action="store_true", help="use only what is in the cache")
     parser.add_argument(
         "--mirror",
         metavar="RULES",
-        help="take git repositories from a mirror: FROM=TO URL prefixes (default: WHEELSMITH_MIRROR)",
+        help="git repositories and Debian's archive from elsewhere: FROM=TO, URL prefixes (default: WHEELSMITH_MIRROR)",
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from scripts.commands.cli import Parser, run, user_path
-from scripts.commands.options import add_cache_options, open_access
+from scripts.commands.options import add_cache_option, open_access
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.errors import UsageError
 from scripts.core.files import write_json
@@ -68,10 +68,12 @@ def parser() -> Parser:
     command.add_argument("--check-url", metavar="URL", help="upload APIs: the index that shows what was uploaded")
     command.add_argument("--keyring", metavar="USER", help="upload APIs: take this user's password from the keyring")
     command.add_argument("--sign-key", type=user_path, metavar="PEM", help="sign provenance with this private key")
-    command.add_argument("--wheelhouse", type=user_path, default=ROOT / "wheelhouse", metavar="DIR")
+    command.add_argument(
+        "--wheelhouse", type=user_path, default=ROOT / "wheelhouse", metavar="DIR", help="where they are"
+    )
     command.add_argument("--json", type=user_path, metavar="FILE", help="write what was done to a file")
     add_store_options(command)
-    add_cache_options(command)
+    add_cache_option(command)
     return command
 
 
@@ -80,7 +82,11 @@ def add_store_options(command: Parser) -> None:
     command.add_argument("--dry-run", action="store_true", help="tell what would be done")
     command.add_argument("--who", metavar="NAME", help="whose deed the index writes down (default: USER@HOST)")
     command.add_argument(
-        "--wait", type=float, default=WAIT, metavar="SECONDS", help="for another publisher of a directory"
+        "--wait",
+        type=float,
+        default=WAIT,
+        metavar="SECONDS",
+        help=f"directories: how long to wait for another publisher (default: {WAIT:.0f})",
     )
     command.add_argument(
         "--public-cache", action="store_true", help="buckets: let shared caches keep wheels (an index without users)"
@@ -118,7 +124,7 @@ def main(arguments: Sequence[str], console: Console) -> int:
     if options.to.startswith(("http://", "https://")):
         location, done = publish_upload(wheels, options, wishes, access)
     else:
-        store = open_store(options.to, options)
+        store = open_store(options.to, public=options.public_cache, wait=options.wait)
         location = store.location
         console.stage("publish", f"{len(wheels)} wheel(s) to {location}")
         done = publish_static(store, wheels, wishes, console)
@@ -170,16 +176,16 @@ def _check_url(url: str, named: str | None, access: Access) -> str:
     return find_check_url(url, lambda guess: SimpleClient(guess, access))
 
 
-def open_store(text: str, options: argparse.Namespace) -> Store:
-    """Return where a static index lies. Raises UsageError."""
+def open_store(text: str, *, public: bool = False, wait: float = WAIT) -> Store:
+    """Return where a static index lies; `wait` seconds for other publishers of a directory. Raises UsageError."""
     if text.startswith(SCHEMES):
-        return ObjectStore(text, public=options.public_cache)
+        return ObjectStore(text, public=public)
     if "://" in text:
         known = ", ".join((*SCHEMES, "https://"))
         raise UsageError(
-            f"--to {redacted(text)}: wheelsmith does not know this kind of place", fix=f"a directory, or {known}"
+            f"{redacted(text)}: wheelsmith does not know this kind of place", fix=f"a directory, or {known}"
         )
-    return Directory(user_path(text), wait=options.wait)
+    return Directory(user_path(text), wait=wait)
 
 
 def _wheels(options: argparse.Namespace, access: Access) -> list[Local]:

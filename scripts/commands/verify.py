@@ -26,7 +26,7 @@ Example: nox -s verify -- wheelhouse/vllm-0.15.1+cu128-....whl --key pub.pem
 def parser() -> Parser:
     """Return the command line of `nox -s verify`."""
     command = Parser("verify", DESCRIPTION)
-    command.add_argument("wheel", type=user_path, metavar="WHEEL")
+    command.add_argument("wheel", type=user_path, metavar="WHEEL", help="to be checked")
     command.add_argument("--key", type=user_path, metavar="PUB", help="public key (PEM); else nothing is verified")
     command.add_argument("--provenance", type=user_path, metavar="FILE", help=f"default: WHEEL{SUFFIX}")
     command.add_argument("--no-sbom", action="store_true", help="do not ask for an SBOM inside the wheel")
