@@ -14,11 +14,12 @@ from scripts.compile.admission import Admission, lookahead
 from scripts.compile.compiler_cache import CacheSummary, CompilerCache
 from scripts.compile.device_steps import put_programs
 from scripts.compile.forecast import Forecast
+from scripts.compile.older_glibc import link_to_older_glibc
 from scripts.compile.sampling import SAMPLES, Sampler
 from scripts.compile.schedule import Task
 from scripts.compile.sources import copy_sources, mend_sources
 from scripts.compile.standalone.launcher import arch_count, unit_of
-from scripts.compile.tree import BuildTree
+from scripts.compile.tree import OLDER_GLIBC, BuildTree
 from scripts.compile.units import UnitFailure, UnitRecord, UnitWatch, read_failures, read_units
 from scripts.core.console import Console, human_seconds
 from scripts.core.errors import CompileError
@@ -62,6 +63,7 @@ def configure(tree: BuildTree, *, console: Console) -> None:
     (tree.path / "fetched").mkdir(exist_ok=True)
     put_programs(tree.path, tree.inside(tree.toolchain.python))
     tree.paths.write(tree.enter)
+    _prepare_link(tree, console)
     cmake = tree.inside(tree.toolchain.environment / "bin" / "cmake")
     begin = tree.log.stat().st_size if tree.log.exists() else 0
     folders: Command = ["-S", tree.inside(tree.sources), "-B", tree.inside(tree.binary)]
@@ -70,6 +72,12 @@ def configure(tree: BuildTree, *, console: Console) -> None:
         raise _configure_error(tree, begin)
     console.note(f"configured in {human_seconds(done.seconds)}")
     write_json(marker, list(tree.definitions))
+
+
+def _prepare_link(tree: BuildTree, console: Console) -> None:
+    folder, compiler = tree.path / OLDER_GLIBC, [*tree.prefix, tree.inside(tree.toolchain.host.path)]
+    if why := link_to_older_glibc(folder, tree.inside(folder), compiler, tree.environment):
+        console.warn(f"the wheel will not load on systems older than this one: {why}")
 
 
 def run_in(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from scripts.compile.fixed_paths import LAYOUT, FixedPaths, tree_paths
 from scripts.compile.fixed_paths import ROOT as FIXED_ROOT
+from scripts.compile.older_glibc import SCRIPT
 from scripts.compile.stable_names import LINKER, map_names, source_date
 from scripts.compile.standalone.launcher import ADMISSION, EVENTS, FAILURES
 from scripts.core.errors import UsageError
@@ -20,7 +21,8 @@ from scripts.sources.patch import SourceTree
 from scripts.toolchain.provide import Toolchain
 
 # Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
-FORMAT = 5
+FORMAT = 6
+OLDER_GLIBC = "older-glibc"  # folder of the linker script
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,8 @@ def _definitions(
         "NVCC_THREADS": "1",
         "CMAKE_SKIP_BUILD_RPATH": "ON",  # installing would leave room for the path, as long as it is here
         "CMAKE_MODULE_LINKER_FLAGS": LINKER,
+        "CMAKE_CXX_STANDARD_LIBRARIES": path / OLDER_GLIBC / SCRIPT,
+        "CMAKE_CUDA_STANDARD_LIBRARIES": path / OLDER_GLIBC / SCRIPT,
         "VLLM_NATIVE_ARCHS": "ON" if recipe.native and recipe.native_families else "OFF",
         **compiler_definitions(toolchain, python, launcher, recipe.cmake),
         **dependency_definitions(recipe, dependencies),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from scripts.compile.build import run_in, unit_count_in_log
+from scripts.compile.older_glibc import PLATFORM, newer_versions
 from scripts.compile.stable_names import source_date
 from scripts.compile.tree import BuildTree
 from scripts.core.console import Console, human_bytes
 from scripts.core.errors import PackageError
 from scripts.core.files import remove_tree
-from scripts.core.process import Command
+from scripts.core.process import Command, Finished
 from scripts.package.abi3 import abi3_problems, oldest_python
 from scripts.package.check import Wheel, check_wheel
 from scripts.package.data_files import warn_of_missing, write_manifest
@@ -46,7 +48,7 @@ def package_wheel(
     folder.mkdir()
     name = recipe.package.name.replace("-", "_")
     raw = _build(tree, name, version, folder, jobs)
-    repaired = _repair(tree, raw, folder / "repaired")
+    repaired = _repair(tree, raw, folder / "repaired", console)
     patches = [(patch.name, patch.sha256) for patch in tree.source.patches]
     from scripts.package.sbom import add_sbom, make_sbom  # noqa: PLC0415  (0.15 s that only a new wheel needs)
 
@@ -114,16 +116,25 @@ def _only_wheel(folder: Path) -> Path:
     return wheels[0]
 
 
-def _repair(tree: BuildTree, raw: Path, target: Path) -> Path:
-    """Let auditwheel measure the platform tag; nothing is copied into the wheel."""
+def _repair(tree: BuildTree, raw: Path, target: Path, console: Console) -> Path:
+    """Let auditwheel tag the wheel for torch's own platform, else for what it measures; it copies nothing into it."""
+    wanted = f"{PLATFORM}_{platform.machine()}"
+    if _auditwheel(tree, raw, target, "--plat", wanted, "--only-plat").code:
+        done = _auditwheel(tree, raw, target)
+        if done.code:
+            raise _failed("auditwheel cannot repair the wheel", done.tail(), tree)
+        newer = {found: path.name for path in tree.binary.glob("*.so") for found in newer_versions(path)}
+        named = ", ".join(f"{path} needs {version}" for version, path in sorted(newer.items()))
+        console.note(f"the wheel is for newer systems than {wanted}: {named or 'see the log'}")
+    return _only_wheel(target)
+
+
+def _auditwheel(tree: BuildTree, raw: Path, target: Path, *options: str) -> Finished:
     tools = Path(sys.executable).parent
     excluded = [word for name in EXTERNAL_LIBRARIES for word in ("--exclude", name)]
     environment = {**tree.environment, "PATH": f"{tools}:{tree.environment['PATH']}"}
-    command: Command = [sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", target, raw]
-    done = run_in(tree, command, environment=environment, fixed=False)
-    if done.code:
-        raise _failed("auditwheel cannot repair the wheel", done.tail(), tree)
-    return _only_wheel(target)
+    command: Command = [sys.executable, "-m", "auditwheel", "repair", *excluded, *options, "-w", target, raw]
+    return run_in(tree, command, environment=environment, fixed=False)
 
 
 def _abi3audit(tree: BuildTree, wheel: Path) -> None:

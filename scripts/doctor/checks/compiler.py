@@ -14,6 +14,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from scripts.compile.older_glibc import FLOOR
 from scripts.core.process import capture
 from scripts.doctor.checks.installed import judged
 from scripts.doctor.registry import Result, Subject, Verdict, blocked, check, ok, unknown, warning
@@ -157,9 +158,12 @@ def _numbers(cuda: str) -> tuple[int, ...]:
 
 @check("glibc-version-not-found")
 def glibc_of_targets(_: Subject) -> Result:
-    """Say which glibc the wheel will need: this system's, at most."""
+    """Say which glibc the wheel will need: the one that torch's own wheels need, this system's at most."""
     found = glibc_version()
-    return ok(f"the wheel will need glibc {found[0]}.{found[1]} at most") if found else unknown("no glibc here")
+    if found is None:
+        return unknown("no glibc here")
+    wanted, here = (".".join(map(str, numbers)) for numbers in (min(FLOOR, found), found))
+    return ok(f"the wheel will need glibc {wanted}, or at most this system's {here}")
 
 
 @check("cmake-cannot-find-python")
