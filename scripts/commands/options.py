@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.commands.cli import user_path
@@ -97,10 +98,15 @@ def adopt_torch(options: argparse.Namespace, recipe: Recipe) -> tuple[Recipe, In
     return adopt(recipe, named, os.environ)
 
 
-def open_cache(options: argparse.Namespace) -> Cache:
-    """Open the cache that --cache, WHEELSMITH_CACHE or the platform names. Raises FetchError."""
+def cache_folder(options: argparse.Namespace) -> Path:
+    """Return the cache directory that --cache, WHEELSMITH_CACHE or the platform names; it need not exist."""
     named = os.environ.get("WHEELSMITH_CACHE")
-    return Cache.open(options.cache or (user_path(named) if named else default_cache_dir()))
+    return options.cache or (user_path(named) if named else default_cache_dir())
+
+
+def open_cache(options: argparse.Namespace) -> Cache:
+    """Open that directory. Raises FetchError."""
+    return Cache.open(cache_folder(options))
 
 
 def add_skip_option(parser: argparse.ArgumentParser) -> None:

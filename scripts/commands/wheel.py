@@ -13,6 +13,7 @@ from scripts.commands.options import (
     add_skip_option,
     add_torch_option,
     adopt_torch,
+    cache_folder,
     choose_archs,
     choose_jobs,
     recipe_argument,
@@ -24,6 +25,7 @@ from scripts.core.paths import DEFAULT_RECIPE, WHEELHOUSE
 from scripts.pipeline.plan import show_plan
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.fitting import for_archs
+from scripts.recipe.measured import own_costs
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -79,10 +81,12 @@ def main(arguments: Sequence[str], console: Console) -> int:
     machine = read_machine()
     jobs = choose_jobs(options.jobs, os.environ, machine)
     if options.dry_run:
+        own = own_costs(cache_folder(options), recipe)
         for archs in lists:
             show_plan(
                 for_archs(recipe, archs),
                 archs,
+                own=own,
                 jobs=jobs,
                 machine=machine,
                 wheelhouse=options.wheelhouse,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+_PIECE = 60.0  # seconds of a unit of which nothing is known
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,21 @@ def makespan(todo: Sequence[Task], running: Sequence[Task], *, slots: int, memor
         heapq.heappush(ends, (now + task.seconds, len(tasks)))
         tasks.append(task)
     return max((end for end, _ in ends), default=now)
+
+
+def wall_seconds(known: Sequence[Task], total: float, *, slots: int, memory: int, other_bytes: int) -> float:
+    """Return the seconds that `total` core-seconds of units take, of which the `known` tasks are a part.
+
+    The rest is taken to be units of the known ones' mean length that need `other_bytes` each. Known tasks that are
+    longer than `total` together are shortened.
+    """
+    sure = sum(task.seconds for task in known)
+    scale = min(1.0, total / sure) if sure else 0.0
+    tasks = [replace(task, seconds=task.seconds * scale) for task in known]
+    rest = max(0.0, total - sure)
+    count = max(slots, round(rest / (sure / len(known)))) if sure else slots * max(1, round(rest / slots / _PIECE))
+    tasks += [Task(f"other {number}", rest / count, other_bytes) for number in range(count if rest else 0)]
+    return makespan(tasks, [], slots=slots, memory=memory)
 
 
 def split(tasks: Iterable[Task], count: int) -> list[list[Task]]:

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.compile.schedule import Task, split
+from scripts.compile.schedule import Task, split, wall_seconds
 from scripts.core.errors import UsageError
+from scripts.core.machine import RESERVE
 from scripts.cuda.archs import Arch, arch_list
 from scripts.recipe.costs import TOOLCHAIN_GB, CostBook, Estimate, Unit, cost_book, cpu_seconds
+from scripts.recipe.expected import expected_units, largest_unit
 from scripts.recipe.model import Recipe
 
 # GitHub's standard runner for Linux: 4 cores, 16 GB of memory, 14 GB of disk, 6 hours a job.
@@ -74,12 +76,25 @@ def plan_json(recipe: Recipe, archs: Sequence[Arch]) -> dict[str, Any]:
             fix="add it",
         )
     total = cpu_seconds(recipe, archs)
-    largest = cost_book(recipe).largest(recipe.components) or Estimate(0.0, 0)
-    peak = max(largest.peak_bytes, int(cost.unit_memory_gb * 1e9))  # not every unit may have been measured
-    jobs = max(1, min(RUNNER_CORES, int((RUNNER_MEMORY_GB - 1) * 1e9 / peak)))
+    book = cost_book(recipe)
+    known = [Task(name, *_figures(item)) for name, item in expected_units(recipe, archs, book).items()]
+    need = largest_unit(recipe, archs, book)
+    if need.gb > RUNNER_MEMORY_GB - RESERVE:
+        raise UsageError(
+            f"{recipe.name} does not fit a runner with {RUNNER_MEMORY_GB:.0f} GB of memory",
+            why=need.sentence,
+            fix="use larger runners, or fewer archs",
+        )
+    wall = wall_seconds(
+        known,
+        total,
+        slots=RUNNER_CORES,
+        memory=int((RUNNER_MEMORY_GB - RESERVE) * 1e9),
+        other_bytes=int(cost.unit_memory_gb * 1e9),
+    )
     fixed_gb = min(cost.disk_gb, TOOLCHAIN_GB + cost.download_gb)
     room_gb = RUNNER_DISK_GB - fixed_gb
-    by_time = math.ceil(total / jobs / (JOB_SECONDS * USABLE))
+    by_time = math.ceil(wall / (JOB_SECONDS * USABLE))
     by_disk = math.ceil((cost.disk_gb - fixed_gb) / room_gb) if room_gb > 0 else MOST + 1
     count = max(1, by_time, by_disk)
     if count > MOST:
@@ -94,12 +109,17 @@ def plan_json(recipe: Recipe, archs: Sequence[Arch]) -> dict[str, Any]:
         "archs": arch_list(archs),
         "units": cost.units,
         "core_seconds": round(total),
-        "largest_unit_bytes": peak,
+        "largest_unit_bytes": need.bytes,
         "shards": count,
-        "shard_seconds": round(max(total / count / jobs, largest.cpu_seconds)),
+        "shard_seconds": round(max([wall / count, *(task.seconds for task in known)])),
         "shard_disk_gb": round(fixed_gb + (cost.disk_gb - fixed_gb) / count, 1),
         "link_disk_gb": cost.disk_gb,
-        "runner": {"cores": RUNNER_CORES, "memory_gb": RUNNER_MEMORY_GB, "disk_gb": RUNNER_DISK_GB, "jobs": jobs},
+        "runner": {
+            "cores": RUNNER_CORES,
+            "memory_gb": RUNNER_MEMORY_GB,
+            "disk_gb": RUNNER_DISK_GB,
+            "jobs": RUNNER_CORES,
+        },
         "measured": cost.measured,
         "matrix": {"shard": [f"{index}/{count}" for index in range(1, count + 1)]},
     }

@@ -5,6 +5,7 @@
 - dependencies/<key>/: unpacked dependencies
 - toolchains/<key>/: build environment and CUDA_HOME
 - builds/<key>/: build trees, which stay
+- measured/: what the units of each recipe took on this machine
 - uv/: uv's own cache (hard links into environments)
 - locks/: one per thing that only one run may work on
 """

@@ -21,6 +21,9 @@ from scripts.cuda.archs import Arch
 from scripts.cuda.drivers import Target
 from scripts.downloads.access import Access
 from scripts.failures.catalogue import catalogue
+from scripts.recipe.costs import CostBook, cost_book
+from scripts.recipe.expected import Need, largest_unit
+from scripts.recipe.measured import own_costs
 from scripts.recipe.model import Recipe
 from scripts.toolchain.installed_torch import InstalledTorch
 
@@ -109,6 +112,16 @@ class Subject:
         if self.torch:
             found["torch"] = self.torch.name
         return found
+
+    @cached_property
+    def costs(self) -> CostBook:
+        """What units take, here and where the recipe's were measured. Raises UsageError for a damaged cost file."""
+        return cost_book(self.recipe, own_costs(self.cache, self.recipe))
+
+    @cached_property
+    def need(self) -> Need:
+        """What the largest unit that is to be compiled takes. Raises UsageError for a damaged cost file."""
+        return largest_unit(self.recipe, self.archs, self.costs)
 
     def which(self, name: str) -> Path | None:
         """Return a program on PATH."""

@@ -30,6 +30,7 @@ from scripts.package.build import package_wheel
 from scripts.package.check import Wheel
 from scripts.package.prove import prove_wheel
 from scripts.recipe.costs import Unit, cost_book
+from scripts.recipe.measured import keep_own, own_costs
 from scripts.recipe.model import Recipe
 from scripts.report.build_report import Stages, make_report
 from scripts.report.models import BuildReport
@@ -172,15 +173,19 @@ def _build_in(tree: BuildTree, job: Job, fetched: Fetched, stages: Stages) -> tu
 
 
 def _compile(tree: BuildTree, job: Job, *, only: Sequence[Unit] | None = None) -> Compiled:
-    return compile_cached(
-        tree,
-        job.access,
-        jobs=job.jobs,
-        book=cost_book(job.recipe),
-        settings=job.compiler_cache,
-        keep_going=job.keep_going,
-        only=only,
-    )
+    cache = job.access.cache.root
+    try:
+        return compile_cached(
+            tree,
+            job.access,
+            jobs=job.jobs,
+            book=cost_book(job.recipe, own_costs(cache, job.recipe)),
+            settings=job.compiler_cache,
+            keep_going=job.keep_going,
+            only=only,
+        )
+    finally:
+        keep_own(cache, job.recipe, tree.events)
 
 
 def _fixed(console: Console) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,8 @@ from pydantic import Field, ValidationError
 from scripts.core.errors import UsageError
 from scripts.core.models import Model
 from scripts.cuda.archs import Arch
-from scripts.recipe.fitting import native_archs
-from scripts.recipe.model import Component, Cost, Recipe, UnitGroup
+from scripts.recipe.fitting import kernel_archs
+from scripts.recipe.model import Cost, Recipe, UnitGroup
 
 TOOLCHAIN_GB = 5.3  # torch, CUDA wheels and compiler; hard links between uv's cache, environment and CUDA_HOME
 
@@ -98,7 +98,11 @@ class CostBook:
 
     def estimate(self, unit: Unit) -> Estimate:
         """Return what a unit will take."""
-        key = (unit.name, unit.archs)
+        return self.expect(unit.name, unit.archs)
+
+    def expect(self, name: str, archs: int) -> Estimate:
+        """Return what the unit of a name (`_C/attention/paged_attention_v1.cu`) will take."""
+        key = (name, archs)
         if key not in self._estimates:
             self._estimates[key] = self._estimate(*key)
         return self._estimates[key]
@@ -147,17 +151,6 @@ class CostBook:
         single = [counts[1].cpu_seconds for name, counts in self._units.items() if 1 in counts and name.endswith(".cu")]
         return FIXED_SHARE * min(single, default=0.0)
 
-    def largest(self, components: Iterable[Component]) -> Estimate | None:
-        """Return the measured unit of these components that needs most memory; None when none was measured."""
-        chosen = tuple(f"{component.value}/" for component in components)
-        found = [
-            Estimate(item.cpu_seconds, int(item.peak_mb * 1e6))
-            for name, counts in self._units.items()
-            if name.startswith(chosen)
-            for item in counts.values()
-        ]
-        return max(found, key=lambda estimate: estimate.peak_bytes, default=None)
-
 
 def cost_file(recipe: Recipe) -> Path | None:
     """Return the recipe's cost file: beside the recipe, else one in recipes/; None when it names none."""
@@ -181,16 +174,35 @@ def read_costs(path: Path) -> CostData | None:
         ) from error
 
 
-def cost_book(recipe: Recipe) -> CostBook:
-    """Return the estimates for a recipe's units. Raises UsageError for a cost file that is not right."""
+def cost_book(recipe: Recipe, own: CostData | None = None) -> CostBook:
+    """Return the estimates for a recipe's units; `own`: what earlier builds on this machine took.
+
+    Raises UsageError for a cost file that is not right.
+    """
     path = cost_file(recipe)
-    data = read_costs(path) if path else None
+    data = _with_own(read_costs(path) if path else None, own)
     cost = recipe.cost
     if not cost:
         return CostBook(data, DEFAULT)
     fallback = Estimate(cost.cpu_seconds / cost.units, int(cost.unit_memory_gb * 1e9))
     per_arch = cost.cpu_seconds_per_arch + cost.native_cpu_seconds
     return CostBook(data, fallback, fallback_per_arch=per_arch / cost.units)
+
+
+def _with_own(data: CostData | None, own: CostData | None) -> CostData | None:
+    """Return the data with what only this machine has measured, and the higher peak of what both have.
+
+    Too low an estimate is the worse error. The seconds stay the file's: their ratio to real ones is one machine's pace.
+    """
+    if not data or not own:
+        return data or own
+    units = {name: dict(counts) for name, counts in data.units.items()}
+    for name, counts in own.units.items():
+        known = units.setdefault(name, {})
+        for archs, item in counts.items():
+            old = known.get(archs, item)
+            known[archs] = old.model_copy(update={"peak_mb": max(old.peak_mb, item.peak_mb)})
+    return CostData(measured=data.measured, units=units)
 
 
 def costs_json(data: CostData) -> str:
@@ -212,8 +224,14 @@ def cpu_seconds(recipe: Recipe, archs: Sequence[Arch]) -> float:
 
 
 def native_seconds(recipe: Recipe, archs: Sequence[Arch]) -> float:
-    """Return the core-seconds of these that `native = false` would save."""
-    return recipe.cost.native_cpu_seconds * len(native_archs(recipe, archs)) if recipe.cost else 0.0
+    """Return the core-seconds of these that `native = false` would save: none where native code only takes a place.
+
+    For 9.0 alone Marlin is compiled once either way, for 8.0 or for 9.0.
+    """
+    if not recipe.cost:
+        return 0.0
+    ours, theirs = (kernel_archs(item, archs) for item in (recipe, recipe.model_copy(update={"native": False})))
+    return recipe.cost.native_cpu_seconds * max((len(ours[name]) - len(theirs[name]) for name in ours), default=0)
 
 
 def unit_count(cost: Cost, archs: Sequence[Arch]) -> int:

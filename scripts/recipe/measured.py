@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from scripts.core.errors import UsageError
-from scripts.recipe.costs import CostData, Measured, unit_name
+from scripts.core.files import write_atomic
+from scripts.recipe.costs import CostData, Measured, costs_json, read_costs, unit_name
+from scripts.recipe.model import Recipe
 
 BUSY = 0.02  # core-seconds per second below which a call was a cache's client, whose own figures say nothing
 
@@ -77,3 +80,40 @@ def enter(data: CostData, records: Iterable[dict[str, Any]], *, archs: int | Non
         measured = Measured(cpu_seconds=round(record["cpu_seconds"], 1), peak_mb=round(peak))
         units.setdefault(name, {})[1 if host else count] = measured
     return CostData(measured=data.measured, units=units)
+
+
+def own_costs(cache: Path, recipe: Recipe) -> CostData | None:
+    """Return what earlier builds of a recipe took on this machine; None when none was kept, or not readably."""
+    with suppress(UsageError):
+        return read_costs(_own_file(cache, recipe))
+    return None
+
+
+def keep_own(cache: Path, recipe: Recipe, events: Path) -> None:
+    """Keep what the units of a build tree took, for later builds of the recipe; where it cannot be written, do not."""
+    with suppress(OSError, UsageError):
+        records = whole_calls(_parsed(events.read_text(errors="replace")))
+        old = own_costs(cache, recipe) or CostData(measured="on this machine", units={})
+        new = enter(old, records, archs=None)
+        if new != old:
+            path = _own_file(cache, recipe)
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, costs_json(new).encode())
+
+
+def whole_calls(records: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Yield the successful calls that took no device step over: one that did needs less memory than it will alone."""
+    taken: set[Any] = set()
+    for record in records:
+        if not isinstance(record, dict):
+            continue
+        if record.get("event") == "steps" and record.get("hits"):
+            taken.add(record.get("unit"))
+        elif record.get("event") == "end" and _is_measurement(record) and isinstance(record.get("archs"), int):
+            if record["unit"] not in taken:
+                yield record
+            taken.discard(record["unit"])
+
+
+def _own_file(cache: Path, recipe: Recipe) -> Path:
+    return cache / "measured" / f"{recipe.name}-{recipe.package.version}.json"

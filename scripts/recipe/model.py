@@ -233,7 +233,7 @@ class Cost(Model):
     native_cpu_seconds: float = Field(default=0, ge=0)
     """Core-seconds for each arch that only `native` has the `native_families` compiled for; 0 where not estimated."""
     unit_memory_gb: float = Field(gt=0)
-    """Peak memory of the largest unit, GB."""
+    """Peak memory to expect of units that were never measured, GB; what `data` has comes first."""
     download_gb: float = Field(ge=0)
     """Downloads with an empty cache, GB."""
     disk_gb: float = Field(gt=0)

@@ -9,16 +9,13 @@ import resource
 
 from scripts.core.cgroup import memory_limit
 from scripts.core.console import human_bytes, human_seconds
+from scripts.core.machine import RESERVE
+from scripts.cuda.archs import arch_list
 from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
-from scripts.recipe.costs import cost_book, cpu_seconds
+from scripts.recipe.costs import cpu_seconds
+from scripts.recipe.expected import largest_unit
 
 GB = 1e9
-UNIT_GB = 4.0  # where the recipe has no figure
-RESERVE = 1.0  # GB left to the rest of the machine
-
-
-def _unit(subject: Subject) -> float:
-    return subject.recipe.cost.unit_memory_gb if subject.recipe.cost else UNIT_GB
 
 
 def _in_ci(subject: Subject) -> bool:
@@ -28,18 +25,26 @@ def _in_ci(subject: Subject) -> bool:
 @check("oom-nvcc-cicc-killed")
 def memory(subject: Subject) -> Result:
     """Check memory, free and at all, against the largest unit: only a measured one is a reason to refuse."""
-    measured = cost_book(subject.recipe).largest(subject.recipe.components)
-    need = measured.peak_bytes / GB if measured else _unit(subject)
-    have, capacity = subject.machine.memory_gb, subject.machine.capacity_gb
-    text = f"the largest unit takes {'' if measured else 'about '}{need:.1f} GB of memory; {have:.1f} GB are free"
-    if measured and need > capacity:
-        fix = "a larger machine, or swap: fallocate -l 16G /swap; chmod 600 /swap; mkswap /swap; swapon /swap"
+    need, have, capacity = subject.need, subject.machine.memory_gb, subject.machine.capacity_gb
+    text = f"{need.sentence}; {have:.1f} GB are free"
+    if need.unit and need.gb > capacity:
+        swap = "a larger machine, or swap: fallocate -l 16G /swap; chmod 600 /swap; mkswap /swap; swapon /swap"
+        fix = "; or ".join([swap, *_smaller_lists(subject)])
         return blocked(f"{text}, and this machine has {capacity:.1f} GB in all, counting swap and cgroup limits", fix)
-    if need > have:
+    if need.gb > have:
         return warning(
             f"{text}: it is compiled alone, and killed if that is not enough", "end other programs, or add swap"
         )
     return ok(text)
+
+
+def _smaller_lists(subject: Subject) -> list[str]:
+    """Return what to do where some of the archs need less: nothing when none fits, or all do."""
+    book = subject.costs
+    fitting = [
+        arch for arch in subject.archs if largest_unit(subject.recipe, [arch], book).gb <= subject.machine.capacity_gb
+    ]
+    return [f'leave out what needs it: --arch "{arch_list(fitting)}"'] if fitting else []
 
 
 @check("oom-docker-exit-137")
@@ -49,10 +54,8 @@ def container_memory(subject: Subject) -> Result:
     if limit is None:
         return ok("no memory limit by cgroup")
     text = f"the cgroup's memory limit is {human_bytes(limit)}"
-    if limit / GB < _unit(subject) + RESERVE / 2:
-        return warning(
-            f"{text}, the largest unit takes {_unit(subject):.1f} GB", "docker run -m 16g ... (or the pod's limit)"
-        )
+    if limit / GB < subject.need.gb + RESERVE / 2:
+        return warning(f"{text}, {subject.need.sentence}", "docker run -m 16g ... (or the pod's limit)")
     return ok(text)
 
 
@@ -63,7 +66,7 @@ def address_space(subject: Subject) -> Result:
     if limit == resource.RLIM_INFINITY:
         return ok("ulimit -v is unlimited")
     text = f"ulimit -v allows {human_bytes(limit)} for each process"
-    return ok(text) if limit / GB > 2 * _unit(subject) else blocked(text, "ulimit -v unlimited")
+    return ok(text) if limit / GB > 2 * subject.need.gb else blocked(text, "ulimit -v unlimited")
 
 
 @check("ptxas-segfault-signal-11")
@@ -82,7 +85,7 @@ def wsl(subject: Subject) -> Result:
         return ok("this is not WSL")
     text = f"this is WSL with {subject.machine.memory_gb:.1f} GB free"
     fix = "in %UserProfile%\\.wslconfig: [wsl2] memory=24GB swap=32GB; then wsl --shutdown"
-    return warning(text, fix) if subject.machine.memory_gb < _unit(subject) + RESERVE else ok(text)
+    return warning(text, fix) if subject.machine.memory_gb < subject.need.gb + RESERVE else ok(text)
 
 
 @check("ci-runner-lost")
@@ -90,7 +93,7 @@ def headroom(subject: Subject) -> Result:
     """Check that a CI runner's agent keeps memory beside the largest unit."""
     if not _in_ci(subject):
         return ok("this is not a CI job")
-    left = subject.machine.memory_gb - _unit(subject)
+    left = subject.machine.memory_gb - subject.need.gb
     text = f"CI job: {left:.1f} GB stay free beside the largest unit"
     return ok(text) if left >= 0.5 else warning(text, "use a runner with more memory")
 

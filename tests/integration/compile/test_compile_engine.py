@@ -182,7 +182,7 @@ def test_a_crowded_machine_is_warned_of_and_tried(
     recipe = costly(miniature, "crowded", 500)
     assert main(["--recipe", str(recipe), "--wheelhouse", str(tmp_path)], Console()) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "the largest unit takes 0.5 GB of memory; 0.2 GB are free: it is compiled alone" in said
+    assert "GB of memory (a.cpp, measured); 0.2 GB are free: it is compiled alone" in said
 
 
 CONFIGURED_ONCE = """

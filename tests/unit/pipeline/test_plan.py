@@ -12,7 +12,7 @@ from scripts.core.console import Console, human_seconds
 from scripts.core.machine import Machine
 from scripts.cuda.archs import parse_arch_list
 from scripts.pipeline.plan import show_plan
-from scripts.recipe.costs import cpu_seconds, unit_count
+from scripts.recipe.costs import cpu_seconds, native_seconds, unit_count
 from scripts.recipe.files import load_recipe, recipe_names
 from scripts.recipe.fitting import native_archs
 from scripts.recipe.model import Recipe
@@ -41,13 +41,19 @@ def _no_toolkit_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def plan(
-    recipe: Recipe, capsys: pytest.CaptureFixture[str], *, archs: str = "", environment: dict[str, str] | None = None
+    recipe: Recipe,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    archs: str = "",
+    environment: dict[str, str] | None = None,
+    machine: Machine = Machine(4, 15.0),  # noqa: B008 - frozen
 ) -> str:
     show_plan(
         recipe,
         parse_arch_list(archs) if archs else recipe.archs,
-        jobs=4,
-        machine=Machine(4, 15.0),
+        own=None,
+        jobs=machine.cores,
+        machine=machine,
         wheelhouse=Path("/w"),
         environment=environment or {},
         console=Console(),
@@ -138,7 +144,8 @@ def test_each_further_arch_costs_its_own_time(capsys: pytest.CaptureFixture[str]
     assert cpu_seconds(make_recipe(), parse_arch_list("9.0")) == 0
     text = " ".join(plan(make_recipe(toolchain=PYPI, cost=COST), capsys, archs="9.0;10.0;12.0").split())
     assert "about 50 s of compiling (3 min 20 s of one core)" in text
-    assert "2.0 GB for the largest unit; others start beside it as memory allows" in text
+    assert "takes about 2.0 GB of memory (estimated); others start beside it as memory allows" in text
+    assert "measured units fit" not in text
     assert "native" not in text
 
 
@@ -149,6 +156,7 @@ def test_the_plan_shows_what_native_code_costs(capsys: pytest.CaptureFixture[str
     assert native_archs(recipe, parse_arch_list("8.6;8.9")) == ()
     upstream = recipe.model_copy(update={"native": False})
     assert native_archs(upstream, archs) == ()
+    assert native_seconds(recipe, parse_arch_list("9.0")) == 0  # in place of 8.0, as upstream has it
     assert recipe.cost is not None
     saved = cpu_seconds(recipe, archs) - cpu_seconds(upstream, archs)
     assert saved == 2 * recipe.cost.native_cpu_seconds > 0
@@ -162,3 +170,28 @@ def test_without_figures_the_plan_has_no_cost(capsys: pytest.CaptureFixture[str]
     )
     assert "of compiling" not in text
     assert "not for use" in text
+
+
+@pytest.mark.parametrize(
+    ("archs", "machine", "shown"),
+    [
+        ("9.0", Machine(2, 7.0, 8.0), "(w4a8_mm_entry.cu, measured), and this machine has 8.0 GB in all: so it is not"),
+        ("9.0", Machine(2, 12.0, 24.0), "measured), and 12.0 GB are free: it is compiled alone, and may fail"),
+        ("9.0", Machine(2, 15.0, 16.0), "12.6 GB of memory (w4a8_mm_entry.cu, measured); others start beside it"),
+        ("12.0", Machine(2, 7.0, 8.0), "5.8 GB of memory (scaled_mm_c2x.cu, measured); others start beside it"),
+        ("9.0", Machine(2, 15.0), "104 of 116 measured units fit 2 at a time; 12 larger ones fewer at a time"),
+        ("9.0", Machine(2, 60.0), "116 of 116 measured units fit 2 at a time"),
+    ],
+)
+def test_the_plan_says_what_memory_this_machine_has_for_the_units_of_these_archs(
+    archs: str, machine: Machine, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = plan(load_recipe("vllm-0.33.0-cu130-index"), capsys, archs=archs, machine=machine)
+    assert shown in " ".join(text.split())
+
+
+def test_more_cores_than_the_longest_unit_leaves_work_for_promise_no_shorter_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = plan(load_recipe("vllm-0.33.0-cu130-index"), capsys, archs="9.0", machine=Machine(16, 128.0))
+    assert "about 10 min 53 s of compiling (1 h 33 min of one core)" in " ".join(text.split())  # 11 min 4 s were real

@@ -19,7 +19,6 @@ from scripts.recipe.costs import (
     unit_name,
 )
 from scripts.recipe.files import load_recipe, recipe_names
-from scripts.recipe.model import Component
 from tests.support import make_recipe
 
 COST = {
@@ -34,12 +33,16 @@ COST = {
 NOWHERE = Estimate(1.0, 1)
 
 
-def book(units: dict[str, dict[int, tuple[float, float]]]) -> CostBook:
+def data_of(units: dict[str, dict[int, tuple[float, float]]]) -> CostData:
     measured = {
         name: {count: Measured(cpu_seconds=seconds, peak_mb=peak) for count, (seconds, peak) in counts.items()}
         for name, counts in units.items()
     }
-    return CostBook(CostData(measured="here", units=measured), NOWHERE)
+    return CostData(measured="here", units=measured)
+
+
+def book(units: dict[str, dict[int, tuple[float, float]]]) -> CostBook:
+    return CostBook(data_of(units), NOWHERE)
 
 
 def unit(name: str, archs: int = 1) -> Unit:
@@ -96,11 +99,15 @@ def test_unknown_units_are_like_their_nearest_relatives() -> None:
     assert wary.estimate(unit("_moe_C/moe/d.cu")).peak_bytes == 900_000_000
 
 
-def test_the_largest_unit_is_one_of_the_components_that_are_built() -> None:
-    known = book({"_C/a.cu": {1: (1, 8000)}, "_moe_C/b.cu": {1: (1, 900), 2: (2, 1000)}})
-    assert known.largest([Component.MOE]) == Estimate(2, 1_000_000_000)
-    assert known.largest([Component.CORE, Component.MOE]) == Estimate(1, 8_000_000_000)
-    assert known.largest([Component.FLASHMLA]) is None
+def test_own_measurements_add_units_and_raise_peaks_but_leave_measured_seconds(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(costs_json(data_of({"_C/a.cu": {1: (50, 2000)}, "_C/b.cu": {1: (5, 900)}})))
+    recipe = make_recipe(tmp_path, cost={**COST, "data": "mine.json"})
+    own = data_of({"_C/a.cu": {1: (80, 2600), 2: (90, 2700)}, "_C/b.cu": {1: (9, 400)}, "_C/new.cu": {1: (7, 300)}})
+    known = cost_book(recipe, own)
+    assert known.expect("_C/a.cu", 1) == Estimate(50, 2_700_000_000)  # the most of any number of archs
+    assert known.expect("_C/b.cu", 1) == Estimate(5, 900_000_000)
+    assert known.expect("_C/new.cu", 1) == Estimate(7, 300_000_000)
+    assert cost_book(make_recipe(), own).expect("_C/new.cu", 1) == Estimate(7, 300_000_000)
 
 
 def test_a_cost_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
