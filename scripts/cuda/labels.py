@@ -10,8 +10,8 @@ from scripts.cuda.archs import Arch, normalised
 
 
 def cuda_label(cuda: str) -> str:
-    """Return `cu130` for CUDA `13.0`."""
-    return "cu" + "".join(cuda.split(".")[:2])
+    """Return `cu130` for CUDA `13.0`, and for `13`: a major version alone means its first release."""
+    return "cu" + "".join([*cuda.split("."), "0"][:2])
 
 
 def version_label(version: str, *, cuda: str, archs: Sequence[Arch], recipe_archs: Sequence[Arch], note: str) -> str:

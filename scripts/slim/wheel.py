@@ -22,15 +22,14 @@ from scripts.audit.coverage import NAMES, Library, usable
 from scripts.core.errors import AuditError, UsageError, from_os_error
 from scripts.core.files import file_sha256
 from scripts.cuda.archs import Arch, arch_list, architecture, normalised
-from scripts.cuda.drivers import release_for_ptx
+from scripts.cuda.drivers import numbers
 from scripts.cuda.labels import cuda_label
-from scripts.formats.dynamic import read_dynamic
 from scripts.formats.elf import is_elf, open_elf
 from scripts.formats.fatbin import device_code
-from scripts.formats.fatbin_types import Kind
 from scripts.formats.sbom import FOLDER as SBOM_FOLDER
 from scripts.formats.sbom import NAME as SBOM_NAME
 from scripts.formats.sbom import Original, cut_sbom
+from scripts.formats.toolkit import compiled_with
 from scripts.formats.wheel import (
     WheelFile,
     WheelName,
@@ -167,10 +166,10 @@ class _Job:
     @property
     def cuda(self) -> str:
         """CUDA version the wheel was compiled with, as far as its code tells; "" when its libraries differ in it."""
-        known = [cuda for cuda in self._cudas.values() if cuda]
         if is_ambiguous(self._cudas):
             return ""
-        return max(known, key=lambda text: [int(part) for part in text.split(".")], default="")
+        newest = max(self._cudas.values(), key=numbers, default="")
+        return newest if "." in newest or not newest else f"{newest}.0"  # its cubins run from that release on
 
     @property
     def source_sha256(self) -> str:
@@ -201,6 +200,9 @@ class _Job:
             self.notes.append(
                 f"its libraries were compiled with different CUDA versions ({versions}): none in its label"
             )
+        elif self._cudas and not any("." in cuda for cuda in self._cudas.values()):
+            major = self.cuda.partition(".")[0]
+            self.notes.append(f"nothing in it tells which CUDA {major} compiled it: labelled as {self.cuda}")
         return prepared
 
     def _refuse_unchanged(self) -> None:
@@ -229,10 +231,8 @@ class _Job:
         """Note the CUDA version of a shared object, and which archs it has code for."""
         with open_elf(path) as elf:
             code = device_code(elf)
-            cudart = [soname for soname in read_dynamic(elf).needed if re.fullmatch(r"libcudart\.so\.\d{1,3}", soname)]
-        ptx = [entry.version for entry in code.entries if entry.kind is Kind.PTX]
-        if ptx or cudart:
-            self._cudas[member] = release_for_ptx(max(ptx)).cuda if ptx else cudart[0].removeprefix("libcudart.so.")
+            if cuda := compiled_with(elf, code):
+                self._cudas[member] = cuda
         for arch in found:
             found[arch] += usable(Library("", code, 0), (arch.major, arch.minor))
 

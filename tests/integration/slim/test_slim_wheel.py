@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import zstandard
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.utils import parse_wheel_filename
@@ -20,11 +21,12 @@ from scripts.core.files import file_sha256
 from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
 from scripts.formats.fatbin import read_device_code
+from scripts.formats.fatbin_types import Compression, Kind
 from scripts.formats.wheel import open_wheel, read_record
 from scripts.index.statements import slimmed
 from scripts.report.wheelhouse import report_path
 from scripts.slim.wheel import slim, slim_version, slim_wheel
-from tests.fatbins import container, ptx_entry, sass, shared_object
+from tests.fatbins import container, cubin, entry, ptx_entry, sass, shared_object
 from tests.wheels import make_wheel
 
 CODE = random.Random(0).randbytes(15_360)  # does not compress
@@ -172,7 +174,7 @@ def test_versions_keep_their_cuda_and_notes_and_take_the_new_archs(old: str, arc
     assert slim_version(old, "12.9", parse_arch_list(archs)) == new
 
 
-def test_without_ptx_the_cuda_version_comes_from_libcudart(tmp_path: Path) -> None:
+def test_without_ptx_the_cuda_version_comes_from_libcudart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared_object(tmp_path / "libcudart.so.13", {}, link=["-Wl,-soname,libcudart.so.13"], source="int cudart;")
     units = {"a.cu": container(sass("90", "k"), sass("80", "k"))}
     link = ["-Wl,--no-as-needed", str(tmp_path / "libcudart.so.13")]
@@ -180,9 +182,23 @@ def test_without_ptx_the_cuda_version_comes_from_libcudart(tmp_path: Path) -> No
     wheel = make_wheel(tmp_path, {"other/_C.so": data}, name="other")
     assert command.main([str(wheel), "--arch", "9.0", "--out", str(tmp_path / "out")], Console()) == 0
     [new] = (tmp_path / "out").glob("*.whl")
-    assert new.name.startswith("other-0.15.1+cu13.sm90-")
+    assert new.name.startswith("other-0.15.1+cu130.sm90-")
+    assert "which CUDA 13 compiled it: labelled as 13.0" in capsys.readouterr().err
     report = json.loads(report_path(new).read_text())
     assert report["audit"]["ok"], report["audit"]["targets"]  # 13 is CUDA 13's first release, not less than 13.0
+
+
+@pytest.mark.parametrize("compression", [Compression.NONE, Compression.ZSTD])
+def test_without_ptx_a_cubin_names_the_cuda_that_compiled_it(tmp_path: Path, compression: Compression) -> None:
+    note = b"ptxas\0Cuda compilation tools, release 13.2, V13.2.51\0Build cuda_13.2.r13.2/compiler.1_0\0"
+    plain = cubin("k", code=note + b"\x90" * 8)
+    stored = plain if compression is Compression.NONE else zstandard.compress(plain)
+    made = entry(Kind.ELF, "90", stored, version=(1, 8), compression=compression, size=len(plain))
+    units = {"a.cu": container(made, entry(Kind.ELF, "80", plain, version=(1, 8)))}
+    data = shared_object(tmp_path / "_C.so", units).read_bytes()
+    wheel = make_wheel(tmp_path, {"other/_C.so": data}, name="other")
+    slim = slim_wheel(wheel, parse_arch_list("9.0"), tmp_path / "out")
+    assert slim.name.startswith("other-0.15.1+cu132.sm90-")
 
 
 def test_the_command_tells_what_it_did_and_writes_it_as_json(

@@ -57,3 +57,7 @@ def test_labels_look_as_the_design_says() -> None:
     assert label("12.0") == "0.15.1+cu128.sm120"
     assert label("12.0,9.0a,8.0+PTX", "quickstart") == "0.15.1+cu128.sm80ptx.sm90a.sm120.quickstart"
     assert label("12.0", version="0.15.1+local") == "0.15.1+local.cu128.sm120"
+
+
+def test_a_major_version_alone_is_labelled_as_its_first_release() -> None:
+    assert [cuda_label(cuda) for cuda in ("13", "13.0", "12.8.93")] == ["cu130", "cu130", "cu128"]
