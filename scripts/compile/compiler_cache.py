@@ -1,8 +1,9 @@
 """The compiler cache: whatever was compiled before, here or by somebody who shares a backend, is not compiled again.
 
 Two levels, measured in docs/caching.md. Local: ccache, whole objects on disk; a hit takes 0.2 s. Shared, only when the
-user set `SCCACHE_*` for a backend: sccache behind ccache (shared_cache.py). The launcher asks a file, the switch, at
-each compiler call what to put before the compiler; so a cache that fails is left by rewriting that file.
+user set `SCCACHE_*` for a backend: device steps (shared_steps.py), and sccache for calls that are not taken apart
+(shared_cache.py). The launcher asks a file, the switch, at each compiler call what to put before the compiler; so a
+cache that fails is left by rewriting that file.
 
 ccache alone would be wrong for nvcc: it preprocesses for one arch only, and neither its preprocessed text nor its list
 of headers (nor nvcc's -MD, for headers of host code) is complete. So it runs in depend mode, which hashes all options,
@@ -20,8 +21,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from scripts.compile.device_steps import DeviceSteps, read_events
+from scripts.compile.device_steps import SOCKET, DeviceSteps, read_events
 from scripts.compile.shared_cache import Shared, SharedCache, start_shared
+from scripts.compile.shared_steps import SharedSteps, StepCounts, share_steps
 from scripts.compile.standalone.launcher import COMPILER_CACHE
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.errors import UsageError, WheelsmithError
@@ -61,7 +63,8 @@ class CacheSummary:
     size: int = 0
     steps: dict[str, float] = field(default_factory=dict)
     """Device steps (cicc, ptxas) of the units that were compiled: `hits`, `misses`, `saved_seconds`, and `whole`: units
-    that were left to nvcc as a whole."""
+    that were left to nvcc as a whole. When they are shared: `shared_hits`, those of the hits that came from other
+    machines, `shared_sent`, and `shared_errors`: faults, refused and damaged entries."""
     shared: dict[str, int] = field(default_factory=dict)
     """sccache's own counts, by step of a compiler call: hits, misses, errors."""
     trouble: list[str] = field(default_factory=list)
@@ -76,7 +79,12 @@ class CacheSummary:
         if self.steps:
             of = self.steps["hits"] + self.steps["misses"]
             whole = f", {self.steps['whole']:.0f} units by nvcc as a whole" if self.steps.get("whole") else ""
-            parts.append(f"device steps: {self.steps['hits']:.0f} of {of:.0f} taken over{whole}")
+            others = (
+                f", {self.steps['shared_hits']:.0f} of them from the shared cache"
+                if self.steps.get("shared_hits")
+                else ""
+            )
+            parts.append(f"device steps: {self.steps['hits']:.0f} of {of:.0f} taken over{others}{whole}")
         if self.shared:
             steps = self.shared["hits"] + self.shared["misses"]
             parts.append(f"shared: {self.shared['hits']} of {steps} steps, {self.shared['errors']} errors")
@@ -119,6 +127,8 @@ class CompilerCache:
         self.folder, self.settings, self.switch, self._console, self.key = folder, settings, switch, console, key
         self.steps = steps
         self.shared: SharedCache | None = None
+        self.sharing: SharedSteps | None = None
+        self._step_counts: StepCounts | None = None
         self.trouble: list[str] = []
         self.local = False
         self._stats = switch.with_name("cache-stats")
@@ -161,9 +171,11 @@ class CompilerCache:
             "CCACHE_DEPEND": "1",
             "CCACHE_NOHASHDIR": "1",  # only debug information has the directory in it, and there is none
         }
-        if self.shared:  # ccache calls one program before the compiler, and sccache takes no other than nvcc
-            return {**values, **self.shared.client}
-        return {**values, **(self.steps.variables() if self.steps else {})}
+        client = self.shared.client if self.shared else {}
+        if self.steps is None or (client and self._step_counts is None):  # nvcc as a whole
+            return {**values, **client}
+        behind = [client["CCACHE_PREFIX"]] if client else []
+        return {**values, **client, **self.steps.variables(shared=self.sharing is not None, behind=behind)}
 
     def write_switch(self) -> None:
         """Tell the launchers what to put before the compiler from now on."""
@@ -180,8 +192,26 @@ class CompilerCache:
         self.shared = shared
         self.write_switch()
 
+    def share_steps(self, backend: Shared, access: Access, socket: Path) -> None:
+        """Share device steps, unless other machines compile whole calls, or only sccache speaks to the backend."""
+        if self.steps is None or backend.scheduler:
+            return
+        self.sharing, why = share_steps(backend.variables, access, store=self.steps.store, path=socket)
+        if self.sharing:
+            self._step_counts = self.sharing.counts()
+            self.write_switch()
+        elif why:
+            self.give_up(f"device steps are not shared ({backend.name}): {backend.hide(why)}")
+
     def tick(self) -> None:
-        """Look after the shared cache; call it often. When it is dead or stuck, compiling goes on without it."""
+        """Look after the shared level; call it often. What is dead or stuck is left, and compiling goes on."""
+        if self.sharing and self.settings.shared and (why := self.sharing.trouble()):
+            steps, self.sharing = self.sharing, None
+            self.write_switch()
+            self.give_up(
+                f"device steps are shared no longer ({self.settings.shared.name}): {self.settings.shared.hide(why)}"
+            )
+            steps.close()
         if self.shared is None:
             return
         why = self.shared.trouble()
@@ -193,10 +223,19 @@ class CompilerCache:
 
     def close(self) -> None:
         """End everything that was started, and remove the switch: a command repeated by hand compiles plainly."""
+        if self.sharing:
+            self.sharing.close()
         if self.shared:
             self.shared.stop()
         self.switch.unlink(missing_ok=True)
         remove_tree(self._stats)
+
+    def drain(self) -> None:
+        """Wait until what was compiled is sent, as long as something is."""
+        if self.sharing:
+            self.sharing.drain()
+        if self.shared:
+            self.shared.drain()
 
     def summary(self, events: Path, begin: int) -> CacheSummary:
         """Return what happened since the event file was `begin` bytes long, and remember what the units took."""
@@ -204,8 +243,8 @@ class CompilerCache:
         if self.settings.shared and self.local:
             level += f" and shared ({self.settings.shared.name})"
         summary = CacheSummary(level, trouble=self.trouble)
+        self.drain()
         if self.shared:
-            self.shared.drain()
             summary.shared = self.shared.counts()
         known = SecondsTable(self.folder / "seconds.json")
         for event in finished_events(events, begin):
@@ -223,6 +262,8 @@ class CompilerCache:
             summary.size = directory_size(self.folder)
         if self.local and self.steps:
             summary.steps = self.steps.counts(events, begin)
+            if summary.steps and self._step_counts:
+                summary.steps.update(self._step_counts.data())
             summary.size += self.steps.prune(self.settings.size)
         return summary
 
@@ -254,13 +295,13 @@ def compiler_cache(
             )
             if shared:
                 opened.use(shared)
+                opened.share_steps(settings.shared, access, tree / SOCKET)
                 access.console.note(f"shared compiler cache: {settings.shared.name}")
             else:
                 opened.give_up(f"the shared cache ({settings.shared.name}) does not work: {why}")
         yield opened
     except WheelsmithError:  # a unit failed: what others compiled is for the next run
-        if opened.shared:
-            opened.shared.drain()
+        opened.drain()
         raise
     finally:
         opened.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from pathlib import Path
 from scripts.compile.standalone.steps import SETTINGS
 
 STANDALONE = Path(__file__).parent / "standalone"
-PROGRAMS = ("launcher.py", "steps.py", "step_plan.py", "step_store.py", "unit_names.h")
+PROGRAMS = ("launcher.py", "steps.py", "step_plan.py", "step_sharing.py", "step_store.py", "unit_names.h")
+SOCKET = "shared-steps"  # in the build tree, while steps are shared
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -32,9 +33,17 @@ class DeviceSteps:
     identity: str
     """What the toolkit's programs contain."""
 
-    def variables(self) -> dict[str, str]:
-        """Return what has ccache call steps.py before nvcc."""
-        settings = {"store": str(self.store), "identity": self.identity}
+    def variables(self, *, shared: bool = False, behind: Sequence[str] = ()) -> dict[str, str]:
+        """Return what has ccache call steps.py before nvcc.
+
+        `shared`: steps of other machines are asked for (shared_steps.py). `behind`: what to put before each call that
+        is not taken apart: units of C++, and of nvcc as a whole.
+        """
+        settings: dict[str, object] = {"store": str(self.store), "identity": self.identity}
+        if shared:
+            settings["shared"] = str(self.program.with_name(SOCKET))
+        if behind:
+            settings["behind"] = list(behind)
         return {"CCACHE_PREFIX": str(self.program), SETTINGS: json.dumps(settings)}
 
     def counts(self, events: Path, begin: int) -> dict[str, float]:

@@ -142,14 +142,15 @@ class Turn:
     """This unit's connection to the scheduler; the kernel closes it, and so frees the turn, however we end."""
 
     def __init__(self, path: str) -> None:
-        self.socket = None
+        self.socket: socket.socket | None = None
         if path:
             folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)  # noqa: PTH120
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:  # a socket's address is 108 bytes at most, a path may be longer
-                self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                self.socket.connect("/proc/self/fd/%d/%s" % (folder, os.path.basename(path)))  # noqa: PTH119, UP031
+                connection.connect("/proc/self/fd/%d/%s" % (folder, os.path.basename(path)))  # noqa: PTH119, UP031
+                self.socket = connection
             except OSError:
-                self.socket = None
+                connection.close()
             os.close(folder)
 
     def ask(self, question: dict[str, object], *, alone: str) -> str:

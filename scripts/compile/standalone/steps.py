@@ -23,16 +23,20 @@ import sys
 import time
 
 TYPE_CHECKING = False  # typing takes 10 ms to import
+if TYPE_CHECKING:
+    from typing import Any
 if TYPE_CHECKING or __package__:
     from scripts.compile.standalone.launcher import ADMISSION, Turn, append, prefer_as_victim, unit_of
     from scripts.compile.standalone.step_plan import NotUnderstoodError, Plan, Step, make_plan, write_dependencies
+    from scripts.compile.standalone.step_sharing import Sharing
     from scripts.compile.standalone.step_store import Store
 else:  # in a build tree
     from launcher import ADMISSION, Turn, append, prefer_as_victim, unit_of
     from step_plan import NotUnderstoodError, Plan, Step, make_plan, write_dependencies
+    from step_sharing import Sharing
     from step_store import Store
 
-SETTINGS = "WHEELSMITH_STEPS"  # JSON object: {"store": folder, "identity": what the toolkit's programs contain}
+SETTINGS = "WHEELSMITH_STEPS"  # JSON object, see DeviceSteps.variables (device_steps.py)
 PATIENCE = 0.5  # seconds between questions for another turn
 
 
@@ -160,7 +164,7 @@ class Run:
         return warnings + b"".join(step.said for step in self.plan.steps)
 
 
-def run_steps(command: list[str], settings: dict[str, str]) -> int | None:
+def run_steps(command: list[str], settings: dict[str, Any]) -> int | None:
     """Compile a unit by its steps; return 0 or 137 (killed), None when nvcc is to do it as a whole."""
     unit, source = unit_of(command)
     name = hashlib.sha256(os.fsencode(unit)).hexdigest()[:16]
@@ -173,7 +177,8 @@ def run_steps(command: list[str], settings: dict[str, str]) -> int | None:
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)  # noqa: PTH103
         plan = make_plan(command, folder)
-        run = Run(plan, Store(settings["store"]), settings["identity"], unit, lock)
+        sharing = Sharing(settings["shared"]) if settings.get("shared") else None
+        run = Run(plan, Store(settings["store"], sharing), settings["identity"], unit, lock)
         code = run.all()
         if code == 0:
             if plan.dependencies:
@@ -215,17 +220,18 @@ def _lock(path: str) -> int | None:
 
 
 def main(command: list[str]) -> None:
-    """Compile by steps what nvcc would compile; become any other command."""
+    """Compile by steps what nvcc would compile; become any other command, behind a cache of whole calls if there is."""
     nvcc = os.path.basename(command[0]) == "nvcc" and "-c" in command  # noqa: PTH119
     try:
-        settings = json.loads(os.environ.get(SETTINGS, "")) if nvcc else None
+        settings = json.loads(os.environ.get(SETTINGS, ""))
     except ValueError:
-        settings = None
-    if settings:
+        settings = {}
+    if nvcc and settings:
         code = run_steps(command, settings)
         if code is not None:
             sys.exit(code)
-    os.execvp(command[0], command)  # noqa: S606
+    whole = [*settings.get("behind", []), *command]
+    os.execvp(whole[0], whole)  # noqa: S606
 
 
 if __name__ == "__main__":
