@@ -11,7 +11,7 @@ from scripts.core.errors import UsageError
 from scripts.core.files import file_sha256, write_json
 from scripts.formats.wheel import open_wheel
 from scripts.index.provenance import SUFFIX, check, load_key
-from scripts.index.verify import check_record, check_sbom, read_provenance
+from scripts.index.verify import check_record, check_sbom, find_provenance, read_provenance
 
 DESCRIPTION = """\
 Check that a wheel is what its builder signed, and that its SBOM is about it.
@@ -40,12 +40,12 @@ def main(arguments: Sequence[str], console: Console) -> int:
     if not options.wheel.is_file():
         raise UsageError(f"{options.wheel} is not there", fix="name a wheel")
     rows = [("wheel", options.wheel.name)]
+    key = load_key(options.key) if options.key else None
     sha256 = file_sha256(options.wheel)
     rows.append(("sha256", sha256))
-    if options.key:
-        path = options.provenance or options.wheel.with_name(options.wheel.name + SUFFIX)
-        claim = check(read_provenance(path), load_key(options.key), name=options.wheel.name, sha256=sha256)
-        rows += _claimed(claim)
+    if key:
+        path = options.provenance or find_provenance(options.wheel)
+        rows += _claimed(check(read_provenance(path), key, name=options.wheel.name, sha256=sha256))
     else:
         console.warn("no --key: who built this wheel is not verified; RECORD and SBOM can be made by anyone")
     with open_wheel(options.wheel) as wheel:

@@ -83,8 +83,8 @@ def load_key(path: Path) -> PublicKey:
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
             f"{path} is not a usable public key",
-            why=str(error).splitlines()[0],
-            fix="openssl pkey -in key.pem -pubout -out pub.pem",
+            why=(error.strerror if isinstance(error, OSError) else "") or str(error).splitlines()[0],
+            fix="--key takes the public half of the key that signed: openssl pkey -in key.pem -pubout -out pub.pem",
         ) from error
     if not isinstance(key, PublicKey):
         raise UsageError(f"{path}: keys of this kind are not checked", fix="use Ed25519, ECDSA or RSA")

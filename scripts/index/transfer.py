@@ -51,7 +51,7 @@ def promote(
             if wheel.report is not None:  # else it was published without, and is audited before it is sent
                 _check_audit(wheel, entry, source)
             if key:
-                _check_signature(wheel, key)
+                _check_signature(wheel, key, source)
         origins = {entry.filename: Origin(index=source.location, url=entry.key) for entry in entries}
         wishes = replace(wishes, action="promote", note=f"from {source.location}", origins=origins, signer=None)
         return publish_static(target, wheels, wishes, access.console)
@@ -90,10 +90,14 @@ def _check_audit(wheel: Local, entry: Entry, source: Store) -> None:
         )
 
 
-def _check_signature(wheel: Local, key: PublicKey) -> None:
+def _check_signature(wheel: Local, key: PublicKey, source: Store) -> None:
     path = wheel.path.with_name(wheel.path.name + SUFFIX)
     if not path.is_file():
-        raise AuditError(f"{wheel.path.name} is not signed", fix="publish it to staging with --sign-key")
+        raise AuditError(
+            f"{wheel.path.name} is not signed",
+            why="--key takes only what this key has signed",
+            fix=f"sign it there: nox -s publish -- --to {source.location} --sign-key PEM {wheel.path.name}",
+        )
     check(path.read_bytes(), key, name=wheel.path.name, sha256=wheel.sha256)
 
 

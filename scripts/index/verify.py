@@ -12,7 +12,27 @@ from scripts.audit.contents import record_findings
 from scripts.core.errors import AuditError
 from scripts.formats.sbom import FOLDER, NAME
 from scripts.formats.wheel import WheelFile, wheel_name
-from scripts.index.provenance import MAX_SIZE
+from scripts.index.attestations import SUFFIX as PROVENANCE
+from scripts.index.provenance import MAX_SIZE, SUFFIX
+
+_OTHERS = (PROVENANCE, ".publish.attestation", ".sigstore.json", ".sigstore")  # envelopes of other tools
+
+
+def find_provenance(wheel: Path) -> Path:
+    """Return the envelope beside a wheel. Raises AuditError when it has none: it was never signed, or not fetched."""
+    path = wheel.with_name(wheel.name + SUFFIX)
+    if path.is_file():
+        return path
+    others = [other for suffix in _OTHERS if (other := wheel.with_name(wheel.name + suffix)).is_file()]
+    raise AuditError(
+        f"{wheel.name} has no signature here",
+        why=f"there is no {path.name} beside it: it was not fetched, or the wheel was never signed",
+        fix=[
+            *(f"take what is there: --provenance {other}" for other in others),
+            "another's wheel: fetch that file from its index; when it is not there, ask the publisher to sign the wheel",
+            f"your own: nox -s publish -- --to INDEX --sign-key PEM {wheel}",
+        ],
+    )
 
 
 def read_provenance(path: Path) -> bytes:
@@ -24,7 +44,7 @@ def read_provenance(path: Path) -> bytes:
         raise AuditError(
             f"the provenance {path} cannot be read",
             why=error.strerror or str(error),
-            fix="fetch it from the index: it lies beside the wheel; or name it: --provenance FILE",
+            fix="name a file that is there: --provenance FILE; without it the one beside the wheel is taken",
         ) from error
     if len(data) > MAX_SIZE:
         raise AuditError(f"{path} is too large for a provenance", fix="get it again from who built the wheel")
@@ -45,7 +65,11 @@ def check_sbom(wheel: WheelFile) -> dict[str, Any]:
     place = f"{wheel.dist_info}/{FOLDER}/{NAME}"
     data = wheel.read(place)
     if data is None:
-        raise wheel.error("it has no SBOM", f"{place} is missing; --no-sbom does without")
+        raise AuditError(
+            f"{wheel.path.name}: it has no SBOM",
+            why=f"{place} is missing: wheels that wheelsmith did not make have none",
+            fix=["check the rest: --no-sbom", "nox -s slim puts one into the wheels that it cuts out of others"],
+        )
     problem = schema_problem(data)
     if problem:
         raise wheel.error("its SBOM is not CycloneDX 1.6", problem)

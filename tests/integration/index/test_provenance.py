@@ -151,7 +151,7 @@ def test_a_tampered_wheel_another_key_and_a_renamed_wheel_fail_with_their_own_me
     with pytest.raises(AuditError, match="renamed"):
         verify(other, "--key", public, "--provenance", wheel.with_name(wheel.name + ".intoto.jsonl"))
     with pytest.raises(AuditError, match=r"provenance .* cannot be read"):
-        verify(other, "--key", public)
+        verify(other, "--key", public, "--provenance", tmp_path / "gone")
     data = bytearray(wheel.read_bytes())
     data[200] ^= 1
     wheel.write_bytes(data)
@@ -161,10 +161,28 @@ def test_a_tampered_wheel_another_key_and_a_renamed_wheel_fail_with_their_own_me
         verify(wheel)  # without a key RECORD or the archive tells
 
 
+def test_a_wheel_that_was_never_signed_is_told_so_and_how_to_have_it_signed(tmp_path: Path) -> None:
+    wheel = wheel_with_sbom(tmp_path)
+    _, public = key_pair(tmp_path, "key")
+    with pytest.raises(AuditError, match="has no signature here") as caught:
+        verify(wheel, "--key", public)
+    assert "ask the publisher to sign" in caught.value.fix[0]
+    assert f"--sign-key PEM {wheel}" in caught.value.fix[1]
+    beside = wheel.with_name(wheel.name + ".provenance")
+    beside.write_text("{}")
+    with pytest.raises(AuditError) as caught:
+        verify(wheel, "--key", public)
+    assert caught.value.fix[0] == f"take what is there: --provenance {beside}"
+    for wrong in (tmp_path / "gone.pub", tmp_path / "key.pem"):  # not there; the private half
+        with pytest.raises(UsageError, match="not a usable public key"):
+            verify(wheel, "--key", wrong)
+
+
 def test_an_sbom_that_is_missing_damaged_or_of_another_wheel_is_told(tmp_path: Path) -> None:
     plain = make_wheel(tmp_path, {"vllm/__init__.py": b""}, version="1.0+cu130")
-    with pytest.raises(AuditError, match="has no SBOM"):
+    with pytest.raises(AuditError, match="has no SBOM") as caught:
         verify(plain)
+    assert caught.value.fix[0] == "check the rest: --no-sbom"
     assert verify(plain, "--no-sbom") == 0
     sbom = make_sbom(load_recipe("quickstart"), "2.0+cu130", patches=[], packages={})
     with pytest.raises(AuditError, match="SBOM is of another wheel"):
