@@ -29,7 +29,7 @@ def find_provenance(wheel: Path) -> Path:
         why=f"there is no {path.name} beside it: it was not fetched, or the wheel was never signed",
         fix=[
             *(f"take what is there: --provenance {other}" for other in others),
-            "another's wheel: fetch that file from its index; when it is not there, ask the publisher to sign the wheel",
+            "another's wheel: fetch that file from its index, or ask the publisher to sign the wheel",
             f"your own: nox -s publish -- --to INDEX --sign-key PEM {wheel}",
         ],
     )
