@@ -25,9 +25,11 @@ from scripts.core import cgroup
 from scripts.core.machine import RESERVE, memory_now
 from scripts.recipe.costs import CostBook, Unit, short_name
 
-LOOKAHEAD = 64  # launchers that wait for a turn; 5 MB each
+LOOKAHEAD = 64  # launchers that wait for a turn at least; 5 MB each
+PER_JOB = 8  # and for each unit that may run: the longest of 365 units are not among the first 96 of the manifest
 RETRY_FACTOR = 1.25  # after a kill, all units are taken to need so much more than was measured
 _PATIENCE = 0.5  # seconds between looks at memory when nothing fits
+_GATHERING = 0.5  # seconds without a new launcher after which the first turns are given
 _MESSAGE = 1 << 16  # bytes of a question at most
 
 
@@ -53,9 +55,9 @@ class _Client:
     heard: bytes = b""
 
 
-def lookahead(memory_bytes: int) -> int:
-    """Return how many launchers may wait: few on a small machine."""
-    return max(1, min(LOOKAHEAD, memory_bytes // 125_000_000))
+def lookahead(memory_bytes: int, jobs: int) -> int:
+    """Return how many launchers may wait for `jobs` that run: few on a small machine."""
+    return max(1, min(max(LOOKAHEAD, PER_JOB * jobs), memory_bytes // 125_000_000))
 
 
 class Admission:
@@ -66,6 +68,7 @@ class Admission:
         book: CostBook,
         *,
         jobs: int,
+        expected: int = 0,
         keep_going: bool = False,
         say: Callable[[str], None] = lambda _text: None,
         free: Callable[[], int] = memory_now,
@@ -80,6 +83,9 @@ class Admission:
         self._stopped = False
         self._factor = 1.0
         self._next_look = 0.0
+        self._expected = expected
+        """Launchers that ninja starts at once. Until they have asked, or no more come, none starts; then 0."""
+        self._last_came = 0.0
 
     @contextmanager
     def listening(self, path: Path) -> Iterator[None]:
@@ -127,6 +133,7 @@ class Admission:
                 size = struct.calcsize("3i")
                 pid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
                 self._clients.append(_Client(connection, pid))
+                self._last_came = time.monotonic()
 
     def _hear(self, client: _Client) -> None:
         try:
@@ -215,6 +222,8 @@ class Admission:
                 self._start(retries[0], _State.ALONE)
             return
         waiting = {client.task.name: client for client in self._in(_State.WAITING)}
+        if self._gathers(len(waiting)):
+            return
         if not waiting or self.running >= self.jobs or time.monotonic() < self._next_look:
             return
         free = self._free() - int(RESERVE * 1e9) - self._growth()
@@ -226,6 +235,14 @@ class Admission:
                 return
             self._start(waiting.pop(task.name), _State.RUNNING)
             free -= task.bytes
+
+    def _gathers(self, waiting: int) -> bool:
+        """Whether the first launchers are still to come: the first ones of the manifest are not the longest."""
+        if self._expected and (
+            waiting >= self._expected or (waiting and time.monotonic() > self._last_came + _GATHERING)
+        ):
+            self._expected = 0
+        return self._expected > 0
 
     def _scaled(self, task: Task) -> Task:
         return Task(task.name, task.seconds, int(task.bytes * self._factor))

@@ -148,9 +148,10 @@ def compile_units(
     watch.begin()
     begin = watch.events.stat().st_size if watch.events.exists() else 0
     console.stage("compile", f"{len(todo)} of {len(total)} units to do, at most {jobs} at a time; log: {tree.log}")
-    admission = Admission(book, jobs=jobs, keep_going=keep_going, say=console.warn)
+    slots = jobs + lookahead(memory, jobs)
+    admission = Admission(book, jobs=jobs, expected=min(len(todo), slots), keep_going=keep_going, say=console.warn)
     ninja: Command = [tree.inside(tree.toolchain.environment / "bin" / "ninja")]
-    limits: Command = ["-j", str(jobs + lookahead(memory)), "-k", "0" if keep_going else "1"]
+    limits: Command = ["-j", str(slots), "-k", "0" if keep_going else "1"]
 
     with (
         console.progress(watch.render, watch.plain) as progress,

@@ -78,8 +78,8 @@ def is_there(module: str) -> bool:
     words = module.split(".")
     for count in range(len(words), 1, -1):
         place = ROOT.joinpath(*words[:count])
-        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-        if file.is_file():
+        file = next(filter(lambda path: path.is_file(), (place / "__init__.py", place.with_suffix(".py"))), None)
+        if file:
             return count == len(words) or bool(re.search(rf"\b{words[count]}\b", file.read_text(encoding="utf-8")))
     return False
 

@@ -38,7 +38,9 @@ UNITS = book(
 class World:
     """A scheduler with memory and kills that a test sets, and what it said."""
 
-    def __init__(self, path: Path, jobs: int = 2, *, keep_going: bool = False, known: CostBook = UNITS) -> None:
+    def __init__(
+        self, path: Path, jobs: int = 2, *, expected: int = 0, keep_going: bool = False, known: CostBook = UNITS
+    ) -> None:
         self.path = path
         self.free = 100 * GB
         self.kills: int | None = 0
@@ -47,6 +49,7 @@ class World:
         self.admission = Admission(
             known,
             jobs=jobs,
+            expected=expected,
             keep_going=keep_going,
             say=self.said.append,
             free=lambda: self.free,
@@ -231,7 +234,37 @@ def test_a_stranger_is_hung_up_on(world: World, message: bytes) -> None:
 
 
 def test_small_machines_hold_few_launchers_back() -> None:
-    assert (lookahead(100 * GB), lookahead(2 * GB), lookahead(0)) == (64, 16, 1)
+    assert (lookahead(100 * GB, 2), lookahead(2 * GB, 2), lookahead(0, 2)) == (64, 16, 1)
+
+
+def test_more_cores_see_more_launchers_so_that_long_units_late_in_the_manifest_start_in_time() -> None:
+    assert [lookahead(500 * GB, jobs) for jobs in (8, 16, 32)] == [64, 128, 256]
+    assert lookahead(16 * GB, 32) == 128
+
+
+def test_no_unit_starts_before_all_launchers_have_asked_so_that_the_longest_is_the_first(tmp_path: Path) -> None:
+    world = World(tmp_path / "admission", expected=3)
+    with world.admission.listening(world.path):
+        short, other = world.launch("short.cu"), world.launch("other.cu")
+        assert world.words(short, other) == ["", ""]
+        wide = world.launch("wide.cu")
+        assert world.words(short, other, wide) == ["", "go", "go"]
+        world.tell(wide, code=0)
+        assert world.words(short) == ["go"]  # what comes later waits for nobody
+        world.tell(other, code=0)
+        assert world.words(world.launch("long.cu")) == ["go"]
+    world.close()
+
+
+def test_launchers_that_never_come_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.compile.admission._GATHERING", 0.2)
+    world = World(tmp_path / "admission", expected=9)
+    with world.admission.listening(world.path):
+        first = world.launch("short.cu")
+        assert world.words(first) == [""]
+        time.sleep(0.25)
+        assert world.words(first) == ["go"]
+    world.close()
 
 
 def launcher(folder: Path, script: str, **environment: str) -> subprocess.Popen[bytes]:

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from scripts.compile.admission import LOOKAHEAD
+from scripts.compile.admission import lookahead
 from scripts.compile.forecast import Forecast, _log_survival
 from scripts.compile.schedule import Task
 from tests.replay import errors
@@ -44,7 +44,7 @@ CORE = [440.0] * 2 + [290.0] * 8 + [240.0] * 6 + [230.0] * 28 + [30.0, 50.0, 70.
 def test_no_core_idles_though_ninja_shows_only_a_part_of_the_units_at_a_time(slots: int) -> None:
     source = random.Random(slots)
     manifest = source.sample(CORE, len(CORE))
-    window = [manifest.pop() for _ in range(LOOKAHEAD)]
+    window = [manifest.pop() for _ in range(min(len(manifest), lookahead(10**12, slots)))]
     running: list[float] = []
     now = worked = 0.0
     while window or running:
