@@ -86,6 +86,8 @@ class Admission:
         self._expected = expected
         """Launchers that ninja starts at once. Until they have asked, or no more come, none starts; then 0."""
         self._last_came = 0.0
+        self._share = 0.0
+        """Bytes that were free when the first unit started, by job."""
 
     @contextmanager
     def listening(self, path: Path) -> Iterator[None]:
@@ -227,9 +229,10 @@ class Admission:
         if not waiting or self.running >= self.jobs or time.monotonic() < self._next_look:
             return
         free = self._free() - int(RESERVE * 1e9) - self._growth()
+        self._share = self._share or max(1.0, free / self.jobs)
         while waiting and self.running < self.jobs:
             tasks = [self._scaled(client.task) for client in waiting.values()]
-            task = choose(tasks, free) or (None if self.running else smallest(tasks))
+            task = choose(tasks, free, share=self._share) or (None if self.running else smallest(tasks))
             if task is None:
                 self._next_look = time.monotonic() + _PATIENCE
                 return

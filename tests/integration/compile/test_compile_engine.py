@@ -17,6 +17,8 @@ from scripts.core.errors import CompileError, UsageError
 from scripts.core.machine import Machine
 from scripts.core.paths import ROOT
 from scripts.recipe.costs import CostData, Measured, costs_json
+from scripts.recipe.files import load_recipe
+from scripts.recipe.measured import own_costs
 from tests.groups import real_limit
 from tests.miniature import Miniature, full_environment, make_miniature, wheel_command
 
@@ -98,6 +100,9 @@ def test_a_unit_that_the_kernel_kills_for_memory_is_compiled_again_alone(
     assert sum(event["event"] == "killed" for event in events(cache)) >= 1
     assert sum(event["event"] == "end" for event in events(cache)) == 4
     assert len(list(tmp_path.glob("*.whl"))) == 1
+    own = own_costs(cache, load_recipe(str(recipe)))  # the next build admits them by what they took
+    assert own
+    assert {counts[1].peak_mb > HUNGER for counts in own.units.values()} == {True}
 
 
 def test_units_known_to_be_large_are_not_started_together(
