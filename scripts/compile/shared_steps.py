@@ -29,6 +29,7 @@ STALL_LIMIT = 20.0  # seconds that one lookup may take
 LOST_LIMIT = 60.0  # seconds that lookups may take in all, beyond the first GRACE of each and what hits saved
 DRAIN_LIMIT = 10.0  # seconds without an entry sent, at the end
 GRACE = 3.0  # seconds of a lookup that are not counted
+LEAVE_LIMIT = 0.5  # seconds that closing waits for one that sends
 FAULTS = 3  # in a row
 SENDERS = 2  # threads
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -76,6 +77,7 @@ class SharedSteps:
         self._backend, self._store = backend, Store(str(store))
         self._state, self._lock = _State(), threading.Lock()
         self._to_send: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._senders: list[threading.Thread] = []
         self._writable = True
         self._server: StepServer | None = None
 
@@ -89,8 +91,7 @@ class SharedSteps:
         except OSError as error:
             return f"no socket can be made in {path.parent}: {error.strerror}"
         start_thread(self._server.serve)
-        for _ in range(SENDERS):
-            start_thread(self._send_all)
+        self._senders = [start_thread(self._send_all) for _ in range(SENDERS)]
         return ""
 
     def _try_out(self) -> str:
@@ -157,8 +158,7 @@ class SharedSteps:
             self._to_send.put(key)
 
     def _send_all(self) -> None:
-        while True:
-            key = self._to_send.get()
+        while key := self._to_send.get():
             if not self._state.over:
                 self._send(key)
             with self._lock:
@@ -219,10 +219,16 @@ class SharedSteps:
         return self._state.counts
 
     def close(self) -> None:
-        """Listen no more, and let units go that wait. What waits for the backend ends with this process."""
+        """Listen no more, and let units go that wait. What still waits for the backend ends with this process."""
         self._state.over = self._state.over or "the build has ended"
         if self._server:
             self._server.leave()
+        for _ in self._senders:
+            self._to_send.put("")
+        for sender in self._senders:
+            sender.join(LEAVE_LIMIT)
+        if not self._state.lookups and not any(sender.is_alive() for sender in self._senders):
+            self._backend.close()
 
 
 def share_steps(

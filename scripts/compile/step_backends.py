@@ -42,6 +42,10 @@ class Backend(Protocol):
         """Keep an entry, over any other of its name; no reader sees half of it. Raises BackendError."""
         ...
 
+    def close(self) -> None:
+        """Leave; no thread uses it any more."""
+        ...
+
 
 def open_backend(variables: Mapping[str, str], access: Access) -> Backend | None:
     """Return the backend that SCCACHE_* variables name, None when it is of a kind that only sccache speaks.
@@ -111,6 +115,10 @@ class WebDav:
         if not 200 <= status < 300:
             raise BackendError(f"HTTP {status}")
 
+    def close(self) -> None:
+        """Close connections."""
+        self._client.close()
+
     def _url(self, name: str) -> str:
         return f"{self._root}/{self._folder}/{name}"
 
@@ -175,6 +183,9 @@ class Bucket:
         except (PermissionDeniedError, UnauthenticatedError) as error:
             raise RefusedError(_first_line(error)) from error
 
+    def close(self) -> None:
+        """Do nothing: the library closes connections with the object."""
+
 
 def bucket_config(variables: Mapping[str, str]) -> dict[str, str]:
     """Return obstore's settings for sccache's variables of a bucket."""
@@ -237,6 +248,10 @@ class Redis:
                 self._client.set(f"{self._prefix}/{name}", data, ex=self._expires)
         except self._answers as error:
             raise RefusedError(_first_line(error)) from error
+
+    def close(self) -> None:
+        """Close connections."""
+        self._client.close()
 
 
 def redis_url(endpoint: str) -> str:

@@ -97,6 +97,8 @@ def listen(path: Path, steps: Steps) -> StepServer:
     return server
 
 
-def start_thread(target: Callable[[], object]) -> None:
+def start_thread(target: Callable[[], object]) -> threading.Thread:
     """Start a thread that does not keep this process alive."""
-    threading.Thread(target=target, name="shared steps", daemon=True).start()
+    thread = threading.Thread(target=target, name="shared steps", daemon=True)
+    thread.start()
+    return thread

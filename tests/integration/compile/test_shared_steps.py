@@ -21,6 +21,7 @@ from scripts.compile.compiler_cache import CacheSummary, CompilerCache, compiler
 from scripts.compile.device_steps import DeviceSteps, put_programs
 from scripts.compile.standalone.launcher import EVENTS
 from scripts.compile.standalone.step_store import pack, unpack
+from scripts.compile.step_backends import BackendError, RefusedError, open_backend
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from tests.accesses import make_access
@@ -29,8 +30,13 @@ from tests.integration.index_servers import started
 from tests.integration.upload_servers import server_tools
 from tests.toolkit import Toolkit, make_toolkit
 
-KINDS = [pytest.param(kind, marks=pytest.mark.skipif(bool(missing(kind)), reason=missing(kind))) for kind in
-         ("webdav", "redis")]  # fmt: skip
+
+def needs(kind: str) -> pytest.MarkDecorator:
+    """Skip where a server is not installed."""
+    return pytest.mark.skipif(bool(missing(kind)), reason=missing(kind))
+
+
+KINDS = [pytest.param(kind, marks=needs(kind)) for kind in ("webdav", "redis")]
 
 
 @pytest.fixture
@@ -106,6 +112,10 @@ class Machine:
             time.sleep(0.02)
         assert call.returncode == 0, (self.folder / "output").read_text()
 
+    def made(self) -> str:
+        """Return the object, without the folder that its steps ran in."""
+        return re.sub(r"[^\s\"]+/steps-\w+", "FOLDER", (self.folder / "x.o").read_text())
+
     def summary(self) -> CacheSummary:
         return self.opened.summary(self.events, 0)
 
@@ -131,21 +141,21 @@ def test_a_machine_that_adds_an_arch_runs_the_steps_of_that_arch_only(
         assert not summary.trouble
     with Machine(tmp_path / "three", toolkit, server.variables).building() as three:
         assert three.compile("120") == []
+        assert three.made() == two.made()
         assert three.summary().steps["shared_hits"] == 2
     assert not (tmp_path / "three" / "tree" / "shared-steps").exists()
 
 
-def test_what_came_is_what_was_made(toolkit: Toolkit, tmp_path: Path) -> None:
-    with serve("redis", tmp_path / "server") as server:
-        made = []
-        for name, archs in (("one", ["90"]), ("two", ["90", "120"]), ("three", ["120", "90"]), ("four", ["90", "120"])):
-            with Machine(tmp_path / name, toolkit, server.variables).building() as machine:
-                machine.compile(*archs)
-                made.append(re.sub(r"[^\s\"]+/steps-\w+", "FOLDER", (machine.folder / "x.o").read_text()))
-    assert made[1] == made[3] != made[0]
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    ("server", "how"),
+    [
+        pytest.param("webdav", signal.SIGSTOP, marks=needs("webdav")),
+        pytest.param("redis", signal.SIGKILL, marks=needs("redis")),
+        pytest.param("webdav", signal.SIGKILL, marks=(needs("webdav"), pytest.mark.large)),
+        pytest.param("redis", signal.SIGSTOP, marks=(needs("redis"), pytest.mark.large)),
+    ],
+    indirect=["server"],
+)
 def test_a_server_that_dies_or_freezes_half_way_costs_seconds_and_one_warning(
     how: signal.Signals, server: Server, toolkit: Toolkit, tmp_path: Path, impatient: None,
     capsys: pytest.CaptureFixture[str],
@@ -167,10 +177,7 @@ def test_a_server_that_dies_or_freezes_half_way_costs_seconds_and_one_warning(
     assert capsys.readouterr().err.count("device steps are shared no longer") == 1
 
 
-WEBDAV = pytest.mark.skipif(bool(missing("webdav")), reason=missing("webdav"))
-
-
-@WEBDAV
+@needs("webdav")
 def test_damaged_and_foreign_entries_are_made_again_and_mended_on_the_server(toolkit: Toolkit, tmp_path: Path) -> None:
     with serve("webdav", tmp_path / "server") as server:
         with Machine(tmp_path / "one", toolkit, server.variables).building() as one:
@@ -191,6 +198,7 @@ def test_damaged_and_foreign_entries_are_made_again_and_mended_on_the_server(too
             )
 
 
+@pytest.mark.parametrize("server", KINDS[1:2], indirect=True)
 def test_a_wrong_password_is_said_once_without_it(
     server: Server, toolkit: Toolkit, tmp_path: Path, impatient: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +216,7 @@ def test_a_wrong_password_is_said_once_without_it(
     assert "not-the-password" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("server", KINDS[0:1], indirect=True)
 def test_no_compiler_sees_a_password_and_no_file_has_it(server: Server, toolkit: Toolkit, tmp_path: Path) -> None:
     cicc = toolkit.folder / "nvvm" / "cicc"
     cicc.write_text(
@@ -225,6 +234,7 @@ def test_no_compiler_sees_a_password_and_no_file_has_it(server: Server, toolkit:
             assert not path.is_file() or PASSWORD.encode() not in path.read_bytes()
 
 
+@pytest.mark.parametrize("server", KINDS[1:2], indirect=True)
 def test_units_of_cpp_and_what_is_not_taken_apart_go_to_sccache(
     server: Server, toolkit: Toolkit, tmp_path: Path
 ) -> None:
@@ -264,3 +274,26 @@ def test_a_bucket_gives_steps_and_its_errors_are_said(
     assert steps is None
     assert "NoSuchBucket" in why or "404" in why
     assert PASSWORD not in capsys.readouterr().err + why
+
+
+@needs("redis")
+def test_a_full_redis_is_read_and_a_wrong_password_is_an_error(tmp_path: Path) -> None:
+    access = make_access(Cache.open(tmp_path / "cache"), Console())
+    with serve("redis", tmp_path / "server") as server:
+        backend = open_backend(server.variables, access)
+        assert backend
+        backend.put("ab/cd", b"entry")
+        port = server.variables["SCCACHE_REDIS_ENDPOINT"].rpartition(":")[2]
+        full = ["redis-cli", "-p", port, "config", "set", "maxmemory", "1"]
+        subprocess.run(full, env={**os.environ, "REDISCLI_AUTH": PASSWORD}, check=True, capture_output=True)
+        with pytest.raises(RefusedError):
+            backend.put("ab/ef", b"entry")
+        assert backend.get("ab/cd") == b"entry"
+        assert backend.get("ab/ef") is None
+        backend.close()
+        wrong = open_backend({**server.variables, "SCCACHE_REDIS_PASSWORD": "not-the-password"}, access)
+        assert wrong
+        with pytest.raises(BackendError) as caught:
+            wrong.get("ab/cd")
+        assert "not-the-password" not in str(caught.value)
+        wrong.close()

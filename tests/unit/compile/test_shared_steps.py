@@ -35,6 +35,7 @@ class Memory:
         self.held: dict[str, bytes] = {}
         self.faulty: dict[str, Exception] = {}
         self.wait: Callable[[], object] = lambda: None
+        self.closed = False
 
     def get(self, name: str) -> bytes | None:
         self.wait()
@@ -46,6 +47,9 @@ class Memory:
         if "put" in self.faulty:
             raise self.faulty["put"]
         self.held[name] = data
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def entry(key: str = KEY, seconds: float = 7.0) -> bytes:
@@ -83,6 +87,7 @@ def test_an_entry_goes_from_one_folder_to_the_other_through_unit_and_socket(tmp_
         assert (tmp_path / "target").read_bytes() == b"cubin"
         assert store.get(KEY, [str(tmp_path / "target")]) == (b"said", 7.0)  # out of the folder
         assert steps.counts().hits == 1
+    assert memory.closed
     assert not (tmp_path / "two" / "socket").exists()
 
 
@@ -138,6 +143,7 @@ def test_a_lookup_that_hangs_ends_it_and_the_unit_goes_on(tmp_path: Path, monkey
         unit.join(5)
         assert answers == [False]
         assert not sharing.fetch(KEY)
+        assert not memory.closed  # it is in use
         ended.set()
 
 

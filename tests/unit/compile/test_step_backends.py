@@ -11,11 +11,27 @@ from threading import Thread
 import pytest
 
 from scripts.compile import step_backends
-from scripts.compile.step_backends import BackendError, RefusedError, bucket_config, open_backend, redis_url
+from scripts.compile.step_backends import Backend, BackendError, RefusedError, bucket_config, open_backend, redis_url
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.downloads.access import Access
 from tests.accesses import make_access
+
+OPENED: list[Backend] = []
+
+
+@pytest.fixture(autouse=True)
+def close() -> Iterator[None]:
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
+def opened(variables: dict[str, str], access: Access) -> Backend:
+    backend = open_backend(variables, access)
+    assert backend
+    OPENED.append(backend)
+    return backend
 
 
 @pytest.fixture
@@ -81,8 +97,7 @@ def test_an_endpoint_that_is_none_is_an_error_without_its_password(access: Acces
         with pytest.raises(BackendError) as caught:
             open_backend(variables, access)
         assert "s3cret" not in str(caught.value)
-    backend = open_backend({"SCCACHE_WEBDAV_ENDPOINT": "http://me:s3cret@[::1"}, access)
-    assert backend
+    backend = opened({"SCCACHE_WEBDAV_ENDPOINT": "http://me:s3cret@[::1"}, access)
     with pytest.raises(BackendError) as caught:
         backend.get("x")
     assert "s3cret" not in str(caught.value)
@@ -94,6 +109,7 @@ class Dav(BaseHTTPRequestHandler):
     asked: list[tuple[str, str, str]]
     answers: dict[str, list[int]]
     body = b"entry"
+    protocol_version = "HTTP/1.1"
 
     def _do(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -101,6 +117,8 @@ class Dav(BaseHTTPRequestHandler):
         left = self.answers[self.command]
         self.send_response(left.pop(0) if len(left) > 1 else left[0])
         self.send_header("Content-Length", str(len(self.body)))
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", "Thu, 26 Nov 2026 08:00:00 GMT")
         self.end_headers()
         self.wfile.write(self.body)
 
@@ -126,8 +144,7 @@ def dav(**answers: list[int]) -> Iterator[tuple[str, list[tuple[str, str, str]]]
 def test_missing_folders_are_made_where_the_server_wants_them(access: Access) -> None:
     with dav(PUT=[409, 201], MKCOL=[405, 201]) as (url, asked):
         variables = {"SCCACHE_WEBDAV_ENDPOINT": url, "SCCACHE_WEBDAV_KEY_PREFIX": "/k", "SCCACHE_WEBDAV_TOKEN": "t0k"}
-        backend = open_backend(variables, access)
-        assert backend
+        backend = opened(variables, access)
         backend.put("ab/cd", b"x")
     folder = "/dav/k/wheelsmith-steps"
     assert [(what, path) for what, path, _ in asked] == [
@@ -146,8 +163,7 @@ def test_missing_folders_are_made_where_the_server_wants_them(access: Access) ->
 )
 def test_an_entry_that_is_not_taken_is_refused_or_a_fault(answer: int, access: Access, *, refused: bool) -> None:
     with dav(PUT=[answer], MKCOL=[405]) as (url, _):
-        backend = open_backend({"SCCACHE_WEBDAV_ENDPOINT": url}, access)
-        assert backend
+        backend = opened({"SCCACHE_WEBDAV_ENDPOINT": url}, access)
         with pytest.raises(BackendError, match=f"HTTP {answer}") as caught:
             backend.put("ab/cd", b"x")
     assert isinstance(caught.value, RefusedError) is refused
@@ -155,8 +171,7 @@ def test_an_entry_that_is_not_taken_is_refused_or_a_fault(answer: int, access: A
 
 def test_what_a_get_may_answer(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
     with dav(GET=[200, 404, 410, 401, 500, 200]) as (url, _):
-        backend = open_backend({"SCCACHE_WEBDAV_ENDPOINT": url}, access)
-        assert backend
+        backend = opened({"SCCACHE_WEBDAV_ENDPOINT": url}, access)
         assert [backend.get("ab/cd") for _ in range(3)] == [b"entry", None, None]
         for status in (401, 500):
             with pytest.raises(BackendError, match=f"HTTP {status}"):
@@ -164,3 +179,23 @@ def test_what_a_get_may_answer(access: Access, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(step_backends, "LARGEST", 4)
         with pytest.raises(BackendError, match="more than 4 bytes"):
             backend.get("ab/cd")
+
+
+def test_what_a_bucket_may_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dav(GET=[200, 404, 403, 200], PUT=[200, 403, 400]) as (url, asked):
+        keys = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "s3cret", "SCCACHE_S3_KEY_PREFIX": "/team/"}
+        backend = opened({"SCCACHE_BUCKET": "cache", "SCCACHE_ENDPOINT": url, **keys}, make_access_nowhere())
+        assert backend.get("ab/cd") == b"entry"
+        assert backend.get("ab/cd") is None
+        with pytest.raises(BackendError) as caught:
+            backend.get("ab/cd")
+        assert "s3cret" not in str(caught.value)
+        backend.put("ab/cd", b"x")
+        with pytest.raises(RefusedError):
+            backend.put("ab/cd", b"x")
+        with pytest.raises(BackendError):
+            backend.put("ab/cd", b"x")
+        monkeypatch.setattr(step_backends, "LARGEST", 4)
+        with pytest.raises(BackendError, match="5 bytes"):
+            backend.get("ab/cd")
+    assert asked[0][:2] == ("GET", "/dav/cache/team/wheelsmith-steps/ab/cd")
