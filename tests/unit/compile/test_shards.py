@@ -65,5 +65,7 @@ def test_what_fits_no_runner_is_said() -> None:
         plan_json(make_recipe(cost={**COST, "download_gb": 9.0, "disk_gb": 30.0}), ())
     with pytest.raises(UsageError, match="does not fit"):
         plan_json(make_recipe(cost={**COST, "cpu_seconds": 70_000.0 * MOST}), ())
+    with pytest.raises(UsageError, match="does not fit a runner with 16 GB of memory"):
+        plan_json(make_recipe(cost={**COST, "unit_memory_gb": 15.5}), ())
     with pytest.raises(UsageError, match=r"has no \[cost\]"):
         plan_json(make_recipe(), ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import pwd
@@ -16,11 +17,13 @@ from typing import Any
 import pytest
 
 from scripts.core.machine import Machine
+from scripts.cuda.archs import parse_arch_list
 from scripts.cuda.drivers import parse_target
 from scripts.doctor.checks import compiler as compiler_checks
 from scripts.doctor.checks.disk import cache_need
 from scripts.doctor.registry import CHECKS, Subject, Verdict, blocked, check
 from scripts.recipe.files import load_recipe
+from scripts.recipe.measured import keep_own
 from scripts.recipe.model import Recipe
 from scripts.toolchain.provide import environment_key
 from tests.subjects import answer, make_subject
@@ -147,6 +150,28 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
 @fires("oom-nvcc-cicc-killed", "it is compiled alone")
 def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
     return make_subject(folder, recipe(cost=COST), machine=Machine(32, 0.7, 30.0))
+
+
+def test_a_machine_too_small_for_one_arch_is_told_which_of_the_list_it_can_compile(tmp_path: Path) -> None:
+    small = make_subject(tmp_path, "vllm-0.20.1-cu130", machine=Machine(8, 7.0, 8.0))
+    assert answer("oom-nvcc-cicc-killed", small).fix.endswith('leave out what needs it: --arch "8.0;8.6;8.9;12.0"')
+    alone = replace(small, archs=parse_arch_list("9.0"))
+    assert answer("oom-nvcc-cicc-killed", alone).verdict is Verdict.BLOCKED
+    assert "--arch" not in answer("oom-nvcc-cicc-killed", alone).fix
+    other = replace(small, archs=parse_arch_list("12.0"))
+    assert answer("oom-nvcc-cicc-killed", other).verdict is Verdict.OK
+
+
+def test_what_a_unit_took_here_counts_more_than_what_it_took_elsewhere(tmp_path: Path) -> None:
+    subject = make_subject(tmp_path, machine=Machine(8, 3.0, 4.0))
+    assert answer("oom-nvcc-cicc-killed", subject).verdict is Verdict.OK
+    unit, source = "CMakeFiles/_moe_C.dir/csrc/moe/router_gemm.cu.o", "/x/csrc/moe/router_gemm.cu"
+    took = {"seconds": 9, "cpu_seconds": 9, "peak_kb": 5_000_000, "code": 0, "archs": 2}
+    events = file(tmp_path / "events", json.dumps({"event": "end", "unit": unit, "source": source, **took}) + "\n")
+    keep_own(subject.cache, subject.recipe, events)
+    row = answer("oom-nvcc-cicc-killed", make_subject(tmp_path, machine=Machine(8, 3.0, 4.0)))
+    assert row.verdict is Verdict.BLOCKED
+    assert "5.1 GB of memory (router_gemm.cu, measured)" in row.measured
 
 
 def limited(folder: Path, mount: str, group: str, name: str) -> Subject:
@@ -305,8 +330,6 @@ def _(folder: Path, _: pytest.MonkeyPatch) -> Subject:
 
 
 def archs(name: str, text: str, *targets: str) -> Case:
-    from scripts.cuda.archs import parse_arch_list
-
     wanted = tuple(parse_target(target) for target in targets)
     return lambda folder, _: make_subject(folder, name, archs=parse_arch_list(text), targets=wanted)
 

@@ -190,6 +190,11 @@ def test_the_plan_says_what_memory_this_machine_has_for_the_units_of_these_archs
     assert shown in " ".join(text.split())
 
 
+def test_an_estimate_that_does_not_fit_is_no_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+    text = plan(make_recipe(toolchain=PYPI, cost=COST), capsys, machine=Machine(2, 1.0, 1.5))
+    assert "2.0 GB of memory (estimated), and this machine has 1.5 GB in all: so it may fail" in " ".join(text.split())
+
+
 def test_more_cores_than_the_longest_unit_leaves_work_for_promise_no_shorter_time(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
