@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.compile.schedule import Task, split, wall_seconds
+from scripts.compile.expectation import compile_seconds
+from scripts.compile.schedule import Task, split
 from scripts.core.errors import UsageError
 from scripts.core.machine import RESERVE
 from scripts.cuda.archs import Arch, arch_list
@@ -77,7 +78,7 @@ def plan_json(recipe: Recipe, archs: Sequence[Arch]) -> dict[str, Any]:
         )
     total = cpu_seconds(recipe, archs)
     book = cost_book(recipe)
-    known = [Task(name, *_figures(item)) for name, item in expected_units(recipe, archs, book).items()]
+    longest = max((item.cpu_seconds for item in expected_units(recipe, archs, book).values()), default=0.0)
     need = largest_unit(recipe, archs, book)
     if need.gb > RUNNER_MEMORY_GB - RESERVE:
         raise UsageError(
@@ -85,13 +86,7 @@ def plan_json(recipe: Recipe, archs: Sequence[Arch]) -> dict[str, Any]:
             why=need.sentence,
             fix="use larger runners, or fewer archs",
         )
-    wall = wall_seconds(
-        known,
-        total,
-        slots=RUNNER_CORES,
-        memory=int((RUNNER_MEMORY_GB - RESERVE) * 1e9),
-        other_bytes=int(cost.unit_memory_gb * 1e9),
-    )
+    wall = compile_seconds(recipe, archs, book, jobs=RUNNER_CORES, memory_gb=RUNNER_MEMORY_GB)
     fixed_gb = min(cost.disk_gb, TOOLCHAIN_GB + cost.download_gb)
     room_gb = RUNNER_DISK_GB - fixed_gb
     by_time = math.ceil(wall / (JOB_SECONDS * USABLE))
@@ -111,7 +106,7 @@ def plan_json(recipe: Recipe, archs: Sequence[Arch]) -> dict[str, Any]:
         "core_seconds": round(total),
         "largest_unit_bytes": need.bytes,
         "shards": count,
-        "shard_seconds": round(max([wall / count, *(task.seconds for task in known)])),
+        "shard_seconds": round(max(wall / count, longest)),
         "shard_disk_gb": round(fixed_gb + (cost.disk_gb - fixed_gb) / count, 1),
         "link_disk_gb": cost.disk_gb,
         "runner": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.compile.schedule import Task, wall_seconds
+from scripts.compile.expectation import compile_seconds
 from scripts.core.console import Console, human_seconds
 from scripts.core.machine import RESERVE, Machine
 from scripts.cuda.archs import Arch, arch_list, runs_on_cubin
@@ -93,10 +93,7 @@ def _cost_rows(
 ) -> list[tuple[str, str]]:
     total, native = cpu_seconds(recipe, archs), native_seconds(recipe, archs)
     extra = f"{human_seconds(native)} of this for native code for {arch_list(native_archs(recipe, archs))}"
-    known = [
-        Task(name, item.cpu_seconds, item.peak_bytes) for name, item in expected_units(recipe, archs, book).items()
-    ]
-    wall = wall_seconds(known, total, slots=jobs, memory=_room(machine), other_bytes=int(cost.unit_memory_gb * 1e9))
+    wall = compile_seconds(recipe, archs, book, jobs=jobs, memory_gb=machine.memory_gb)
     return [
         ("units", f"about {unit_count(cost, archs)}"),
         ("time", f"about {human_seconds(wall)} of compiling ({human_seconds(total)} of one core)"),

@@ -7,12 +7,12 @@ import platform
 import pwd
 import resource
 
+from scripts.compile.expectation import compile_seconds
 from scripts.core.cgroup import memory_limit
 from scripts.core.console import human_bytes, human_seconds
 from scripts.core.machine import RESERVE
 from scripts.cuda.archs import arch_list
 from scripts.doctor.registry import Result, Subject, blocked, check, ok, unknown, warning
-from scripts.recipe.costs import cpu_seconds
 from scripts.recipe.expected import largest_unit
 
 GB = 1e9
@@ -106,7 +106,9 @@ def time_limit(subject: Subject) -> Result:
         return ok("no time limit of a CI service is known")
     if subject.recipe.cost is None:
         return unknown("the recipe has no measured figures")
-    wall = cpu_seconds(subject.recipe, subject.archs) / min(subject.jobs, subject.machine.cores)
+    jobs = min(subject.jobs, subject.machine.cores)
+    memory = subject.machine.memory_gb
+    wall = compile_seconds(subject.recipe, subject.archs, subject.costs, jobs=jobs, memory_gb=memory)
     text = (
         f"about {human_seconds(wall)} of compiling with {subject.jobs} jobs, the job's limit is {human_seconds(limit)}"
     )

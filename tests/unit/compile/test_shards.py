@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from scripts.compile.expectation import compile_seconds
 from scripts.compile.shards import MOST, Shard, parse_shard, plan_json, units_of
 from scripts.core.errors import UsageError
-from scripts.recipe.costs import CostBook, Unit, cost_book
+from scripts.recipe.costs import CostBook, Unit, cost_book, cpu_seconds
 from scripts.recipe.files import load_recipe, recipe_names
 from tests.support import make_recipe
 from tests.unit.recipe.test_cost_model import COST, NOWHERE, book
@@ -58,6 +59,15 @@ def test_time_and_disk_each_ask_for_their_own_number_of_shards() -> None:
     assert plan_json(recipe, recipe.archs)["shards"] == 3
     recipe = make_recipe(cost={**COST, "disk_gb": 6.3 + 7.7 * 4.5})
     assert plan_json(recipe, recipe.archs)["shards"] == 5
+
+
+def test_units_that_exclude_each_other_in_a_runner_s_memory_take_longer_than_its_cores_would() -> None:
+    recipe = load_recipe("vllm-0.15.1-cu128")
+    total, plan = cpu_seconds(recipe, recipe.archs), plan_json(recipe, recipe.archs)
+    assert plan["shards"] * plan["shard_seconds"] > 2 * total / 4
+    roomy = compile_seconds(recipe, recipe.archs, cost_book(recipe), jobs=4, memory_gb=128.0)
+    assert roomy == pytest.approx(total / 4, rel=0.02)
+    assert compile_seconds(make_recipe(), (), CostBook(None, NOWHERE), jobs=4, memory_gb=16.0) == 0
 
 
 def test_what_fits_no_runner_is_said() -> None:
