@@ -13,6 +13,7 @@ from scripts.core.files import write_atomic
 from scripts.recipe.costs import CostData, Measured, costs_json, read_costs, unit_name
 from scripts.recipe.model import Recipe
 
+MOST = 1e15  # seconds or kB: what is more, or no number, was damaged
 BUSY = 0.02  # core-seconds per second below which a call was a cache's client, whose own figures say nothing
 
 
@@ -56,7 +57,7 @@ def _is_measurement(record: dict[str, Any]) -> bool:
     numbers = [record.get(key) for key in ("seconds", "cpu_seconds")]
     numbers.append(record.get("peak_mb", record.get("peak_kb")))
     texts = [record.get(key) for key in ("unit", "source")]
-    whole = all(isinstance(value, int | float) and value >= 0 for value in numbers)
+    whole = all(isinstance(value, int | float) and 0 <= value < MOST for value in numbers)
     if not whole or not all(isinstance(value, str) and value for value in texts):
         return False
     own = record["cpu_seconds"] >= BUSY * record["seconds"]

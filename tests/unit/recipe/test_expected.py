@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from scripts.cuda.archs import parse_arch_list
 from scripts.recipe.costs import cost_book, costs_json
@@ -132,6 +135,28 @@ def test_calls_that_did_not_compile_the_whole_unit_tell_nothing_of_its_memory() 
     assert [record["source"] for record in whole_calls(records)] == ["/x/csrc/none.cu", "/x/csrc/whole.cu"]
     again = [steps("a.cu", 1), event("a.cu"), event("a.cu", peak_kb=7)]  # compiled once more, as a whole
     assert [record["peak_kb"] for record in whole_calls(again)] == [7]
+
+
+NUMBERS = st.one_of(st.floats(), st.integers(-5, 10**30), st.none(), st.booleans(), st.text(max_size=3))
+WORDS = st.one_of(st.text(max_size=9), NUMBERS, st.just("CMakeFiles/_C.dir/csrc/a.cu.o"))
+RECORDS = st.fixed_dictionaries(
+    {"event": st.sampled_from(["end", "steps", "start"]), "unit": WORDS, "source": WORDS, "code": NUMBERS},
+    optional=dict.fromkeys(("seconds", "cpu_seconds", "peak_kb", "peak_mb", "archs", "hits", "cache"), NUMBERS),
+)
+
+
+@given(st.lists(st.one_of(RECORDS, NUMBERS, st.lists(NUMBERS, max_size=2)), max_size=5), st.binary(max_size=30))
+@example([event("a.cu", peak_kb=math.inf)], b"")
+@example([event("a.cu", cpu_seconds=math.nan)], b"")
+@example([event("a.cu", peak_kb=10**400)], b"{")
+@example([event("a.cu", archs=-3)], b"")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+def test_no_events_however_damaged_stop_a_build(tmp_path: Path, events: Sequence[object], end: bytes) -> None:
+    path = write(tmp_path / "events", events)
+    path.write_bytes(path.read_bytes() + end)
+    keep_own(tmp_path, make_recipe(), path)
+    own = own_costs(tmp_path, make_recipe())
+    assert largest_unit(make_recipe(), (), cost_book(make_recipe(), own)).bytes >= 0
 
 
 def test_damaged_or_unwritable_own_measurements_stop_no_build(tmp_path: Path) -> None:
