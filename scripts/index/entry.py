@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from email.message import Message
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 from pydantic import Field, ValidationError, field_validator
@@ -86,7 +88,7 @@ class Entry(Model):
     uploaded: str
     """UTC, as PEP 700 writes it: `2026-11-23T22:00:00.000000Z`."""
     torch: str
-    """`==2.9.1`, "" when the wheel does not say."""
+    """What it asks for, `==2.9.1` or `>=2.11,<3`; "" when it does not say."""
     notice: str
     """What people must know before they use it; "" mostly."""
     extras: dict[Suffix, Sha256 | Literal[""]]
@@ -262,8 +264,12 @@ def check_dist_info(wheel: WheelFile, name: WheelName, metadata: Message) -> Non
 
 
 def _torch(requirements: Sequence[str]) -> str:
-    found = [match[1] for text in requirements if (match := re.match(r"torch\s*\(?(==[\w.+]+)", text))]
-    return found[0] if found else ""
+    for text in requirements:
+        with suppress(InvalidRequirement):
+            found = Requirement(text)
+            if canonicalize_name(found.name) == "torch" and not found.marker:
+                return ",".join(sorted(map(str, found.specifier), key=lambda text: text[0] == "<"))  # from, then to
+    return ""
 
 
 def every_gpu() -> list[Target]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -12,12 +13,17 @@ from scripts.cuda.drivers import RELEASES
 from scripts.index.entry import Entry
 
 TEMPLATE = "index/landing.html"
+USUAL = "x86_64"
+"""The processor that is picked until another one is, in an index with wheels for several."""
+_LINUX = re.compile(r"(manylinux\d*(_\d+_\d+)?|musllinux_\d+_\d+|linux)_")
 _OLDEST_CUDA = (11, 8)  # no torch that vLLM runs on has code for older drivers
 
 
 def landing_page(entries: Sequence[Entry]) -> bytes:
     """Return the page; the script in it picks, and without script there is a table of all wheels."""
-    data = {"gpus": _gpus(), "archs": _archs(), "drivers": _drivers(), "wheels": [_wheel(entry) for entry in entries]}
+    wheels = [_wheel(entry) for entry in entries]
+    machines = sorted({name for wheel in wheels for name in wheel["machines"]}, key=lambda name: (name != USUAL, name))
+    data = {"gpus": _gpus(), "archs": _archs(), "drivers": _drivers(), "machines": machines, "wheels": wheels}
     rows = [_row(number, entry) for number, entry in reversed(list(enumerate(entries)))]
     return render(TEMPLATE, data=data, rows=rows).encode()
 
@@ -43,7 +49,7 @@ def _wheel(entry: Entry) -> dict[str, Any]:
         "version": entry.version,
         "url": quote(entry.key),
         "index": quote(entry.roots[-1]),
-        "cuda": entry.cuda,
+        "machines": _machines(entry.filename),
         "size": entry.size,
         "sha256": entry.sha256,
         "torch": entry.torch,
@@ -55,6 +61,12 @@ def _wheel(entry: Entry) -> dict[str, Any]:
         "extras": list(entry.extras),
         "serves": None if entry.serves is None else {item.arch: _serves(item) for item in entry.serves},
     }
+
+
+def _machines(filename: str) -> list[str]:
+    """Return the processors that a wheel is for, as Linux names them: `x86_64`; nothing for one that runs on any."""
+    platforms = filename.removesuffix(".whl").rpartition("-")[2].split(".")
+    return sorted({_LINUX.sub("", platform) for platform in platforms if platform != "any"})
 
 
 def _serves(item: Any) -> dict[str, Any]:
@@ -73,7 +85,6 @@ def _row(number: int, entry: Entry) -> dict[str, Any]:
         "file": entry.filename,
         "yanked": entry.yanked,
         "extras": list(entry.extras),
-        "version": entry.version,
         "archs": None if entry.serves is None else [item.arch for item in served if item.native + item.compatible],
         "cuda": drivers[0] if drivers else "",
         "torch": entry.torch.removeprefix("=="),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -16,6 +19,7 @@ import pytest
 
 from scripts.commands import publish
 from scripts.core.console import Console
+from scripts.core.paths import ROOT
 from scripts.cuda.archs import TABLE
 from scripts.cuda.drivers import RELEASES, release
 from scripts.index.entry import Entry, Served, read_entry
@@ -29,16 +33,21 @@ from tests.wheels import make_wheel
 SHOT = os.environ.get("WHEELSMITH_TEST_SCREENSHOT", "")
 
 
-def entry(version: str, served: dict[str, tuple[int, int, int, str]] | None, notice: str = "") -> Entry:
+def entry(
+    version: str,
+    served: dict[str, tuple[int, int, int, str]] | None,
+    notice: str = "",
+    machine: str = "x86_64",
+) -> Entry:
     rows = {
         arch: Served(arch=arch, native=native, compatible=compatible, jit=jit, cuda=cuda, driver=release(cuda).driver)
         for arch, (native, compatible, jit, cuda) in (served or {}).items()
     }
     return Entry(
-        filename=f"vllm-{version}-cp38-abi3-manylinux_2_31_x86_64.whl",
+        filename=f"vllm-{version}-cp38-abi3-manylinux_2_31_{machine}.whl",
         name="vllm",
         version=version,
-        sha256="a" * 64,
+        sha256=hashlib.sha256(version.encode()).hexdigest(),
         size=312_000_000,
         metadata_sha256="b" * 64,
         requires_python="<3.14,>=3.10",
@@ -72,6 +81,7 @@ def test_the_data_in_the_page_cannot_end_its_script_and_is_complete() -> None:
     assert data["drivers"][-1]["cuda"] == "11.8"
     assert page.count("<tr ") == 7
     assert "not audited" in page
+    assert data["machines"] == ["x86_64"]
 
 
 def test_a_wheel_without_a_label_points_at_an_index_that_no_other_wheel_shares() -> None:
@@ -149,8 +159,65 @@ def test_picking_a_gpu_or_a_capability_and_a_driver_shows_the_right_wheel(
         tab.open(f"{server.url}/?again#gpu={quote(gpu)}&driver={driver}")
         assert shown in tab.run("document.getElementById('result').textContent")
         if SHOT and gpu == "RTX 5090" and driver == "12.8":
-            tab.width(1000, 1100)
+            tab.width(1000, 1250)
             tab.shot(Path(SHOT))
+            Path(SHOT).write_bytes(stamped(Path(SHOT).read_bytes()))
+
+
+def stamped(png: bytes) -> bytes:
+    """Return a picture that says which template it shows."""
+    text = b"tEXttemplate\0" + template_digest()
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return png[:33] + chunk + png[33:]  # behind the header
+
+
+def template_digest() -> bytes:
+    return hashlib.sha256((ROOT / "scripts/index/landing.html").read_bytes()).hexdigest().encode()
+
+
+def test_the_picture_in_the_docs_shows_the_page_as_it_is() -> None:
+    """Renew it: WHEELSMITH_TEST_SCREENSHOT=docs/images/landing.png pytest tests/integration/index/test_landing.py."""
+    assert template_digest() in (ROOT / "docs/images/landing.png").read_bytes()[:400]
+
+
+def test_an_index_with_wheels_for_several_processors_asks_for_which(tab: Browser, tmp_path: Path) -> None:
+    served = {"9.0": (90, 0, 0, "12.0")}
+    both = [entry("0.15.1", served), entry("0.15.1", served, machine="aarch64")]
+    small = both[1].model_copy(update={"size": 1})  # the smaller one is preferred among those that run
+    hidden = "document.getElementById('machines').hidden"
+    with serve(tmp_path) as server:
+        (tmp_path / "index.html").write_bytes(landing_page([both[0]]))
+        tab.open(f"{server.url}/#gpu=H100&driver=12.4")
+        assert tab.run(hidden) is True
+        (tmp_path / "index.html").write_bytes(landing_page([both[0], small]))
+        tab.open(f"{server.url}/?both#gpu=H100&driver=12.4")
+        assert tab.run(hidden) is False
+        assert str(tab.run("document.getElementById('wheel').textContent")).endswith("_x86_64.whl")
+        tab.choose("#machine", "aarch64")
+        assert str(tab.run("document.getElementById('wheel').textContent")).endswith("_aarch64.whl")
+        assert "machine=aarch64" in str(tab.run("location.hash"))
+        tab.click("#only")
+        assert tab.run("[...document.querySelectorAll('tbody tr')].filter(row => row.offsetHeight).length") == 1
+        (tmp_path / "index.html").write_bytes(landing_page([both[0], entry("0.14.0", {}, machine="aarch64")]))
+        tab.open(f"{server.url}/?none#gpu=H100&driver=12.4&machine=aarch64")
+        shown = str(tab.run("document.getElementById('result').textContent"))
+        assert "No wheel here is known to have code for the H100 (9.0), on aarch64." in shown
+
+
+def test_what_is_to_be_copied_has_the_width_of_the_screen_and_the_table_its_names(site: Path, tab: Browser) -> None:
+    measured = "(e => [e.clientWidth, parseFloat(getComputedStyle(e).fontSize)])(document.querySelector('.copy pre'))"
+    with serve(site) as server:
+        tab.open(f"{server.url}/?wide#gpu=H100&driver=12.4")
+        tab.width(390)
+        width, letters = tab.run(measured)
+        assert width > 300
+        assert letters >= 13
+        assert tab.run("document.querySelector('.copy button').offsetHeight") >= 30  # a thumb can hit it
+        tab.width(1280)
+        assert tab.run("document.querySelector('tbody td').offsetWidth") > 280
+        lines_of = "[...document.querySelectorAll('td.whole')].map(e => e.getClientRects().length)"
+        assert set(tab.run(lines_of)) == {1}
+        tab.call("Emulation.clearDeviceMetricsOverride")
 
 
 def test_search_filter_and_a_narrow_screen(site: Path, tab: Browser) -> None:
@@ -188,8 +255,8 @@ def test_the_copy_button_copies_on_plain_http_too(site: Path, tab: Browser, host
         if host == "127.0.0.1":
             tab.call("Browser.grantPermissions", permissions=["clipboardSanitizedWrite"])
         for number, text in enumerate(lines(tab)):
-            tab.click("#result pre button", number)
-            tab.wait(f"document.querySelectorAll('#result pre button')[{number}].textContent === 'copied'")
+            tab.click("#result .copy button", number)
+            tab.wait(f"document.querySelectorAll('#result .copy button')[{number}].textContent === 'copied'")
             assert tab.clipboard() == text
 
 
@@ -240,8 +307,8 @@ def test_what_the_button_copies_installs_exactly_the_wheel_that_is_named_for_eve
                 named[gpu] = file
                 for number, text in enumerate(lines(tab)):
                     if text not in copied:
-                        tab.click("#result pre button", number)
-                        tab.wait(f"document.querySelectorAll('#result pre button')[{number}].textContent !== 'copy'")
+                        tab.click("#result .copy button", number)
+                        tab.wait(f"document.querySelectorAll('#result .copy button')[{number}].textContent !== 'copy'")
                         assert tab.clipboard() == text
                         copied[text] = file
         assert "H100" in named

@@ -25,7 +25,7 @@ from scripts.core.console import Console
 from scripts.core.errors import AuditError, PublishError, UsageError
 from scripts.core.files import file_sha256
 from scripts.core.paths import ROOT
-from scripts.index.entry import read_entry
+from scripts.index.entry import make_entry, read_entry
 from tests.builds import put_report
 from tests.fatbins import container, sass, shared_object
 from tests.integration.index_servers import clean_environment, serve, tool, venv
@@ -443,3 +443,23 @@ def test_one_new_wheel_among_fifty_of_300_mb_takes_time_for_the_one(tmp_path: Pa
     assert len(check_index(tmp_path / "index")["simple/vllm/index.json"]) == 50
     assert second < first / 8
     assert third < 3
+
+
+@pytest.mark.parametrize(
+    ("requires", "shown"),
+    [
+        ("torch==2.9.1", "==2.9.1"),
+        ("torch (==2.9.1)", "==2.9.1"),
+        ("Torch<3,>=2.11", ">=2.11,<3"),
+        ('torch==1.0 ; extra == "old"', ""),
+        ("torchvision==0.24", ""),
+        ("torch @@ nonsense", ""),
+    ],
+)
+def test_the_torch_that_a_wheel_asks_for_is_in_its_record_be_it_one_or_a_range(
+    tmp_path: Path, requires: str, shown: str
+) -> None:
+    metadata = PLAIN.replace("\n\n", f"\nRequires-Dist: numpy\nRequires-Dist: {requires}\n\n")
+    wheel = make_wheel(tmp_path, {"vllm/a.py": b""}, version="1.0+cu130", metadata=metadata, tags="py3-none-any")
+    entry, _ = make_entry(wheel, file_sha256(wheel), audit=False)
+    assert entry.torch == shown
