@@ -18,7 +18,8 @@ from scripts.audit.coverage import How, Library, cover, is_useless, taken, unit_
 from scripts.audit.models import Coverage, HazardFound, KernelCounts, Level, TargetVerdict
 from scripts.audit.rules import Optional, found_hazards, optional_for
 from scripts.cuda.archs import architecture
-from scripts.cuda.drivers import CudaRelease, Target, floor, newest, numbers, release_for_ptx
+from scripts.cuda.drivers import FIRST_WITH_ZSTD, CudaRelease, Target, floor, newest, numbers, release_for_ptx
+from scripts.formats.fatbin_types import Compression
 
 NOTHING = "there is no GPU code inside that the audit can judge"
 _FAMILIES = (
@@ -65,7 +66,16 @@ class _View:
     def base(self) -> CudaRelease | None:
         """The first release whose driver runs the SASS."""
         floors = [floor(self.target.arch, library.cuda_major) for library in self.with_code]
-        return newest(floors) if floors else None
+        return newest([*floors, *([FIRST_WITH_ZSTD] if self.zstd else [])]) if floors else None
+
+    @property
+    def zstd(self) -> bool:
+        """Whether the GPU takes code that is stored as zstd."""
+        return any(
+            item.entry is not None and item.entry.compression is Compression.ZSTD
+            for library in self.with_code
+            for item in taken(library, self.cc)
+        )
 
     def jit(self) -> list[_Jit]:
         """Return the containers that the driver compiles."""
@@ -162,7 +172,7 @@ def _driver_reasons(view: _View) -> list[str]:
     if not target.driver or base is None:
         return []
     if target.cuda and numbers(target.cuda) < numbers(base.cuda):
-        return [f"it needs at least {base}: {_floor_cause(target, base)}"]
+        return [f"it needs at least {base}: {_floor_cause(view, base)}"]
     jit = view.jit()
     late = [item for item in jit if _too_new(item, target)]
     if not any(item.kernels for item in late):
@@ -186,9 +196,11 @@ def _too_new(item: _Jit, target: Target) -> bool:
     return numbers(item.release.cuda) > numbers(target.cuda)
 
 
-def _floor_cause(target: Target, base: CudaRelease) -> str:
-    if numbers(floor(target.arch, 0).cuda) >= numbers(base.cuda):
+def _floor_cause(view: _View, base: CudaRelease) -> str:
+    if numbers(floor(view.target.arch, 0).cuda) >= numbers(base.cuda):
         return "older ones do not know this GPU"
+    if view.zstd and base == FIRST_WITH_ZSTD:
+        return "older ones do not read its code, which is stored as zstd"
     return f"older ones do not run code of CUDA {base.cuda.split('.')[0]}"
 
 

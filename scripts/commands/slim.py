@@ -38,6 +38,11 @@ def parser() -> Parser:
         "--out", type=user_path, default=ROOT / "wheelhouse", metavar="DIR", help="default: wheelhouse/"
     )
     command.add_argument("--drop-empty", action="store_true", help="leave out shared objects with nothing for --arch")
+    command.add_argument(
+        "--recompress",
+        action="store_true",
+        help="store the code as zstd: a smaller wheel, for drivers of CUDA 12.4 (550) and newer",
+    )
     command.add_argument("--json", type=user_path, metavar="FILE", help="write what was done to a file")
     return command
 
@@ -49,7 +54,12 @@ def main(arguments: Sequence[str], console: Console) -> int:
     console.stage("slim", f"{options.wheel.name} for {arch_list(archs)}")
     started = time.monotonic()
     result = slim(
-        options.wheel, archs, options.out, drop_empty=options.drop_empty, on_member=lambda item: _tell(console, item)
+        options.wheel,
+        archs,
+        options.out,
+        drop_empty=options.drop_empty,
+        recompress=options.recompress,
+        on_member=lambda item: _tell(console, item),
     )
     seconds = time.monotonic() - started
     sha256 = file_sha256(result.wheel)
@@ -83,11 +93,12 @@ def _tell(console: Console, item: SlimmedMember) -> None:
     result = item.result
     if item.dropped:
         text = "dropped: nothing for these archs"
-    elif result.entries_before == result.entries_after:
+    elif result.entries_before == result.entries_after and not result.recompressed:
         text = f"unchanged, {human_bytes(result.after)}"
     else:
         text = f"{human_bytes(result.before)} -> {human_bytes(result.after)}"
         text += f", {result.entries_after} of {result.entries_before} entries stay"
+        text += f", {result.recompressed} compressed anew" if result.recompressed else ""
         text += "; no GPU code left (--drop-empty leaves it out)" if result.empty else ""
     console.note(f"{Path(item.name).name}: {text}")
 
@@ -106,6 +117,7 @@ def _report(result: SlimResult, sha256: str, seconds: float) -> dict[str, object
                 "size": 0 if item.dropped else item.result.after,
                 "entries_before": item.result.entries_before,
                 "entries": item.result.entries_after,
+                "recompressed": item.result.recompressed,
                 "dropped": item.dropped,
             }
             for item in result.members

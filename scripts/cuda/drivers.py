@@ -87,6 +87,8 @@ RELEASES = (
     CudaRelease("13.5", "", "9.5"),
 )
 _BY_CUDA = {release.cuda: release for release in RELEASES}
+FIRST_WITH_ZSTD = _BY_CUDA["12.4"]
+"""The first whose driver reads zstd inside fat binaries (CUDA 12.8's release notes, nvcc's --compress-mode)."""
 _WITH_DRIVER = [release for release in RELEASES if release.driver]
 
 

@@ -108,10 +108,10 @@ def first_kernel(blob: Blob, entry: FatbinEntry) -> str:
     return match[1].decode("ascii", "replace") if match else ""
 
 
-def unpacked(blob: Blob, entry: FatbinEntry) -> bytes | None:
-    """Return a whole payload, decompressed; None when that is more than 32 MiB or cannot be done."""
+def unpacked(blob: Blob, entry: FatbinEntry, most: int = MAX_PEEK) -> bytes | None:
+    """Return a whole payload, decompressed; None when that is more than `most` bytes or cannot be done."""
     size = entry.payload_size if entry.compression is Compression.NONE else entry.size
-    return _start(blob, entry, size) if size <= MAX_PEEK else None
+    return _start(blob, entry, size) if size <= most else None
 
 
 def _start(blob: Blob, entry: FatbinEntry, limit: int) -> bytes | None:
@@ -126,7 +126,7 @@ def _start(blob: Blob, entry: FatbinEntry, limit: int) -> bytes | None:
                 io.BytesIO(blob.data[at : at + min(stored, 4 * limit)])
             )
             return reader.read(limit)
-        if entry.compression is Compression.LZ4 and entry.size <= MAX_PEEK:
+        if entry.compression is Compression.LZ4 and entry.size <= max(limit, MAX_PEEK):
             text: bytes = lz4.block.decompress(blob.data[at : at + stored], uncompressed_size=entry.size)
             return text[:limit]
     except (zstandard.ZstdError, lz4.block.LZ4BlockError, MemoryError):

@@ -89,7 +89,7 @@ def wanted(wheels: Iterable[Path], python: str = PYTHON) -> list[str]:
         "python_full_version": f"{python}.0",
         "extra": "",
     }
-    found = {*PINS, *OWN}
+    found = set(OWN)
     for path in wheels:
         with open_wheel(path) as wheel:
             lines = wheel.message("METADATA").get_all("Requires-Dist", [])
@@ -102,7 +102,15 @@ def wanted(wheels: Iterable[Path], python: str = PYTHON) -> list[str]:
             if not skipped and (requirement.marker is None or requirement.marker.evaluate(environment)):
                 requirement.marker = None
                 found.add(str(requirement))
-    return sorted(found)
+    return sorted({*found, *_pins(found)})
+
+
+def _pins(found: Iterable[str]) -> tuple[str, ...]:
+    """Return the pins that all requirements allow: newer vLLM asks for a newer transformers."""
+    versions = {pin.name: str(pin.specifier).removeprefix("==") for pin in map(Requirement, PINS)}
+    asked = [requirement for requirement in map(Requirement, found) if requirement.name in versions]
+    fit = all(requirement.specifier.contains(versions[requirement.name]) for requirement in asked)
+    return PINS if fit else ()
 
 
 def resolve(

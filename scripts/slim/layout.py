@@ -7,8 +7,8 @@ moves to the end of the containers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from scripts.audit.coverage import choose
 from scripts.core.errors import AuditError
@@ -35,11 +35,17 @@ class Placed:
     container: Container
     kept: tuple[FatbinEntry, ...]
     start: int
+    changed: Mapping[int, bytes] = field(default_factory=dict)
+    """Entries that get other bytes, by their old offset in the file: header and payload."""
 
     @property
     def size(self) -> int:
         """Bytes with the header."""
-        return CONTAINER.size + sum(entry.end - entry.offset for entry in self.kept)
+        return CONTAINER.size + sum(map(self.length, self.kept))
+
+    def length(self, entry: FatbinEntry) -> int:
+        """Return how long an entry becomes, with its header."""
+        return len(self.changed[entry.offset]) if entry.offset in self.changed else entry.end - entry.offset
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,16 @@ class Layout:
         return offset if offset < self.end else offset - self.cut
 
 
-def plan(elf: Elf, code: DeviceCode, archs: Sequence[tuple[int, int]]) -> Layout | None:
-    """Plan the new file; None when there is nothing to prune."""
+def plan(
+    elf: Elf,
+    code: DeviceCode,
+    archs: Sequence[tuple[int, int]],
+    change: Callable[[Sequence[FatbinEntry]], Mapping[int, bytes]] = lambda _entries: {},
+) -> Layout | None:
+    """Plan the new file; None when there is nothing to prune.
+
+    `change` is given the entries that stay and returns those that get other bytes, by their offset.
+    """
     sections = [section for section in elf.sections if section.name == SECTIONS[0] and section.size]
     if not sections or not any(container.wrapper == 1 for container in code.containers):
         return None
@@ -76,9 +90,12 @@ def plan(elf: Elf, code: DeviceCode, archs: Sequence[tuple[int, int]]) -> Layout
         raise refusal(elf, "it is not an x86-64 shared object with one .nv_fatbin section")
     placed: list[Placed] = []
     at = 0
+    kept = {item.offset: _kept(elf, item, archs) for item in code.containers if item.section == section.name}
+    judged = [entry for item in code.containers if item.wrapper == 1 for entry in kept.get(item.offset, ())]
+    changed = change(judged)
     for container in code.containers:
         if container.section == section.name:
-            placed.append(Placed(container, _kept(elf, container, archs), at))
+            placed.append(Placed(container, kept[container.offset], at, changed))
             at += -(-placed[-1].size // 8) * 8
     plain = Layout(section, tuple(placed), at, 0, elf.segments, elf.program_headers_at)
     return _with_cut(elf, plain)

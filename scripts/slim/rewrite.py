@@ -20,14 +20,17 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 from scripts.audit.coverage import choose
-from scripts.formats.elf import PHDR, PT_LOAD, RELA, SHDR, SHT_RELA, SYM, Elf, Section, open_elf
+from scripts.formats.elf import PHDR, PT_LOAD, RELA, SHDR, SHT_RELA, SYM, Blob, Elf, Section, open_elf
 from scripts.formats.fatbin import device_code
-from scripts.formats.fatbin_types import CONTAINER, CONTAINER_MAGIC, Container, DeviceCode
+from scripts.formats.fatbin_types import CONTAINER, CONTAINER_MAGIC, Container, DeviceCode, FatbinEntry
+from scripts.formats.payload import unpacked
 from scripts.slim.layout import Layout, Placed, plan, refusal
+from scripts.slim.recompress import MAX_PAYLOAD, recompressed
 
 SHT_REL, SHT_RELR = 9, 19
 R_X86_64_RELATIVE, R_X86_64_IRELATIVE = 8, 37
@@ -47,16 +50,21 @@ class Slimmed:
     """Whether it had GPU code and nothing of it is for the archs."""
     whole: int = 0
     """Containers that are kept as they are: device-linked, or not registered by host code."""
+    recompressed: int = 0
+    """Entries that are compressed otherwise than before."""
 
 
-def slim_shared_object(source: Path, target: Path, archs: Sequence[tuple[int, int]], *, name: str = "") -> Slimmed:
+def slim_shared_object(
+    source: Path, target: Path, archs: Sequence[tuple[int, int]], *, name: str = "", recompress: bool = False
+) -> Slimmed:
     """Write `source` to `target` with GPU code for the compute capabilities `archs` only.
 
+    `recompress`: what stays is compressed with zstd, where that makes it smaller.
     Raises AuditError, and leaves no `target`, when something in the file is not understood.
     """
     with open_elf(source, name or source.name) as elf:
         code = device_code(elf)
-        layout = plan(elf, code, archs)
+        layout = plan(elf, code, archs, partial(recompressed, elf) if recompress else lambda _entries: {})
         if layout is None:
             _copy(elf, target)
             count = sum(1 for _ in code.entries)
@@ -70,7 +78,15 @@ def slim_shared_object(source: Path, target: Path, archs: Sequence[tuple[int, in
         kept = sum(len(item.kept) for item in layout.placed)
         total = sum(len(item.container.entries) for item in layout.placed)
         whole = sum(item.container.wrapper != 1 for item in layout.placed)
-        return Slimmed(elf.size, target.stat().st_size, total, kept, empty=total > 0 and kept == 0, whole=whole)
+        return Slimmed(
+            elf.size,
+            target.stat().st_size,
+            total,
+            kept,
+            empty=total > 0 and kept == 0,
+            whole=whole,
+            recompressed=sum(entry.offset in item.changed for item in layout.placed for entry in item.kept),
+        )
 
 
 def _patches(elf: Elf, code: DeviceCode, layout: Layout) -> dict[int, bytes]:
@@ -170,7 +186,7 @@ def _write(elf: Elf, layout: Layout, target: Path, patches: Mapping[int, bytes])
             file.seek(section.offset + item.start)
             file.write(CONTAINER.pack(CONTAINER_MAGIC, 1, CONTAINER.size, item.size - CONTAINER.size))
             for entry in item.kept:
-                for block in elf.blocks(entry.offset, entry.end):
+                for block in _planned(elf, item, entry):
                     file.write(block)
             elf.release()
         file.seek(layout.moved(layout.end))  # zeros between
@@ -188,6 +204,12 @@ def _write(elf: Elf, layout: Layout, target: Path, patches: Mapping[int, bytes])
                 )
 
 
+def _planned(elf: Elf, item: Placed, entry: FatbinEntry) -> Iterator[bytes]:
+    """Yield what an entry is to be: header and payload, in blocks of 1 MiB."""
+    new = item.changed.get(entry.offset)
+    return elf.blocks(entry.offset, entry.end) if new is None else Blob(new, elf.name).blocks(0, len(new))
+
+
 def _copy(elf: Elf, target: Path) -> None:
     with target.open("wb") as file:
         for block in elf.blocks(0, elf.size):
@@ -203,9 +225,7 @@ def _verify(elf: Elf, layout: Layout, target: Path, archs: Sequence[tuple[int, i
         for item, container in zip(layout.placed, found, strict=True):
             elf.release()
             new.release()
-            same = [a.header_size + a.payload_size for a in item.kept] == [
-                b.header_size + b.payload_size for b in container.entries
-            ]
+            same = [item.length(entry) for entry in item.kept] == [b.end - b.offset for b in container.entries]
             if not same or container.wrapper != item.container.wrapper or not _equal(elf, new, item, container):
                 raise refusal(elf, f"the container of {container.unit} came out differently than planned")
             for arch in archs:
@@ -222,5 +242,9 @@ def _equal(elf: Elf, new: Elf, item: Placed, container: Container) -> bool:
     return all(
         one == two
         for a, b in zip(item.kept, container.entries, strict=True)
-        for one, two in zip(elf.blocks(a.offset, a.end), new.blocks(b.offset, b.end), strict=True)
+        for one, two in zip(_planned(elf, item, a), new.blocks(b.offset, b.end), strict=True)
+    ) and all(
+        unpacked(elf, a, MAX_PAYLOAD) == unpacked(new, b, MAX_PAYLOAD)
+        for a, b in zip(item.kept, container.entries, strict=True)
+        if a.offset in item.changed
     )

@@ -42,6 +42,7 @@ from scripts.formats.wheel import (
 )
 from scripts.slim.rewrite import Slimmed, slim_shared_object
 
+ZSTD = "zstd"
 _SIGNATURES = {"RECORD", "RECORD.jws", "RECORD.p7s"}
 
 
@@ -75,14 +76,17 @@ class SlimResult:
     source_sha256: str = ""
 
 
-def slim_wheel(wheel: Path, archs: Sequence[Arch], out: Path, *, drop_empty: bool = False) -> Path:
+def slim_wheel(
+    wheel: Path, archs: Sequence[Arch], out: Path, *, drop_empty: bool = False, recompress: bool = False
+) -> Path:
     """Write a wheel with GPU code for `archs` only into the folder `out`; return its path.
 
     `drop_empty` leaves out shared objects that hold nothing for the archs; else they stay, without GPU code.
+    `recompress` stores what stays as zstd, which drivers from CUDA 12.4 on read.
     Raises UsageError for archs that are no GPUs and for what is no wheel, AuditError for a wheel that is damaged or not
     understood, or from which nothing can be removed.
     """
-    return slim(wheel, archs, out, drop_empty=drop_empty).wheel
+    return slim(wheel, archs, out, drop_empty=drop_empty, recompress=recompress).wheel
 
 
 def slim(
@@ -91,6 +95,7 @@ def slim(
     out: Path,
     *,
     drop_empty: bool = False,
+    recompress: bool = False,
     on_member: Callable[[SlimmedMember], None] | None = None,
 ) -> SlimResult:
     """Do what `slim_wheel` does; return what happened to each shared object, and tell `on_member` as it happens."""
@@ -102,9 +107,9 @@ def slim(
     try:
         out.mkdir(parents=True, exist_ok=True)
         with open_wheel(wheel) as source, tempfile.TemporaryDirectory(prefix=".slim-", dir=out) as work:
-            job = _Job(source, old, gpus, Path(work), drop_empty=drop_empty, on_member=on_member)
+            job = _Job(source, old, gpus, Path(work), drop=drop_empty, recompress=recompress, on_member=on_member)
             prepared = job.prepare()
-            new = replace(old, version=slim_version(old.version, job.cuda, gpus))
+            new = replace(old, version=slim_version(old.version, job.cuda, gpus, zstd=job.recompressed))
             target = out / str(new)
             if target.exists() and target.samefile(wheel):
                 raise UsageError(
@@ -130,15 +135,17 @@ def _gpus(archs: Sequence[Arch]) -> tuple[Arch, ...]:
     return normalised(archs)
 
 
-def slim_version(version: str, cuda: str, archs: Sequence[Arch]) -> str:
+def slim_version(version: str, cuda: str, archs: Sequence[Arch], *, zstd: bool = False) -> str:
     """Return the version of a slim wheel: `0.15.1+cu129.sm86` from `0.15.1`, notes like `.quickstart` kept.
 
-    Without a `cuda` the label names none: the libraries were compiled with several.
+    Without a `cuda` the label names none: the libraries were compiled with several. `zstd`: its code was compressed
+    anew, so that these are other bytes than a slim wheel has without, for newer drivers.
     """
     parsed = Version(version)
     parts = [part for part in (parsed.local or "").split(".") if part and not re.fullmatch(r"sm\d+[af]?(ptx)?", part)]
     labels = [part for part in parts if re.fullmatch(r"cu\d+", part)] or ([cuda_label(cuda)] if cuda else [])
     notes = [part for part in parts if part not in labels]
+    notes += [ZSTD] if zstd and ZSTD not in notes else []
     return f"{parsed.public}+{'.'.join([*labels, *(arch.label for arch in archs), *notes])}"
 
 
@@ -152,11 +159,12 @@ class _Job:
         archs: tuple[Arch, ...],
         work: Path,
         *,
-        drop_empty: bool,
+        drop: bool,
+        recompress: bool,
         on_member: Callable[[SlimmedMember], None] | None,
     ) -> None:
         self._source, self._name, self._archs, self._work = source, name, archs, work
-        self._drop, self._tell = drop_empty, on_member or (lambda _: None)
+        self._drop, self._recompress, self._tell = drop, recompress, on_member or (lambda _: None)
         self._record = read_record(source)
         self._cudas: dict[str, str] = {}
         self.done: list[SlimmedMember] = []
@@ -170,6 +178,11 @@ class _Job:
             return ""
         newest = max(self._cudas.values(), key=numbers, default="")
         return newest if "." in newest or not newest else f"{newest}.0"  # its cubins run from that release on
+
+    @property
+    def recompressed(self) -> bool:
+        """Whether some code is compressed otherwise than in the old wheel."""
+        return any(item.result.recompressed for item in self.done)
 
     @property
     def source_sha256(self) -> str:
@@ -187,7 +200,7 @@ class _Job:
                 self._check(member, digest.sha256)
                 if not is_elf(path):
                     continue  # a linker script, or the target of a symbolic link
-                result = slim_shared_object(path, target, self._ccs, name=member.filename)
+                result = slim_shared_object(path, target, self._ccs, name=member.filename, recompress=self._recompress)
                 self._learn(member.filename, path, found)
             done = SlimmedMember(member.filename, result, dropped=self._drop and result.empty)
             prepared[member.filename] = None if done.dropped else target
@@ -207,7 +220,9 @@ class _Job:
 
     def _refuse_unchanged(self) -> None:
         """Refuse a wheel of which nothing goes: a copy under a new label would claim what is not so."""
-        if any(item.dropped or item.result.entries_after < item.result.entries_before for item in self.done):
+        if self.recompressed or any(
+            item.dropped or item.result.entries_after < item.result.entries_before for item in self.done
+        ):
             return
         whole = [item for item in self.done if item.result.whole]
         if whole:

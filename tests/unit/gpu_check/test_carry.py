@@ -43,6 +43,16 @@ def test_only_what_applies_there_is_wanted(tmp_path: Path) -> None:
     assert "old-only" in wanted([wheel], "3.10")
 
 
+@pytest.mark.parametrize(("asked", "pins"), [("<6,>=4.56", gpu_check_loads.PINS), ("<5.21,>=5.16.1", ())])
+def test_transformers_is_pinned_only_where_the_wheel_takes_that_one(
+    tmp_path: Path, asked: str, pins: tuple[str, ...]
+) -> None:
+    metadata = METADATA.replace("Requires-Dist: regex", f"Requires-Dist: transformers{asked}")
+    needed = wanted([make_wheel(tmp_path, {"vllm/__init__.py": b""}, metadata=metadata)])
+    assert set(gpu_check_loads.PINS) & set(needed) == set(pins)
+    assert f"transformers{asked}" in needed
+
+
 def test_all_that_gpu_check_imports_is_carried() -> None:
     program = (
         "import sys, importlib.metadata as m; import scripts.commands.gpu_check; d = m.packages_distributions();"
