@@ -31,6 +31,7 @@ WITHOUT = {
     *("torch", "torchaudio", "torchvision", "triton", "numba", "opencv-python-headless", "setuptools"),
     *("flashinfer-python", "flashinfer-cubin", "tilelang", "apache-tvm-ffi-dev", "fastsafetensors", "quack-kernels"),
     *("nvidia-cudnn-frontend", "nvidia-cutlass-dsl", "nvidia-cuda-cccl", "uv"),
+    *("tokenspeed-triton", "pynvvideocodec", "torchcodec", "instanttensor"),
 }
 # vLLM 0.20.1's own tests pin these two (requirements/test/cuda.txt); a newer transformers may not know its ways.
 PINS = ("transformers==5.5.3", "tokenizers==0.22.2")
