@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from scripts.compile.build import Compiled, compile_units
 from scripts.compile.compiler_cache import CacheSettings, compiler_cache, headers_digest
 from scripts.compile.device_steps import DeviceSteps
-from scripts.compile.outside import compilers_digest, outside_digest
+from scripts.compile.outside import compilers_digest, host_digest, outside_digest
 from scripts.compile.tree import BuildTree
 from scripts.core.files import digest
 from scripts.downloads.access import Access
@@ -32,7 +32,7 @@ def compile_cached(
         settings,
         access,
         tree=tree.path,
-        key=digest([tree.basis, outside_digest(tree), headers_digest(tree.sources)]),
+        key=digest([tree.basis, outside_digest(tree), host_digest(tree), headers_digest(tree.sources)]),
         enter=tree.prefix,
         environment=tree.environment,
         steps=steps,

@@ -1,9 +1,9 @@
 """The compiler cache: whatever was compiled before, here or by somebody who shares a backend, is not compiled again.
 
-Two levels, measured in docs/caching.md. Local: ccache, whole objects on disk; a hit takes 0.2 s. Shared, only when the
-user set `SCCACHE_*` for a backend: device steps (shared_steps.py), and sccache for calls that are not taken apart
-(shared_cache.py). The launcher asks a file, the switch, at each compiler call what to put before the compiler; so a
-cache that fails is left by rewriting that file.
+Two levels, measured in docs/caching.md. Local: ccache, whole objects on disk; a hit takes 0.2 s; then device steps.
+Shared, only when the user set `SCCACHE_*` for a backend: the same two (sharing.py), and sccache behind them for calls
+that are not taken apart (shared_cache.py). The launcher asks a file, the switch, at each compiler call what to put
+before the compiler; so a cache that fails is left by rewriting that file.
 
 ccache alone would be wrong for nvcc: it preprocesses for one arch only, and neither its preprocessed text nor its list
 of headers (nor nvcc's -MD, for headers of host code) is complete. So it runs in depend mode, which hashes all options,
@@ -16,14 +16,14 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from scripts.compile.device_steps import SOCKET, DeviceSteps, read_events
+from scripts.compile.device_steps import DeviceSteps, read_events
 from scripts.compile.shared_cache import Shared, SharedCache, start_shared
-from scripts.compile.shared_steps import SharedSteps, StepCounts, share_steps
+from scripts.compile.sharing import OBJECT_SOCKET, Sharing, share
 from scripts.compile.standalone.launcher import COMPILER_CACHE
 from scripts.core.console import Console, human_bytes, human_seconds
 from scripts.core.errors import UsageError, WheelsmithError
@@ -32,6 +32,7 @@ from scripts.core.process import capture
 from scripts.downloads.access import Access
 
 DEFAULT_SIZE = "10G"
+LONGEST_SOCKET = 107  # bytes of an address, which ccache takes as it is
 PROGRAMS = Path(sys.executable).parent  # requirements/tools.txt brings ccache and sccache
 
 
@@ -63,8 +64,11 @@ class CacheSummary:
     size: int = 0
     steps: dict[str, float] = field(default_factory=dict)
     """Device steps (cicc, ptxas) of the units that were compiled: `hits`, `misses`, `saved_seconds`, and `whole`: units
-    that were left to nvcc as a whole. When they are shared: `shared_hits`, those of the hits that came from other
-    machines, `shared_sent`, and `shared_errors`: faults, refused and damaged entries."""
+    that were left to nvcc as a whole."""
+    exchanged: dict[str, int] = field(default_factory=dict)
+    """What machines share through WebDAV, S3 or Redis: `units`, those of the hits whose object came from there,
+    `step_hits`, those of the steps' hits that did, `steps_sent`, `objects_sent` (ccache keeps two per unit), and
+    `errors`: faults, refused and damaged entries."""
     shared: dict[str, int] = field(default_factory=dict)
     """sccache's own counts, by step of a compiler call: hits, misses, errors."""
     trouble: list[str] = field(default_factory=list)
@@ -74,16 +78,15 @@ class CacheSummary:
         """Return the summary as one line of the closing table."""
         units = self.hits + self.misses + self.failed
         parts = [f"{self.level}: {self.hits} of {units} units ({100 * self.hits // max(1, units)} %)"]
+        if self.exchanged.get("units"):
+            parts.append(f"{self.exchanged['units']} of them from the shared cache")
         if self.saved_seconds:
             parts.append(f"{human_seconds(self.saved_seconds)} of compiling saved")
         if self.steps:
             of = self.steps["hits"] + self.steps["misses"]
             whole = f", {self.steps['whole']:.0f} units by nvcc as a whole" if self.steps.get("whole") else ""
-            others = (
-                f", {self.steps['shared_hits']:.0f} of them from the shared cache"
-                if self.steps.get("shared_hits")
-                else ""
-            )
+            hits = self.exchanged.get("step_hits", 0)
+            others = f", {hits} of them from the shared cache" if hits else ""
             parts.append(f"device steps: {self.steps['hits']:.0f} of {of:.0f} taken over{others}{whole}")
         if self.shared:
             steps = self.shared["hits"] + self.shared["misses"]
@@ -127,8 +130,8 @@ class CompilerCache:
         self.folder, self.settings, self.switch, self._console, self.key = folder, settings, switch, console, key
         self.steps = steps
         self.shared: SharedCache | None = None
-        self.sharing: SharedSteps | None = None
-        self._step_counts: StepCounts | None = None
+        self.sharing: Sharing | None = None
+        self._shared_counts: Callable[[], dict[str, int]] | None = None
         self.trouble: list[str] = []
         self.local = False
         self._stats = switch.with_name("cache-stats")
@@ -172,9 +175,11 @@ class CompilerCache:
             "CCACHE_NOHASHDIR": "1",  # only debug information has the directory in it, and there is none
         }
         client = self.shared.client if self.shared else {}
-        if self.steps is None or (client and self._step_counts is None):  # nvcc as a whole
+        if self.steps is None or (client and self._shared_counts is None):  # nvcc as a whole
             return {**values, **client}
         behind = [client["CCACHE_PREFIX"]] if client else []
+        if self.sharing and len(path := str(self.steps.program.with_name(OBJECT_SOCKET))) <= LONGEST_SOCKET:
+            client["CCACHE_REMOTE_STORAGE"] = f"crsh:{path}"
         return {**values, **client, **self.steps.variables(shared=self.sharing is not None, behind=behind)}
 
     def write_switch(self) -> None:
@@ -192,26 +197,25 @@ class CompilerCache:
         self.shared = shared
         self.write_switch()
 
-    def share_steps(self, backend: Shared, access: Access, socket: Path) -> None:
-        """Share device steps, unless other machines compile whole calls, or only sccache speaks to the backend."""
+    def share(self, backend: Shared, access: Access, tree: Path) -> None:
+        """Share steps and objects, unless other machines compile whole calls, or only sccache speaks to the backend."""
         if self.steps is None or backend.scheduler:
             return
-        self.sharing, why = share_steps(backend.variables, access, store=self.steps.store, path=socket)
+        self.sharing, why = share(backend.variables, access, store=self.steps.store, tree=tree)
         if self.sharing:
-            self._step_counts = self.sharing.counts()
+            self._shared_counts = self.sharing.counts
             self.write_switch()
         elif why:
-            self.give_up(f"device steps are not shared ({backend.name}): {backend.hide(why)}")
+            self.give_up(f"steps and objects are not shared ({backend.name}): {backend.hide(why)}")
 
     def tick(self) -> None:
         """Look after the shared level; call it often. What is dead or stuck is left, and compiling goes on."""
         if self.sharing and self.settings.shared and (why := self.sharing.trouble()):
-            steps, self.sharing = self.sharing, None
+            left, self.sharing = self.sharing, None
             self.write_switch()
-            self.give_up(
-                f"device steps are shared no longer ({self.settings.shared.name}): {self.settings.shared.hide(why)}"
-            )
-            steps.close()
+            name, why = self.settings.shared.name, self.settings.shared.hide(why)
+            self.give_up(f"steps and objects are shared no longer ({name}): {why}")
+            left.close()
         if self.shared is None:
             return
         why = self.shared.trouble()
@@ -247,23 +251,25 @@ class CompilerCache:
         if self.shared:
             summary.shared = self.shared.counts()
         known = SecondsTable(self.folder / "seconds.json")
+        shared_units = 0
         for event in finished_events(events, begin):
             outcome = event.get("cache", "off")
             if outcome == "hit":
                 summary.hits += 1
+                shared_units += bool(event.get("shared"))
                 summary.saved_seconds += known.saved(event)
             elif event["code"] == 0:
                 known.learn(event)
             summary.misses += outcome == "miss"
             summary.failed += outcome == "failed"
+        if self._shared_counts:
+            summary.exchanged = {"units": shared_units, **self._shared_counts()}
         if self.local:
             with suppress(OSError):
                 known.write()
             summary.size = directory_size(self.folder)
         if self.local and self.steps:
             summary.steps = self.steps.counts(events, begin)
-            if summary.steps and self._step_counts:
-                summary.steps.update(self._step_counts.data())
             summary.size += self.steps.prune(self.settings.size)
         return summary
 
@@ -295,7 +301,7 @@ def compiler_cache(
             )
             if shared:
                 opened.use(shared)
-                opened.share_steps(settings.shared, access, tree / SOCKET)
+                opened.share(settings.shared, access, tree)
                 access.console.note(f"shared compiler cache: {settings.shared.name}")
             else:
                 opened.give_up(f"the shared cache ({settings.shared.name}) does not work: {why}")

@@ -7,15 +7,23 @@ The compiler cache's key must change with them and with nothing else: a lock fil
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from scripts.compile.tree import BuildTree
 from scripts.core.files import digest, file_sha256
+from scripts.core.process import capture
 from scripts.toolchain.environments import recorded_digests
 
 COMPILERS = ("nvcc", "nvcc.profile", "cudafe++", "ptxas", "fatbinary", "nvlink", "bin2c")
 """What nvcc runs and reads in a toolkit's bin/; cicc and libdevice are below nvvm/."""
+STANDARD_HEADERS = (
+    *("algorithm", "atomic", "chrono", "cmath", "complex", "filesystem", "fstream", "functional", "future", "iostream"),
+    *("map", "memory", "mutex", "optional", "random", "regex", "sstream", "string", "thread", "tuple", "unordered_map"),
+    *("variant", "vector", "dlfcn.h", "fcntl.h", "pthread.h", "signal.h", "sys/mman.h", "sys/socket.h", "unistd.h"),
+)
+"""What nearly all that is compiled includes of the host: all of libstdc++ and glibc that they are made of."""
 _INCLUDE = re.compile(r"(?:-I|-isystem)[ =]?(\S+)")
 
 
@@ -36,6 +44,26 @@ def outside_digest(tree: BuildTree) -> str:
 def compilers_digest(tree: BuildTree) -> str:
     """Return a digest of what a step of nvcc is, headers apart: its programs and libdevice."""
     return _digest(tree, _compilers(tree))
+
+
+def host_digest(tree: BuildTree) -> str:
+    """Return a digest of the host compiler's programs, and of the standard headers as it reads them.
+
+    Its version alone is the same on machines with another glibc or another build of the compiler.
+    """
+    return host_contents(tree.toolchain.host.path)
+
+
+def host_contents(compiler: Path) -> str:
+    """Return the digest of `host_digest` for a C++ compiler."""
+    programs = [compiler.resolve()]
+    for name in ("cc1plus", "as"):
+        code, text = capture([compiler, f"-print-prog-name={name}"])
+        found = shutil.which(text.strip()) if code == 0 else None
+        programs += [Path(found)] if found else []
+    included = [word for name in STANDARD_HEADERS for word in ("-include", name)]
+    read = capture([compiler, "-x", "c++", "-std=c++17", "-E", "-P", "-dD", *included, "/dev/null"])
+    return digest([[file_sha256(path) for path in programs], read])
 
 
 def _compilers(tree: BuildTree) -> dict[str, Path]:

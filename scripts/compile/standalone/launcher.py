@@ -35,6 +35,8 @@ UNIT = re.compile(rb"unit_[0-9a-f]{16}")
 SYMBOL_TABLE, GLOBAL = 2, 1  # SHT_SYMTAB, STB_GLOBAL of ELF
 PR_SET_PDEATHSIG = 1
 STOPPED = 75  # exit code of a unit that the scheduler did not let start
+_HITS = ("direct_cache_hit", "preprocessed_cache_hit")  # words of ccache's log of one call
+_SHARED = "remote_storage_hit"
 _told_to_stop: list[int] = []  # signals that came while a compiler was running
 _KILLED = (b"died due to signal 9", b"Killed signal terminated program", b"Killed\n")  # nvcc; gcc; a shell
 
@@ -211,7 +213,10 @@ def call_cached(command: list[str], known: dict[str, object]) -> tuple[int, byte
     except OSError:  # the cache's program is not there
         known["cache"] = "failed"
         return call(command)
-    known["cache"] = "hit" if _take_stats(stats) else "miss"
+    counted = _take_stats(stats)
+    known["cache"] = "hit" if any(word in counted for word in _HITS) else "miss"
+    if _SHARED in counted and known["cache"] == "hit":
+        known["shared"] = True
     if code and not _told_to_stop and (switch != read_switch() or cache_failed(code, output)):
         known["cache"] = "failed"
         return call(command)
@@ -224,15 +229,15 @@ def cache_failed(code: int, output: bytes) -> bool:
     return crashed or any(line.startswith((b"sccache: ", b"ccache: ")) for line in output.splitlines())
 
 
-def _take_stats(path: str) -> bool:
-    """Whether ccache's log of one call says that the object came from the cache; removes the log."""
+def _take_stats(path: str) -> str:
+    """Return ccache's log of one call, "" without one; removes it."""
     try:
         with open(path) as file:  # noqa: PTH123
             words = file.read()
         os.unlink(path)  # noqa: PTH108
     except OSError:
-        return False
-    return "direct_cache_hit" in words or "preprocessed_cache_hit" in words
+        return ""
+    return words
 
 
 def call(command: list[str], environment: dict[str, str] | None = None) -> tuple[int, bytes, resource.struct_rusage]:

@@ -16,12 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.compile import shared_steps
+from scripts.compile import exchange
+from scripts.compile.backends import BackendError, RefusedError
+from scripts.compile.exchange import Counts, Exchange
 from scripts.compile.shared_steps import SharedSteps
+from scripts.compile.sharing import Sharing as SharedLevel
 from scripts.compile.standalone import step_sharing
 from scripts.compile.standalone.step_sharing import Sharing
 from scripts.compile.standalone.step_store import Store, pack, unpack
-from scripts.compile.step_backends import BackendError, RefusedError
 from tests.support import wait_for
 
 KEY = "ab" + "0" * 62
@@ -57,17 +59,27 @@ def entry(key: str = KEY, seconds: float = 7.0) -> bytes:
 
 
 def place(key: str) -> str:
-    return f"{key[:2]}/{key[2:]}"
+    return f"steps/{key[:2]}/{key[2:]}"
+
+
+class Level(SharedSteps):
+    """Steps with their exchange."""
+
+    def __init__(self, memory: Memory, folder: Path) -> None:
+        self.exchange = Exchange(memory)
+        super().__init__(self.exchange, folder / "store")
 
 
 @contextmanager
-def shared(memory: Memory, folder: Path) -> Iterator[SharedSteps]:
-    steps = SharedSteps(memory, folder / "store")
-    assert steps.open(folder / "socket") == ""
+def shared(memory: Memory, folder: Path) -> Iterator[Level]:
+    steps = Level(memory, folder)
+    assert steps.exchange.open() == ""
+    steps.open(folder / "socket")
     try:
         yield steps
     finally:
         steps.close()
+        steps.exchange.close()
 
 
 def test_an_entry_goes_from_one_folder_to_the_other_through_unit_and_socket(tmp_path: Path) -> None:
@@ -78,15 +90,15 @@ def test_an_entry_goes_from_one_folder_to_the_other_through_unit_and_socket(tmp_
         assert store.get(KEY, [str(tmp_path / "target")]) is None
         store.put(KEY, [str(tmp_path / "made")], b"said", 7.0)
         wait_for(lambda: place(KEY) in memory.held)
-        steps.drain()
-        assert steps.counts().data() == {"shared_hits": 0, "shared_sent": 1, "shared_errors": 0}
+        steps.exchange.drain()
+        assert (steps.counts.hits, steps.exchange.counts.sent) == (0, {"steps": 1})
     (tmp_path / "two").mkdir()
     with shared(memory, tmp_path / "two") as steps, closing(Sharing(str(tmp_path / "two" / "socket"))) as sharing:
         store = Store(str(tmp_path / "two" / "store"), sharing)
         assert store.get(KEY, [str(tmp_path / "target")]) == (b"said", 7.0)
         assert (tmp_path / "target").read_bytes() == b"cubin"
         assert store.get(KEY, [str(tmp_path / "target")]) == (b"said", 7.0)  # out of the folder
-        assert steps.counts().hits == 1
+        assert steps.counts.hits == 1
     assert memory.closed
     assert not (tmp_path / "two" / "socket").exists()
 
@@ -97,8 +109,8 @@ def test_what_is_not_the_keys_own_entry_is_not_taken(found: bytes, tmp_path: Pat
     memory.held[place(KEY)] = found
     with shared(memory, tmp_path) as steps:
         assert not steps.fetch(KEY)
-        assert steps.counts().damaged == 1
-        assert steps.trouble() == ""
+        assert steps.counts.damaged == 1
+        assert steps.exchange.trouble() == ""
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
 
@@ -109,7 +121,7 @@ def test_what_is_no_key_is_not_asked_for(key: str, tmp_path: Path) -> None:
         memory.faulty["get"] = AssertionError("asked")
         assert not steps.fetch(key)
         steps.offer(key)
-        steps.drain()
+        steps.exchange.drain()
         assert set(memory.held) == {"trial"}
 
 
@@ -121,24 +133,24 @@ def test_three_faults_in_a_row_end_it_and_fewer_do_not(tmp_path: Path) -> None:
             assert [steps.fetch(KEY), steps.fetch(KEY)] == [False, False]
             memory.faulty.clear()
             assert not steps.fetch(KEY)
-            assert steps.trouble() == ""
+            assert steps.exchange.trouble() == ""
         memory.faulty["get"] = BackendError("broken pipe")
         for _ in range(3):
             steps.fetch(KEY)
-        assert steps.trouble() == "3 faults in a row, the last one: broken pipe"
+        assert steps.exchange.trouble() == "3 faults in a row, the last one: broken pipe"
         memory.faulty["get"] = AssertionError("asked again")
         assert not steps.fetch(KEY)
 
 
 def test_a_lookup_that_hangs_ends_it_and_the_unit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_steps, "STALL_LIMIT", 0.2)
+    monkeypatch.setattr(exchange, "STALL_LIMIT", 0.2)
     memory, ended, answers = Memory(), threading.Event(), []
     with shared(memory, tmp_path) as steps, closing(Sharing(str(tmp_path / "socket"))) as sharing:
         memory.wait = lambda: ended.wait(20)
         unit = threading.Thread(target=lambda: answers.append(sharing.fetch(KEY)))
         unit.start()
-        wait_for(lambda: steps.trouble() != "")
-        assert steps.trouble() == "a lookup has taken 0 s"
+        wait_for(lambda: steps.exchange.trouble() != "")
+        assert steps.exchange.trouble() == "a lookup has taken 0 s"
         steps.close()
         unit.join(5)
         assert answers == [False]
@@ -162,17 +174,17 @@ def test_a_unit_waits_only_so_long_and_asks_no_more(tmp_path: Path, monkeypatch:
 
 
 def test_lookups_that_cost_more_than_they_save_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_steps, "GRACE", 0.0)
-    monkeypatch.setattr(shared_steps, "LOST_LIMIT", 0.1)
+    monkeypatch.setattr(exchange, "GRACE", 0.0)
+    monkeypatch.setattr(exchange, "LOST_LIMIT", 0.1)
     memory = Memory()
     memory.held[place(KEY)] = entry(seconds=0.2)
     with shared(memory, tmp_path) as steps:
         memory.wait = lambda: time.sleep(0.15)
         assert steps.fetch(KEY)
-        assert steps.trouble() == ""  # it has saved as much
+        assert steps.exchange.trouble() == ""  # it has saved as much
         assert not steps.fetch(OTHER)
         assert not steps.fetch(OTHER)
-        assert "saved 0" in steps.trouble()
+        assert "saved 0" in steps.exchange.trouble()
 
 
 def test_a_backend_that_only_gives_is_read(tmp_path: Path) -> None:
@@ -182,8 +194,8 @@ def test_a_backend_that_only_gives_is_read(tmp_path: Path) -> None:
     with shared(memory, tmp_path) as steps:
         assert steps.fetch(KEY)
         steps.offer(KEY)
-        steps.drain()
-        assert steps.counts().data() == {"shared_hits": 1, "shared_sent": 0, "shared_errors": 0}
+        steps.exchange.drain()
+        assert (steps.counts.hits, steps.exchange.counts) == (1, Counts())
 
 
 def test_what_is_too_large_for_the_backend_stops_nothing(tmp_path: Path) -> None:
@@ -193,9 +205,9 @@ def test_what_is_too_large_for_the_backend_stops_nothing(tmp_path: Path) -> None
         Store(str(tmp_path / "store")).keep(KEY, entry())
         for _ in range(5):
             steps.offer(KEY)
-        steps.drain()
-        assert steps.trouble() == ""
-        assert steps.counts().refused == 5
+        steps.exchange.drain()
+        assert steps.exchange.trouble() == ""
+        assert steps.exchange.counts.refused == 5
 
 
 def test_faults_while_sending_end_it_too_and_the_end_waits_for_no_more(tmp_path: Path) -> None:
@@ -205,8 +217,8 @@ def test_faults_while_sending_end_it_too_and_the_end_waits_for_no_more(tmp_path:
         Store(str(tmp_path / "store")).keep(KEY, entry())
         for _ in range(5):
             steps.offer(KEY)
-        steps.drain()
-        assert "reset" in steps.trouble()
+        steps.exchange.drain()
+        assert "reset" in steps.exchange.trouble()
 
 
 def test_entries_that_are_gone_or_damaged_here_are_not_sent(tmp_path: Path) -> None:
@@ -215,7 +227,7 @@ def test_entries_that_are_gone_or_damaged_here_are_not_sent(tmp_path: Path) -> N
         Store(str(tmp_path / "store")).keep(OTHER, entry())
         steps.offer(KEY)
         steps.offer(OTHER)
-        steps.drain()
+        steps.exchange.drain()
         assert set(memory.held) == {"trial"}
 
 
@@ -223,29 +235,34 @@ def test_entries_that_are_gone_or_damaged_here_are_not_sent(tmp_path: Path) -> N
     ("faulty", "why"),
     [({"get": BackendError("HTTP 401")}, "HTTP 401"), ({"put": BackendError("HTTP 500")}, "HTTP 500")],
 )
-def test_a_backend_that_fails_the_trial_is_not_used(faulty: dict[str, Exception], why: str, tmp_path: Path) -> None:
+def test_a_backend_that_fails_the_trial_is_not_used(faulty: dict[str, Exception], why: str) -> None:
     memory = Memory()
     memory.faulty = faulty
-    steps = SharedSteps(memory, tmp_path / "store")
-    assert steps.open(tmp_path / "socket") == why
-    assert not (tmp_path / "socket").exists()
-    steps.close()
+    tried = Exchange(memory)
+    assert tried.open() == why
+    tried.close()
+    assert memory.closed
 
 
-def test_a_backend_that_forgets_or_hangs_fails_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_forgets_or_hangs_fails_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     class Forgetful(Memory):
         def put(self, name: str, data: bytes) -> None:
             pass
 
-    assert "does not give back" in SharedSteps(Forgetful(), tmp_path).open(tmp_path / "socket")
-    monkeypatch.setattr(shared_steps, "TRIAL_LIMIT", 0.1)
+    assert "does not give back" in Exchange(Forgetful()).open()
+    monkeypatch.setattr(exchange, "TRIAL_LIMIT", 0.1)
     memory = Memory()
     memory.wait = lambda: time.sleep(1)
-    assert "no answer" in SharedSteps(memory, tmp_path).open(tmp_path / "socket")
+    tried = Exchange(memory)
+    assert "no answer" in tried.open()
+    tried.close()
+    assert not memory.closed  # the trial is in it
 
 
 def test_no_socket_can_be_made(tmp_path: Path) -> None:
-    assert "no socket" in SharedSteps(Memory(), tmp_path).open(tmp_path / "nowhere" / "socket")
+    sharing = SharedLevel(Exchange(Memory()), tmp_path)
+    assert "no socket" in sharing.open(tmp_path / "nowhere")
+    sharing.close()
 
 
 STRANGE = [b"{}", b"[]", b'{"get": 1}', b'{"put": null}', b"[" * 4000, b'{"get": "' + b"x" * 9000]
@@ -271,6 +288,7 @@ def test_whatever_comes_over_the_socket_ends_nothing(tmp_path: Path) -> None:
 NUMBERS = st.one_of(st.integers(-5, 60), st.floats(), st.text(max_size=2), st.none(), st.booleans())
 
 
+@settings(max_examples=50)
 @given(
     head=st.fixed_dictionaries(
         {},

@@ -1,7 +1,7 @@
-"""Where machines share the steps of nvcc: WebDAV through httpx, S3 through obstore, Redis through redis.
+"""Where machines share steps of nvcc and objects: WebDAV through httpx, S3 through obstore, Redis through redis.
 
 They are those that sccache's variables name, so that a user sets one thing for both. Entries lie below
-`wheelsmith-steps/`, beside sccache's own. A backend only moves bytes: whether they are an entry is looked at by who
+`wheelsmith/`, beside sccache's own. A backend only moves bytes: whether they are an entry is looked at by who
 asked (step_store.py).
 """
 
@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from scripts.downloads.access import Access
 
-FOLDER = "wheelsmith-steps"
+FOLDER = "wheelsmith"
 LARGEST = 256 << 20  # bytes of an entry that is sent or taken
 CONNECT_LIMIT = 5.0  # seconds
 SILENCE_LIMIT = 10.0  # seconds without a byte
@@ -32,7 +32,7 @@ class RefusedError(BackendError):
 
 
 class Backend(Protocol):
-    """A place for entries by name (`ab/cdef…`); threads may call it at the same time."""
+    """A place for entries by name (`steps/ab/cdef…`); threads may call it at the same time."""
 
     def get(self, name: str) -> bytes | None:
         """Return an entry, None when there is none. Raises BackendError."""
