@@ -26,6 +26,7 @@ from tests.integration.index_servers import basic, free_port, started, tool
 CACHE = Path(  # read here, as tests change HOME
     os.environ.get("WHEELSMITH_TEST_CACHE", platformdirs.user_cache_dir("wheelsmith-tests", appauthor=False))
 )
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_REGION": "us-east-1"}
 SERVERS = ("devpi-server==6.20.3", "pypiserver==2.4.2", "passlib", "moto[server]==5.2.5")
 
 
@@ -150,6 +151,17 @@ def devpi(work: Path, *options: str) -> Iterator[str]:
         token = base64.b64encode(f"team:{login['result']['password']}".encode()).decode()
         _devpi_call("PUT", f"{url}/team/prod", {"bases": [], "volatile": False}, token)
         yield f"{url}/team/prod/"
+
+
+@contextmanager
+def s3(work: Path, bucket: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Run moto's S3 with a bucket; yield its URL and the environment variables that lead there."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with started([str(server_tools() / "moto_server"), "-H", "127.0.0.1", "-p", str(port)], port, work):
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/{bucket}", method="PUT")):
+            pass
+        yield url, {**S3_KEYS, "AWS_ENDPOINT_URL": url}
 
 
 @contextmanager

@@ -28,10 +28,8 @@ from scripts.index.entry import Entry
 from scripts.index.object_store import ObjectStore
 from scripts.index.static import StaticIndex
 from tests.integration.index.test_publish_static import check_index, small
-from tests.integration.index_servers import clean_environment, free_port, nginx, nginx_bytes, started, tool, venv
-from tests.integration.upload_servers import server_tools
-
-KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_REGION": "us-east-1"}
+from tests.integration.index_servers import clean_environment, free_port, nginx, nginx_bytes, tool, venv
+from tests.integration.upload_servers import S3_KEYS, s3
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +104,7 @@ def test_a_page_that_another_publisher_replaced_is_not_overwritten(memory: Memor
 def test_a_store_that_is_not_there_or_not_one_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not know"):
         run(small(tmp_path / "w"), "--to", "ftp://host/x")
-    for name, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}.items():
+    for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("scripts.index.object_store.RETRIES", {"max_retries": 0})
     store = ObjectStore("s3://bucket/x")
@@ -144,12 +142,9 @@ def test_a_store_without_conditional_writes_is_used_with_a_warning(
 
 @pytest.fixture
 def moto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
-        monkeypatch.setenv(name, value)
-    with started([str(server_tools() / "moto_server"), "-H", "127.0.0.1", "-p", str(port)], port, tmp_path):
-        subprocess.run(["curl", "-fsS", "-X", "PUT", f"{url}/wheels"], check=True, capture_output=True)
+    with s3(tmp_path, "wheels") as (url, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
         yield url
 
 

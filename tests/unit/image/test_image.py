@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+import subprocess
 import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -504,10 +505,15 @@ def test_a_base_from_a_registry_is_named_by_its_digest_and_mounted_files_by_thei
     assert local["BASE_IMAGE"] == "localhost/b:1"
 
 
-def test_labels_tell_where_the_image_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_tell_where_the_image_comes_from() -> None:
     found = image_build.labels(wheel_facts(), base="b:1", digest="sha256:12", recipe=None, stamp=0)
     assert found["wheelsmith.recipe"] == "vllm-0.15.1-cu128"
     assert found["wheelsmith.driver.minimum"] == "525.60.13"
+    assert found["org.opencontainers.image.version"] == wheel_facts().version
+    assert found["org.opencontainers.image.base.name"] == "b:1"
+    assert found["org.opencontainers.image.base.digest"] == "sha256:12"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    assert found.get("org.opencontainers.image.revision", "").removesuffix("-dirty") == head.strip()
     assert found["org.opencontainers.image.created"] == "1970-01-01T00:00:00+00:00"
 
 

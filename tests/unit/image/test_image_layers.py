@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,27 @@ def test_only_what_compilers_need_is_trimmed_and_records_name_what_is_there(
             named = {row[0] for row in csv.reader(file)}
         assert named == {name for name in left if name.startswith("torch/")} | {"../../../bin/torchrun"}
     assert capsys.readouterr().out == "wheelsmith: 4 files that only compilers need left out, 14 bytes\n"
+
+
+def compiler_files(environment: Path) -> list[str]:
+    """Return what the check inside an image finds in an environment that lies elsewhere than there."""
+    functions = (ROOT / "runtime" / "checks" / "facts.py").read_text().split("json.dump(")[0]
+    program = functions.replace("/opt/vllm", str(environment)) + "print(json.dumps(compiler_files()))\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+def test_the_check_inside_an_image_finds_what_trimming_takes_out_and_nothing_after_it(tmp_path: Path) -> None:
+    site = environment(tmp_path)
+    for number in range(1200):
+        (site / "torch" / "include" / "ATen" / f"x{number}.h").write_text("")
+    found = [name.removeprefix(f"{site}/") for name in compiler_files(tmp_path)]
+    assert found[0].endswith(" headers of torch")
+    archives = {"torch/lib/libx.a", "nvidia/cuda_runtime/lib/libcudart_static.a"}
+    assert set(found[1:]) == archives | {"torch/share/cmake"}
+    trim.main(tmp_path)
+    assert compiler_files(tmp_path) == []
 
 
 def test_the_stub_of_libcuda_has_the_functions_that_vllms_libraries_want(tmp_path: Path) -> None:
