@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.downloads.access import Access
-from scripts.downloads.indexes import Indexes
+from scripts.downloads.indexes import Indexes, read_indexes
 from scripts.downloads.mirrors import Mirror
+
+
+@cache
+def asked_indexes() -> Indexes:
+    """Return the indexes of these tests' environment; pip is asked once."""
+    return read_indexes(os.environ)
 
 
 def make_access(

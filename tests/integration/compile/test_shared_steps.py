@@ -25,7 +25,7 @@ from scripts.compile.standalone.launcher import EVENTS
 from scripts.compile.standalone.step_store import pack, unpack
 from scripts.core.cache import Cache
 from scripts.core.console import Console
-from tests.accesses import make_access
+from tests.accesses import asked_indexes, make_access
 from tests.cache_servers import PASSWORD, Server, free_port, missing, serve
 from tests.integration.index_servers import started
 from tests.integration.upload_servers import server_tools
@@ -37,7 +37,10 @@ def needs(kind: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing(kind)), reason=missing(kind))
 
 
-KINDS = [pytest.param(kind, marks=needs(kind)) for kind in ("webdav", "redis")]
+KINDS = [
+    pytest.param("webdav", marks=needs("webdav")),
+    pytest.param("redis", marks=(needs("redis"), pytest.mark.large)),  # the same as for WebDAV, but for the client
+]
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait a second where 10 and 20 are waited."""
-    monkeypatch.setattr(shared_cache, "START_LIMIT", 3.0)
+    monkeypatch.setattr(shared_cache, "START_LIMIT", 1.5)
     monkeypatch.setattr(shared_cache, "STALL_LIMIT", 1.0)
     monkeypatch.setattr(shared_cache, "INTERVAL", 0.2)
     monkeypatch.setattr(exchange, "STALL_LIMIT", 1.0)
@@ -85,7 +88,7 @@ class Machine:
     def building(self) -> Iterator[Machine]:
         with compiler_cache(
             read_settings(self.variables, enabled=True),
-            make_access(self.cache, Console()),
+            make_access(self.cache, Console(), indexes=asked_indexes()),
             tree=self.tree,
             key="headers 1",
             enter=(),
@@ -224,7 +227,7 @@ def test_damaged_and_foreign_entries_are_made_again_and_mended_on_the_server(too
             )
 
 
-@pytest.mark.parametrize("server", KINDS[1:2], indirect=True)
+@pytest.mark.parametrize("server", [pytest.param("redis", marks=needs("redis"))], indirect=True)
 def test_a_wrong_password_is_said_once_without_it(
     server: Server, toolkit: Toolkit, tmp_path: Path, impatient: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,7 +236,8 @@ def test_a_wrong_password_is_said_once_without_it(
         assert one.compile("90") == ["cicc compute_90", "ptxas sm_90"]
         assert len(one.summary().trouble) == 1
         assert not one.opened.sharing
-        steps, why = sharing.share(wrong, make_access(one.cache, Console()), store=one.steps.store, tree=one.folder)
+        access = make_access(one.cache, Console(), indexes=asked_indexes())
+        steps, why = sharing.share(wrong, access, store=one.steps.store, tree=one.folder)
     assert steps is None
     assert why
     assert "not-the-password" not in why
@@ -292,7 +296,12 @@ def test_a_bucket_gives_steps_and_its_errors_are_said(
         assert two.compile("90", "120") == ["cicc compute_120", "ptxas sm_120"]
         assert two.summary().exchanged["step_hits"] == 2
         elsewhere = {**bucket, "SCCACHE_BUCKET": "nobody"}
-        steps, why = sharing.share(elsewhere, make_access(two.cache, Console()), store=two.steps.store, tree=two.folder)
+        steps, why = sharing.share(
+            elsewhere,
+            make_access(two.cache, Console(), indexes=asked_indexes()),
+            store=two.steps.store,
+            tree=two.folder,
+        )
     assert steps is None
     assert "NoSuchBucket" in why or "404" in why
     assert PASSWORD not in capsys.readouterr().err + why
@@ -300,7 +309,7 @@ def test_a_bucket_gives_steps_and_its_errors_are_said(
 
 @needs("redis")
 def test_a_full_redis_is_read_and_a_wrong_password_is_an_error(tmp_path: Path) -> None:
-    access = make_access(Cache.open(tmp_path / "cache"), Console())
+    access = make_access(Cache.open(tmp_path / "cache"), Console(), indexes=asked_indexes())
     with serve("redis", tmp_path / "server") as server:
         backend = open_backend(server.variables, access)
         assert backend

@@ -12,10 +12,12 @@ import pytest
 
 from scripts.compile import backends
 from scripts.compile.backends import Backend, BackendError, RefusedError, bucket_config, open_backend, redis_url
+from scripts.compile.sharing import share
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from scripts.downloads.access import Access
-from tests.accesses import make_access
+from tests.accesses import asked_indexes, make_access
+from tests.cache_servers import free_port
 
 OPENED: list[Backend] = []
 
@@ -36,7 +38,7 @@ def opened(variables: dict[str, str], access: Access) -> Backend:
 
 @pytest.fixture
 def access(tmp_path: Path) -> Access:
-    return make_access(Cache.open(tmp_path / "cache"), Console())
+    return make_access(Cache.open(tmp_path / "cache"), Console(), indexes=asked_indexes())
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,14 @@ def test_an_endpoint_that_is_none_is_an_error_without_its_password(access: Acces
     with pytest.raises(BackendError) as caught:
         backend.get("x")
     assert "s3cret" not in str(caught.value)
+
+
+def test_what_cannot_be_shared_says_why_or_leaves_it_to_sccache(access: Access, tmp_path: Path) -> None:
+    assert share({"SCCACHE_GHA_ENABLED": "true"}, access, store=tmp_path, tree=tmp_path) == (None, "")
+    for variables in ({"SCCACHE_REDIS_ENDPOINT": "gopher://x"}, {"SCCACHE_REDIS_ENDPOINT": f"127.0.0.1:{free_port()}"}):
+        sharing, why = share(variables, access, store=tmp_path, tree=tmp_path)
+        assert sharing is None
+        assert why
 
 
 class Dav(BaseHTTPRequestHandler):

@@ -13,7 +13,7 @@ import pytest
 
 from scripts.compile.fixed_paths import ROOT as FIXED
 from scripts.compile.fixed_paths import tree_paths
-from scripts.compile.outside import installed_includes, outside_digest
+from scripts.compile.outside import host_contents, installed_includes, outside_digest
 from scripts.compile.tree import BuildTree
 from scripts.sources.patch import SourceTree
 from scripts.toolchain.installed_torch import InstalledTorch
@@ -163,3 +163,17 @@ def test_the_headers_of_an_installed_torch_are_read_whatever_its_record_says(tre
     before = outside_digest(both)
     (root / "torch/include/a.h").write_text("b")
     assert outside_digest(both) != before
+
+
+def test_the_host_compilers_programs_and_headers_decide_not_its_version(tmp_path: Path) -> None:
+    """Two machines with the same g++ and another glibc share no objects."""
+    plain, other = tmp_path / "g++", tmp_path / "other-g++"
+    plain.write_text('#!/bin/sh\nexec g++ "$@"\n')
+    other.write_text('#!/bin/sh\ncase "$*" in *-E*) set -- -D__GLIBC_OTHER__ "$@";; esac\nexec g++ "$@"\n')
+    for path in (plain, other):
+        path.chmod(0o755)
+    same = tmp_path / "elsewhere" / "g++"
+    same.parent.mkdir()
+    same.write_bytes(plain.read_bytes())
+    same.chmod(0o755)
+    assert host_contents(plain) == host_contents(same) != host_contents(other)
