@@ -14,6 +14,7 @@ from scripts.commands.publish import add_store_options, open_store, show, who
 from scripts.core.console import Console
 from scripts.core.errors import UsageError, nearest
 from scripts.core.files import write_json
+from scripts.downloads.indexes import redacted
 from scripts.index.entry import Entry
 from scripts.index.provenance import load_key, load_signer
 from scripts.index.publish import Done, Wishes
@@ -117,6 +118,8 @@ def _promote(arguments: Sequence[str], console: Console) -> int:
     add_cache_option(command)
     options = command.parse_args(arguments)
     source, target = open_store(getattr(options, "from")), _target(options.to, options)
+    if source.location == target.location:
+        raise UsageError(f"FROM and TO are both {source.location}", fix="name two indexes")
     wishes = Wishes(who(options), dry_run=options.dry_run)
     key = load_key(options.key) if options.key else None
     names = [_name(text) for text in options.wheels]
@@ -133,6 +136,11 @@ def _mirror(arguments: Sequence[str], console: Console) -> int:
     add_store_options(command)
     add_cache_option(command)
     options = command.parse_args(arguments)
+    if not options.url.startswith(("http://", "https://")):
+        raise UsageError(
+            f"URL {redacted(options.url)} is not the URL of an index",
+            fix=["https://host/simple/", "out of a directory or a bucket: nox -s index -- promote FROM TO WHEEL"],
+        )
     url, target = check_url_syntax(options.url, "URL"), _target(options.to, options)
     wishes = Wishes(who(options), audit=not options.no_audit, dry_run=options.dry_run)
     if options.sign_key:
@@ -147,11 +155,12 @@ def _mirror(arguments: Sequence[str], console: Console) -> int:
 def _log(arguments: Sequence[str], console: Console) -> int:
     command = _parser("log", "INDEX", wheels="file names of those to tell of (default: all)", number="*")
     options = command.parse_args(arguments)
-    names = {_name(text) for text in options.wheels}
     index = StaticIndex(open_store(options.index), console)
+    history = index.history()
+    names = {index.among(_name(text), history).filename for text in options.wheels}
     events = [
         {"wheel": entry.filename, **event.model_dump()}
-        for entry in index.history()
+        for entry in history
         for event in entry.history
         if not names or entry.filename in names
     ]

@@ -147,6 +147,12 @@ def nearest_of(word: str, known: Iterable[str]) -> str:
     return matches[0] if matches else ""
 
 
+def a_few(names: Sequence[str], most: int = 6) -> str:
+    """Return the first names and how many more there are: `a, b and 3 more`."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 _OS_CAUSES = {
     errno.ENOSPC: ("no space left on the filesystem", "free space there, or point {variable} at a larger disk"),
     errno.EDQUOT: ("the disk quota is used up", "free space there, or point {variable} at another disk"),

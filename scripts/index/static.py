@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scripts.core.console import Console, human_bytes
-from scripts.core.errors import PublishError, UsageError, nearest
+from scripts.core.errors import PublishError, UsageError, a_few, nearest
 from scripts.index.entry import Entry, Event, entry_key, now, read_entry, same_wheel
 from scripts.index.pages import emptied, pages
 from scripts.index.records import Records
@@ -63,11 +63,16 @@ class StaticIndex:
 
     def find(self, filename: str) -> Entry:
         """Return the record of a wheel. Raises UsageError when the index does not have it, or is none."""
-        entries = {entry.filename: entry for entry in self.history() if entry.listed}
-        found = next((entry for entry in entries.values() if same_wheel(entry.filename, filename)), None)
+        return self.among(filename, [entry for entry in self.history() if entry.listed])
+
+    def among(self, filename: str, entries: Sequence[Entry]) -> Entry:
+        """Return the one of some records that is of a wheel, however it is spelled. Raises UsageError without one."""
+        found = next((entry for entry in entries if same_wheel(entry.filename, filename)), None)
         if found is None:
+            names = [entry.filename for entry in sorted(entries, key=lambda entry: entry.uploaded, reverse=True)]
             raise UsageError(
-                f"{self._store.location} has no {filename}.{nearest(filename, list(entries))}",
+                f"{self._store.location} has no {filename}.{nearest(filename, names)}",
+                why=f"its wheels are {a_few(names)}" if names else "all of its wheels were taken out",
                 fix="name a wheel by its file name, as SHA256SUMS has it",
             )
         return found

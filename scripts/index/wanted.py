@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from scripts.core.errors import UsageError, nearest, nearest_of
+from scripts.core.errors import UsageError, a_few, nearest, nearest_of
 from scripts.downloads.indexes import redacted
 from scripts.index.entry import same_wheel
 from scripts.index.reader import Listed, SimpleClient
 
-_FEW = 6
 _MANY = 2000  # projects: of more, only those that begin alike are compared with a name
 
 
@@ -48,11 +47,11 @@ def _missing(
         return _no_wheels(client, index, project, files)
     if text.endswith(".whl") and pinned in wheels.values():
         same = [name for name, version in wheels.items() if version == pinned]
-        return UsageError(f"{index} has no {text}", why=f"of this version it has {_some(same)}", fix="name one of them")
+        return UsageError(f"{index} has no {text}", why=f"of this version it has {a_few(same)}", fix="name one of them")
     versions = sorted(set(wheels.values()), reverse=True)
     # What was meant may differ by its label only: those come first.
     alike = [version for version in versions if pinned and version.public == pinned.public]
-    listed = _some([str(version) for version in (*alike, *(one for one in versions if one not in alike))])
+    listed = a_few([str(version) for version in (*alike, *(one for one in versions if one not in alike))])
     what = f"{index} has no wheel of {project} {pinned}" if pinned else f"{text!r} names no version"
     wanted = f"{project}=={alike[0] if alike else versions[0]}"
     return UsageError(what, why=f"it has {listed}", fix=f"name one that is there, label and all, as in {wanted}")
@@ -60,22 +59,16 @@ def _missing(
 
 def _no_wheels(client: SimpleClient, index: str, project: str, files: Iterable[str]) -> UsageError:
     if sources := sorted(files):
-        return UsageError(f"{index} has no wheel of {project}", why=f"only sources: {_some(sources)}", fix="build it")
+        return UsageError(f"{index} has no wheel of {project}", why=f"only sources: {a_few(sources)}", fix="build it")
     projects = client.projects()
     if len(projects) > _MANY:
         projects = [name for name in projects if name[:2] == project[:2]]
     near = nearest_of(project, projects)
     return UsageError(
         f"{index} has no project {project}.{nearest(project, projects)}",
-        why=f"its projects are {_some(sorted(projects))}" if projects and not near else "",
+        why=f"its projects are {a_few(sorted(projects))}" if projects and not near else "",
         fix="look at the list of projects there, and whether this is the index that you mean",
     )
-
-
-def _some(names: list[str]) -> str:
-    """Return the first few names and how many more there are."""
-    more = len(names) - _FEW
-    return ", ".join(names[:_FEW]) + (f" and {more} more" if more > 0 else "")
 
 
 def _version(filename: str) -> Version | None:

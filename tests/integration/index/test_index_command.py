@@ -65,8 +65,23 @@ def test_a_place_where_nothing_was_published_is_called_that(place: str, tmp_path
             do(*words)
     assert not (tmp_path / "to").exists()
     put(small(tmp_path / "w"), "--to", place)
-    with pytest.raises(UsageError, match="Perhaps you meant"):
-        do("unyank", place, small(tmp_path / "w").name.replace("sm90", "sm9O"))
+    for action in ("unyank", "log"):
+        with pytest.raises(UsageError, match="Perhaps you meant"):
+            do(action, place, small(tmp_path / "w").name.replace("sm90", "sm9O"))
+    with pytest.raises(UsageError) as caught:
+        do("promote", place, tmp_path / "to", "vllm==0.20.1")
+    assert caught.value.why == f"its wheels are {small(tmp_path / 'w').name}"
+    with pytest.raises(UsageError, match="FROM and TO are both"):
+        do("promote", place, place, small(tmp_path / "w").name)
+    for wrong in (place, "ftp://host/simple/"):
+        with pytest.raises(UsageError, match="is not the URL of an index") as caught:
+            do("mirror", wrong, tmp_path / "to", "vllm==0.20.1")
+        assert "index -- promote" in caught.value.fix[1]
+    put("--to", place, "--prune", small(tmp_path / "w").name)
+    with pytest.raises(UsageError) as caught:
+        do("yank", place, small(tmp_path / "w").name, "--reason", "x")
+    assert caught.value.why == "all of its wheels were taken out"
+    assert do("log", place, small(tmp_path / "w").name) == 0  # the log tells of wheels that are gone
 
 
 def test_the_help_of_an_action_is_where_its_mistakes_say(capsys: pytest.CaptureFixture[str]) -> None:

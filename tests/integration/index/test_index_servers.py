@@ -20,7 +20,7 @@ from scripts.core.files import file_sha256
 from scripts.index.object_store import ObjectStore
 from tests.integration.index.test_provenance import key_pair, wheel_with_sbom
 from tests.integration.index.test_publish_static import check_index, small
-from tests.integration.index_servers import nginx, tool
+from tests.integration.index_servers import needs, nginx, tool
 from tests.integration.upload_servers import devpi, pypiserver, s3
 
 pytestmark = [pytest.mark.large, pytest.mark.servers]
@@ -111,6 +111,7 @@ def upload(url: str, wheel: Path) -> None:
     subprocess.run(words, check=True, env={**os.environ})
 
 
+@needs("nginx")
 def test_wheels_of_devpi_pypiserver_and_nginx_are_mirrored_by_name_and_version(moto: str, tmp_path: Path) -> None:
     assert moto
     target = "s3://wheels/ours"

@@ -9,7 +9,7 @@ import pytest
 
 from scripts.commands.cli import INVOKED_FROM, Parser, run, user_path
 from scripts.core.console import PLAIN_INTERVAL, Console, human_bytes, human_seconds
-from scripts.core.errors import CompileError, DoctorError, FetchError, UsageError, WheelsmithError, from_os_error
+from scripts.core.errors import CompileError, DoctorError, FetchError, UsageError, WheelsmithError, a_few, from_os_error
 from scripts.core.paths import ROOT
 
 
@@ -215,3 +215,9 @@ def test_a_stream_that_cannot_write_a_character_writes_another(encoding: str) ->
     assert shown.startswith(
         {"ascii": "caf? ... -> ? ?", "latin-1": "caf\xe9 ... -> ? ?"}.get(encoding, "caf\xe9 \u2026")
     )
+
+
+def test_of_many_names_the_first_are_told_and_the_others_counted() -> None:
+    assert a_few(["a", "b", "c"], 2) == "a, b and 1 more"
+    assert a_few(["a", "b"], 2) == "a, b"
+    assert a_few([]) == ""
