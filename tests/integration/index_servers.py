@@ -46,7 +46,7 @@ def free_port() -> int:
 
 @contextmanager
 def serve(root: Path) -> Iterator[Served]:
-    """Serve a folder; index.json instead of index.html to those who accept it."""
+    """Serve a folder; index.json instead of index.html to those who accept it, where there is one."""
     served = Served("")
 
     class Handler(SimpleHTTPRequestHandler):
@@ -54,8 +54,9 @@ def serve(root: Path) -> Iterator[Served]:
             super().__init__(*args, directory=str(root))
 
         def send_head(self) -> Any:
-            if self.path.endswith("/") and JSON in self.headers.get("Accept", ""):
-                self.path += "index.json"
+            as_json = f"{self.path.partition('?')[0]}index.json"
+            if JSON in self.headers.get("Accept", "") and Path(self.translate_path(as_json)).is_file():
+                self.path = as_json
             return super().send_head()
 
         def guess_type(self, path: Any) -> str:

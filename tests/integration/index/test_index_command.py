@@ -277,3 +277,26 @@ def test_promote_says_why_an_audit_did_not_pass_and_names_each_wheel_once(
     capsys.readouterr()
     index.main(["promote", "staging", "production", good.name], Console())
     assert capsys.readouterr().err.count(good.name) == 1
+
+
+def test_an_index_of_html_pages_tells_what_it_has_instead(tmp_path: Path) -> None:
+    pages = {
+        "": "".join(f'<a href="/simple/p{number}/">p{number}</a>' for number in range(2100))
+        + '<a href="Flash_Attn/">Flash_Attn</a> <a href="../">up</a> <a href="mamba/#x">mamba</a>',
+        "mamba": '<a href="mamba-1.0.tar.gz#sha256=0">mamba-1.0.tar.gz</a> <a href="mamba-2.zip">mamba-2.zip</a>',
+        "flash-attn": '<a href="flash_attn-2.0-py3-none-any.whl">x</a> <a href="flash_attn-odd.whl">x</a>',
+    }
+    for name, text in pages.items():
+        (tmp_path / "site/simple" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "site/simple" / name / "index.html").write_text(f"<!DOCTYPE html><html><body>{text}</body></html>")
+    with serve(tmp_path / "site") as server:
+        for wanted, what, why in (
+            ("mamba==1.0", "has no wheel of mamba", "only sources: mamba-1.0.tar.gz, mamba-2.zip"),
+            ("flash-atn==2.0", "has no project flash-atn. Perhaps you meant 'flash-attn'?", ""),
+            ("zebra==1", "has no project zebra.", ""),
+            ("flash_attn==3", "has no wheel of flash-attn 3", "it has 2.0"),
+        ):
+            with pytest.raises(UsageError) as caught:
+                do("mirror", f"{server.url}/simple/", "here", wanted)
+            assert what in caught.value.what
+            assert caught.value.why == why

@@ -29,7 +29,7 @@ from scripts.core.errors import PublishError, UsageError
 from scripts.core.paths import ROOT
 from scripts.downloads.indexes import Indexes
 from scripts.index import upload
-from scripts.index.reader import Listed, SimpleClient, html_files, json_files
+from scripts.index.reader import Listed, SimpleClient, html_files, html_projects, json_files, json_projects
 from scripts.index.upload import Api, default_check_url, explain, without_secrets
 from tests.accesses import make_access
 from tests.integration.index.test_publish_static import sparse_wheel
@@ -301,6 +301,8 @@ def test_any_page_of_an_index_is_read_or_refused(data: bytes) -> None:
     with suppress(PublishError):
         json_files(data)
     html_files(data.decode("latin-1"))
+    for name in (*json_projects(data), *html_projects(data.decode("latin-1"))):
+        assert name
 
 
 @pytest.mark.servers
