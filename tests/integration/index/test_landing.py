@@ -65,6 +65,7 @@ ENTRIES = [
     entry("0.15.1+cu128.sm90", {"9.0": (140, 0, 0, "12.0")}),
     entry("0.20.1+cu130.quickstart", {"9.0": (11, 0, 0, "13.0"), "12.0": (8, 0, 0, "13.0")}, "proves a set-up"),
     entry("0.20.1+cu130.sm90", {"9.0": (150, 0, 0, "13.0")}),
+    entry("0.8.0+cu126.sm89", {"8.9": (1, 0, 2, "12.6")}),
     entry("0.9.0+cu118", None),
 ]
 
@@ -74,12 +75,12 @@ def test_the_data_in_the_page_cannot_end_its_script_and_is_complete() -> None:
     match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert match
     data = json.loads(match[1])
-    assert len(data["wheels"]) == 7
+    assert len(data["wheels"]) == 8
     assert data["wheels"][1]["index"] == "vllm/0.15.1/cu128-sm120/"
-    assert data["wheels"][6]["notice"] == "</script><script>alert(1)"
+    assert data["wheels"][7]["notice"] == "</script><script>alert(1)"
     assert {"name": "RTX 5090", "arch": "12.0"} in data["gpus"]
     assert data["drivers"][-1]["cuda"] == "11.8"
-    assert page.count("<tr ") == 7
+    assert page.count("<tr ") == 8
     assert "not audited" in page
     assert data["machines"] == ["x86_64"]
 
@@ -144,6 +145,8 @@ def lines(tab: Browser) -> list[str]:
         ("12.1", "12.9", "vllm-0.15.1+cu128.sm120-"),
         ("RTX 5090", "12.6", "need a CUDA 12.8 driver"),
         ("H100", "13.0", "vllm-0.20.1+cu130.sm90-"),
+        ("H100", "13.0", "150 kernel containers for exactly this GPU. Needs a CUDA 13.0 driver"),
+        ("L40S", "12.6", "1 kernel container for exactly this GPU; 2 kernel containers are compiled by the driver"),
         ("9.0", "12.4", "vllm-0.15.1+cu126-"),
         ("T4", "13.0", "No wheel here is known to have code for the T4 (7.5). 1 of the wheels here was not audited"),
     ],
@@ -228,7 +231,7 @@ def test_search_filter_and_a_narrow_screen(site: Path, tab: Browser) -> None:
         assert tab.run(visible) == len(ENTRIES)
         tab.type("#search", "cu130 9.0")
         assert tab.run(visible) == 2
-        assert tab.run("document.getElementById('count').textContent") == "2 of 6 wheels"
+        assert tab.run("document.getElementById('count').textContent") == "2 of 7 wheels"
         tab.run("search.value = ''; search.oninput()")
         tab.click("#only")
         assert tab.run(visible) == 2  # +cu126 and +cu128.sm90
