@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from elftools.common.exceptions import ELFError
@@ -31,7 +31,7 @@ from elftools.elf.sections import SymbolTableSection
 
 from scripts.core.files import remove_tree
 from scripts.core.process import Command, capture
-from scripts.formats.dynamic import read_dynamic
+from scripts.formats.dynamic import Dynamic, read_dynamic
 from scripts.formats.elf import open_elf
 
 PLATFORM = "manylinux_2_28"
@@ -81,14 +81,22 @@ def link_to_older_glibc(folder: Path, seen: Path, compiler: Command, environment
 
 
 def _write_script(tools: _Tools, wanted: Mapping[str, Mapping[str, str]]) -> None:
+    # A compiler that links libstdc++ statically names it last: what it needs in turn must find ours behind it.
+    plain = _link_probe(tools)
+    static = [] if any(name.startswith("libstdc++.so") for name in plain.needed) else ["-l:libstdc++.a"]
     archive = _make_archive(tools)
     libraries = [_make_library(tools, name, symbols) for name, symbols in sorted(wanted.items())]
-    text = f"GROUP ( -lstdc++ {archive} AS_NEEDED ( {' '.join(map(str, libraries))} ) )\n"
-    (tools.folder / SCRIPT).write_text(text)
-    (tools.folder / "probe.cpp").write_text(_PROBE)
-    tools.run("-shared", "-fPIC", tools.seen / "probe.cpp", tools.seen / SCRIPT, "-o", tools.seen / "probe.so")
-    if newer := newer_versions(tools.folder / "probe.so"):
+    words = [*static, str(archive), "AS_NEEDED (", *map(str, libraries), ")"]
+    (tools.folder / SCRIPT).write_text(f"GROUP ( {' '.join(words)} )\n")
+    if newer := _newer(_link_probe(tools, tools.seen / SCRIPT).versions):
         raise ValueError(f"the linker takes {', '.join(newer)} all the same")
+
+
+def _link_probe(tools: _Tools, *libraries: Path) -> Dynamic:
+    (tools.folder / "probe.cpp").write_text(_PROBE)
+    tools.run("-shared", "-fPIC", tools.seen / "probe.cpp", *libraries, "-o", tools.seen / "probe.so")
+    with open_elf(tools.folder / "probe.so") as elf:
+        return read_dynamic(elf)
 
 
 def _make_archive(tools: _Tools) -> Path:
@@ -180,8 +188,11 @@ def exported_versions(library: Path) -> dict[str, tuple[str, ...]]:
 def newer_versions(library: Path) -> list[str]:
     """Return what a shared object needs of newer systems than the platform's: `GLIBC_2.38`. Raises AuditError."""
     with open_elf(library) as elf:
-        wanted = read_dynamic(elf).versions
-    return [version for version in wanted if _numbers(version) > NEWEST.get(version.partition("_")[0], UNKNOWN)]
+        return _newer(read_dynamic(elf).versions)
+
+
+def _newer(versions: Iterable[str]) -> list[str]:
+    return [version for version in versions if _numbers(version) > NEWEST.get(version.partition("_")[0], UNKNOWN)]
 
 
 class _Tools:

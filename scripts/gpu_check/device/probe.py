@@ -12,6 +12,8 @@ import torch
 
 # ||out - reference|| / ||reference||; half a unit in the last place of the type, rounded up by about two.
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+FLOAT32 = 2.0**-22  # a quotient and a sum in float32
+INT8_RANGE = 256.0  # a zero point moves a value by this at most before it is rounded
 CODE_LIMIT = 0.01  # share of quantised values that may be one code off: the reference rounds from float64
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HALVES = (torch.bfloat16, torch.float16)
@@ -72,10 +74,14 @@ class Probe:
     def codes(self, got: Any, want: Any, *, limit: float = CODE_LIMIT, dtype: str = "") -> None:
         """Compare quantised values; `want` is the unrounded float64 value in units of the type.
 
-        The error is the share of codes that differ; a difference of more than one code is infinite.
+        The error is the share of codes that differ; a difference of more than one code is infinite. Where the value
+        lies between two codes, as near as float32 can tell, both are right: 16-bit inputs hit the middle exactly.
         """
         self._take(got)
-        steps = (_rank(got) - _rank(_rounded(want, got.dtype))).abs()
+        slack = (want.abs() + (0.0 if got.dtype.is_floating_point else INT8_RANGE)) * FLOAT32
+        code = _rank(got)
+        low, high = (_rank(_rounded(value, got.dtype)) for value in (want - slack, want + slack))
+        steps = torch.maximum(low - code, code - high).clamp(min=0)
         error = math.inf if int(steps.max()) > 1 else float((steps > 0).double().mean())
         self._note(dtype or dtype_name(got.dtype), error, limit)
 

@@ -74,6 +74,26 @@ def test_calls_what_it_means(linked: Path, tmp_path: Path) -> None:
     assert library.random_twice() == 1
 
 
+def test_a_static_libstdcxx_finds_what_it_needs_behind_it(tmp_path: Path) -> None:
+    fake = tmp_path / "g++"
+    fake.write_text(f'#!/bin/sh\nexec {COMPILER} -static-libstdc++ "$@"\n')
+    fake.chmod(0o755)
+    folder = tmp_path / "link"
+    assert link_to_older_glibc(folder, folder, [str(fake)], os.environ) == ""
+    (tmp_path / "r.cpp").write_text(
+        '#include <random>\n#include <fstream>\nextern "C" int draw() { std::random_device d; return d() != d(); }\n'
+        'extern "C" int there(const char *name) { return bool(std::ifstream(name)); }\n'
+    )
+    made = tmp_path / "r.so"
+    subprocess.run([fake, "-shared", "-fPIC", tmp_path / "r.cpp", folder / SCRIPT, "-o", made], check=True)
+    assert newer_versions(made) == []
+    needed = subprocess.run(["readelf", "-d", made], check=True, capture_output=True, text=True).stdout
+    assert "libstdc++" not in needed  # it stays what the user's compiler makes of it
+    library = ctypes.CDLL(str(made))
+    assert library.draw() == 1
+    assert (library.there(b"/etc/passwd"), library.there(b"/there/is/none")) == (1, 0)
+
+
 def test_functions_of_ours_are_hidden(linked: Path) -> None:
     names = subprocess.run(["nm", "-D", "--defined-only", linked], check=True, capture_output=True, text=True).stdout
     assert "arc4random" not in names
