@@ -14,8 +14,8 @@ from scripts.core.files import file_sha256, write_json
 from scripts.core.paths import ROOT
 from scripts.cuda.archs import arch_list, parse_arch_list
 from scripts.cuda.drivers import default_targets
-from scripts.report.build_report import slim_report
 from scripts.report.models import CutFrom
+from scripts.report.slim_report import slim_report
 from scripts.report.wheelhouse import read_report, report_path
 from scripts.slim.wheel import SlimmedMember, SlimResult, slim
 

@@ -38,7 +38,7 @@ PINS = ("transformers==5.5.3", "tokenizers==0.22.2")
 ALWAYS = {"transformers", "tokenizers", "typing-extensions", "typing-inspection"}  # even where an older one is there
 OWN = (
     *("pyelftools", "platformdirs", "filelock", "rich", "packaging", "psutil", "pydantic", "cyclonedx-python-lib"),
-    *("lz4", "zstandard", "hyperscan"),
+    *("lz4", "zstandard", "hyperscan", "certifi"),
 )
 LEFT_OUT = ("mistral_common/data", "bin", "pycountry/locales", "xgrammar/lib")  # the last: a static library
 PUT = """\

@@ -12,8 +12,8 @@ from scripts.core.console import Console
 from scripts.core.errors import AuditError
 from scripts.cuda.archs import Arch, normalised
 from scripts.cuda.drivers import default_targets
-from scripts.report.build_report import slim_report
 from scripts.report.models import BuildReport, CutFrom
+from scripts.report.slim_report import slim_report
 from scripts.report.wheelhouse import enter
 from scripts.slim.wheel import slim_wheel
 

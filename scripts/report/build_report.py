@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +24,10 @@ from scripts.core.errors import (
     WheelsmithError,
     from_os_error,
 )
-from scripts.core.files import file_sha256, write_json
+from scripts.core.files import write_json
 from scripts.core.version import commit, version
-from scripts.cuda.archs import Arch, arch_list
+from scripts.cuda.archs import arch_list
 from scripts.formats.unit_names import DeviceFacts, device_facts
-from scripts.formats.wheel import wheel_name
 from scripts.package.check import Wheel
 from scripts.package.prove import Proof
 from scripts.recipe.model import Recipe
@@ -37,7 +36,6 @@ from scripts.report.models import (
     SCHEMA,
     BuildReport,
     ComponentFacts,
-    CutFrom,
     DoctorRow,
     GitPin,
     IndexPin,
@@ -64,9 +62,6 @@ STAGE_ERRORS: Mapping[str, type[WheelsmithError]] = {
     "prove": AuditError,
     "audit": AuditError,
 }
-
-
-_OF_THE_BUILD = ("recipe", "sources", "patches", "toolchain", "torch")
 
 
 @dataclass
@@ -155,35 +150,6 @@ def make_report(
         },
         doctor=tuple(DoctorRow(**row) for row in stages.doctor),
         audit=audit,
-    )
-
-
-def slim_report(
-    slim: Path, source: CutFrom, archs: Sequence[Arch], audit: AuditReport, built: BuildReport | None, **said: Any
-) -> BuildReport:
-    """Return the report of a wheel that was cut out of another one, so that it can be published and signed.
-
-    Of a wheel that wheelsmith `built`, the build's facts (recipe, sources, patches, toolchain, torch) go along.
-    """
-    kept: dict[str, Any] = {"recipe": RecipeFacts(name="", digest="")}
-    if built:
-        kept = {key: getattr(built, key) for key in _OF_THE_BUILD if key in built.model_fields_set}
-    return BuildReport(
-        schema_version=SCHEMA,
-        wheelsmith=Wheelsmith(version=version(), commit=commit()),
-        wheel=WheelIdentity(
-            name=slim.name,
-            sha256=audit.sha256 or file_sha256(slim),
-            size=audit.size,
-            version=wheel_name(slim).version,
-            platform=audit.tags[-1],
-        ),
-        build="",
-        archs=arch_list(archs),
-        slimmed_from=source,
-        audit=audit,
-        **kept,
-        **said,
     )
 
 

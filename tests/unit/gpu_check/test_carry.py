@@ -55,7 +55,8 @@ def test_transformers_is_pinned_only_where_the_wheel_takes_that_one(
 
 def test_all_that_gpu_check_imports_is_carried() -> None:
     program = (
-        "import sys, importlib.metadata as m; import scripts.commands.gpu_check; d = m.packages_distributions();"
+        "import sys, importlib.metadata as m, scripts.commands.gpu_check, scripts.commands.slim;"
+        "d = m.packages_distributions();"
         "print(*{x for n in sys.modules for x in d.get(n.split('.')[0], [])})"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
