@@ -19,6 +19,7 @@ from scripts.core.errors import FetchError, UsageError
 from scripts.core.paths import ROOT
 from scripts.gpu_check import loads as gpu_check_loads
 from scripts.gpu_check.loads import chosen, have, own_scripts, pack, spread, wanted, write_load
+from tests.fatbins import container, sass, shared_object
 from tests.wheels import make_wheel
 
 METADATA = """Metadata-Version: 2.4
@@ -128,6 +129,19 @@ def test_packing_is_the_same_twice_and_keeps_what_can_be_run(tmp_path: Path) -> 
         names = set(tar.getnames())
     assert {"scripts/commands/gpu_check.py", "scripts/gpu_check/device/worker.py", "recipes/quickstart.toml"} <= names
     assert not [name for name in names if "__pycache__" in name]
+
+
+def test_the_slim_part_runs_from_a_load(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    with tarfile.open(own_scripts(tmp_path / "tool.tar.xz")) as tar:
+        tar.extractall(there, filter="data")
+    units = {"a.cu": container(sass("90", "k"), sass("120", "k"))}
+    library = shared_object(tmp_path / "c.so", units).read_bytes()
+    wheel = make_wheel(tmp_path, {"vllm/_C.abi3.so": library})
+    command = [sys.executable, "-m", "scripts.commands.slim", wheel, "--arch", "9.0", "--out", tmp_path / "out"]
+    done = subprocess.run(command, cwd=there, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "out").glob("*.whl"))
 
 
 def test_a_load_that_cannot_be_written_is_told(tmp_path: Path) -> None:
