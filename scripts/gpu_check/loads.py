@@ -185,7 +185,7 @@ def pack(folder: Path, target: Path) -> Path:
 
 
 def own_scripts(target: Path) -> Path:
-    """Pack wheelsmith's scripts and recipes, as they are in the folder now, and pyproject.toml, which has its version."""
+    """Pack wheelsmith's scripts and recipes as they are in the folder now, and pyproject.toml with its version."""
     files = [p for part in ("scripts", "recipes") for p in sorted((ROOT / part).rglob("*")) if p.is_file()]
     files.append(ROOT / "pyproject.toml")
     with lzma.open(target, "wb", preset=6) as compressed, tarfile.open(fileobj=compressed, mode="w") as tar:

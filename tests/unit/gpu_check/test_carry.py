@@ -138,7 +138,8 @@ def test_the_slim_part_runs_from_a_load(tmp_path: Path) -> None:
     units = {"a.cu": container(sass("90", "k"), sass("120", "k"))}
     library = shared_object(tmp_path / "c.so", units).read_bytes()
     wheel = make_wheel(tmp_path, {"vllm/_C.abi3.so": library})
-    command = [sys.executable, "-m", "scripts.commands.slim", wheel, "--arch", "9.0", "--out", tmp_path / "out"]
+    slim = [sys.executable, "-m", "scripts.commands.slim"]
+    command: list[str | Path] = [*slim, wheel, "--arch", "9.0", "--out", tmp_path / "out"]
     done = subprocess.run(command, cwd=there, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "out").glob("*.whl"))
