@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 PASSWORD = "s3cr3t-of-the-tests"
 _DAV_EXT = Path("/usr/lib/nginx/modules/ngx_http_dav_ext_module.so")
 NGINX = """
@@ -48,6 +50,11 @@ def missing(kind: str) -> str:
     if not shutil.which(program, path="/usr/sbin:/usr/bin:/usr/local/bin"):
         return f"{program} is not installed"
     return "" if kind == "redis" or _DAV_EXT.exists() else "libnginx-mod-http-dav-ext is not installed"
+
+
+def needs(kind: str) -> pytest.MarkDecorator:
+    """Skip where a server is not installed."""
+    return pytest.mark.skipif(bool(missing(kind)), reason=missing(kind))
 
 
 def free_port() -> int:

@@ -76,7 +76,7 @@ def plan(
     elf: Elf,
     code: DeviceCode,
     archs: Sequence[tuple[int, int]],
-    change: Callable[[Sequence[FatbinEntry]], Mapping[int, bytes]] = lambda _entries: {},
+    change: Callable[[Sequence[FatbinEntry]], Mapping[int, bytes]] | None = None,
 ) -> Layout | None:
     """Plan the new file; None when there is nothing to prune.
 
@@ -92,7 +92,7 @@ def plan(
     at = 0
     kept = {item.offset: _kept(elf, item, archs) for item in code.containers if item.section == section.name}
     judged = [entry for item in code.containers if item.wrapper == 1 for entry in kept.get(item.offset, ())]
-    changed = change(judged)
+    changed = change(judged) if change else {}
     for container in code.containers:
         if container.section == section.name:
             placed.append(Placed(container, kept[container.offset], at, changed))

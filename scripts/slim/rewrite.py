@@ -64,7 +64,7 @@ def slim_shared_object(
     """
     with open_elf(source, name or source.name) as elf:
         code = device_code(elf)
-        layout = plan(elf, code, archs, partial(recompressed, elf) if recompress else lambda _entries: {})
+        layout = plan(elf, code, archs, partial(recompressed, elf) if recompress else None)
         if layout is None:
             _copy(elf, target)
             count = sum(1 for _ in code.entries)

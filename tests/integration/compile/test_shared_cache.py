@@ -22,11 +22,10 @@ from scripts.compile.standalone.launcher import EVENTS
 from scripts.core.cache import Cache, default_cache_dir
 from scripts.core.console import Console
 from tests.accesses import make_access
-from tests.cache_servers import PASSWORD, Server, free_port, missing, serve
+from tests.cache_servers import PASSWORD, Server, free_port, needs, serve
 from tests.support import wait_for
 
-KINDS = [pytest.param(kind, marks=pytest.mark.skipif(bool(missing(kind)), reason=missing(kind))) for kind in
-         ("webdav", "redis")]  # fmt: skip
+KINDS = [pytest.param(kind, marks=needs(kind)) for kind in ("webdav", "redis")]
 
 
 class Builder:
@@ -174,7 +173,7 @@ def test_a_server_that_dies_or_freezes_half_way_costs_seconds(
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.skipif(bool(missing("redis")), reason=missing("redis"))
+@needs("redis")
 def test_a_daemon_that_dies_or_freezes_half_way_loses_no_unit(
     how: signal.Signals, tmp_path: Path, sources: Path, impatient: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

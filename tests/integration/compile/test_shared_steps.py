@@ -26,16 +26,10 @@ from scripts.compile.standalone.step_store import pack, unpack
 from scripts.core.cache import Cache
 from scripts.core.console import Console
 from tests.accesses import asked_indexes, make_access
-from tests.cache_servers import PASSWORD, Server, free_port, missing, serve
+from tests.cache_servers import PASSWORD, Server, free_port, needs, serve
 from tests.integration.index_servers import started
 from tests.integration.upload_servers import server_tools
 from tests.toolkit import Toolkit, make_toolkit
-
-
-def needs(kind: str) -> pytest.MarkDecorator:
-    """Skip where a server is not installed."""
-    return pytest.mark.skipif(bool(missing(kind)), reason=missing(kind))
-
 
 KINDS = [
     pytest.param("webdav", marks=needs("webdav")),

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +20,7 @@ from scripts.index.object_store import ObjectStore
 from tests.integration.index.test_provenance import key_pair, wheel_with_sbom
 from tests.integration.index.test_publish_static import check_index, small
 from tests.integration.index_servers import needs, nginx, tool
-from tests.integration.upload_servers import devpi, pypiserver, s3
+from tests.integration.upload_servers import devpi, pypiserver
 
 pytestmark = [pytest.mark.large, pytest.mark.servers]
 
@@ -33,14 +32,6 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("UV_PUBLISH_USERNAME", "team")
     monkeypatch.setenv("UV_PUBLISH_PASSWORD", "secret")
-
-
-@pytest.fixture
-def moto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with s3(tmp_path, "wheels") as (url, environment):
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        yield url
 
 
 def do(*words: object) -> int:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -29,7 +28,7 @@ from scripts.index.object_store import ObjectStore
 from scripts.index.static import StaticIndex
 from tests.integration.index.test_publish_static import check_index, small
 from tests.integration.index_servers import clean_environment, free_port, nginx, nginx_bytes, tool, venv
-from tests.integration.upload_servers import S3_KEYS, s3
+from tests.integration.upload_servers import S3_KEYS
 
 
 @pytest.fixture(autouse=True)
@@ -138,14 +137,6 @@ def test_a_store_without_conditional_writes_is_used_with_a_warning(
     publish.main([str(wheel), "--to", "s3://bucket", "--no-audit"], Console())
     assert "takes no conditional writes" in re.sub(r"\s+", " ", capsys.readouterr().err)
     assert check_bucket("s3://bucket") == {wheel.name}
-
-
-@pytest.fixture
-def moto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with s3(tmp_path, "wheels") as (url, environment):
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        yield url
 
 
 @pytest.mark.large
