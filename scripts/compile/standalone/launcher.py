@@ -32,6 +32,7 @@ ADMISSION = "WHEELSMITH_ADMISSION"  # socket of the scheduler
 COMPILER_CACHE = "WHEELSMITH_COMPILER_CACHE"  # file that says what to put before the compiler, read at each call
 UNIT_NAME = "-DWHEELSMITH_UNIT="  # what unit_names.h names CUB's and Thrust's namespaces after
 UNIT = re.compile(rb"unit_[0-9a-f]{16}")
+MACROS = "macros.json"  # beside this file: macros that few units can see (macros.py)
 SYMBOL_TABLE, GLOBAL = 2, 1  # SHT_SYMTAB, STB_GLOBAL of ELF
 PR_SET_PDEATHSIG = 1
 STOPPED = 75  # exit code of a unit that the scheduler did not let start
@@ -76,6 +77,24 @@ def with_stable_names(command: list[str]) -> list[str]:
         header = os.path.join(os.path.dirname(__file__), "unit_names.h")  # noqa: PTH118, PTH120
         words += ["-include", header, UNIT_NAME + "unit_" + hashlib.sha256(name.encode()).hexdigest()[:16]]
     return [command[0], *words, *command[1:]]
+
+
+def without_unseen_macros(command: list[str], table: str) -> list[str]:
+    """Return a compile command without `-DENABLE_…` of which its source can see nothing (macros.py wrote `table`).
+
+    So a flag for another arch leaves the command of a unit as it was, and caches have its object.
+    """
+    _, source = unit_of(command)
+    try:
+        with open(table) as file:  # noqa: PTH123
+            known = json.load(file)
+        unseen = {name for name, users in known["macros"].items() if source not in users}
+        ours = source.startswith(known["sources"] + "/")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return command
+    if "-c" not in command or not ours:
+        return command
+    return [word for word in command if not (word[:2] == "-D" and word[2:].partition("=")[0] in unseen)]
 
 
 def with_stock_headers(command: list[str]) -> list[str]:
@@ -304,7 +323,8 @@ def run(command: list[str]) -> int:
     """Run a compile command in its turn and record it. Returns its exit code (128 + signal when killed)."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while waiting for a turn, Ctrl-C ends us without a traceback
-    command = with_stable_names(command)
+    table = os.path.join(os.path.dirname(os.path.abspath(__file__)), MACROS)  # noqa: PTH100, PTH118, PTH120
+    command = with_stable_names(without_unseen_macros(command, table))
     unit, source = unit_of(command)
     known: dict[str, object] = {"unit": unit, "source": source, "archs": arch_count(command)}
     turn = Turn(os.environ.get(ADMISSION, ""))
