@@ -43,6 +43,7 @@ _SOURCES: tuple[tuple[str, str], ...] = (
     ("*/cutlass/*sm120*", "CUTLASS scaled_mm sm120"),
     ("*/fp4/*_entry.cu", ""),
     ("*/fp4/*", "NVFP4"),
+    ("*/nvfp4_kv_cache_kernels.cu", "NVFP4"),
     ("*/attention/mla/*", "CUTLASS MLA"),
     ("*/quantization/gptq_allspark/*", "AllSpark"),
     ("*/hadamard/hadacore/*", "hadacore"),
