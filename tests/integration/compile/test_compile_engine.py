@@ -89,6 +89,8 @@ def run_limited(miniature: Miniature, cache: Path, recipe: Path, wheelhouse: Pat
         return done.returncode, done.stderr
 
 
+@pytest.mark.builds
+@pytest.mark.large
 def test_a_unit_that_the_kernel_kills_for_memory_is_compiled_again_alone(
     environment: None, miniature: Miniature, cache: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +107,8 @@ def test_a_unit_that_the_kernel_kills_for_memory_is_compiled_again_alone(
     assert {counts[1].peak_mb > HUNGER for counts in own.units.values()} == {True}
 
 
+@pytest.mark.builds
+@pytest.mark.large
 def test_units_known_to_be_large_are_not_started_together(
     environment: None, miniature: Miniature, cache: Path, tmp_path: Path
 ) -> None:
@@ -143,6 +147,8 @@ def test_all_failing_units_are_collected_when_asked(environment: None, miniature
     assert caught.value.detail.count("error: it is broken") == 3
 
 
+@pytest.mark.builds
+@pytest.mark.large
 def test_shards_compile_every_unit_once_and_a_run_afterwards_links_them(
     environment: None, miniature: Miniature, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +182,8 @@ def test_the_plan_for_ci_is_json_alone_and_starts_nothing(
         main(["--recipe", str(recipe), "--shard", "4/3"], Console())
 
 
+@pytest.mark.builds
+@pytest.mark.large
 def test_a_crowded_machine_is_warned_of_and_tried(
     environment: None,
     miniature: Miniature,
@@ -201,6 +209,8 @@ endif()
 """
 
 
+@pytest.mark.builds
+@pytest.mark.large
 def test_a_library_that_configuring_missed_is_found_by_the_next_run(
     environment: None, miniature: Miniature, cache: Path, tmp_path: Path
 ) -> None:

@@ -311,6 +311,8 @@ def kill_everywhere(before: Path, *arguments: object) -> list[Path]:
     return sorted(before.parent.glob(f"{before.name}-killed-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
 
+@pytest.mark.builds
+@pytest.mark.large
 def test_kill_9_at_every_step_leaves_the_old_index_or_the_new_one(tmp_path: Path) -> None:
     old, new = small(tmp_path / "w", "1.0+cu130"), small(tmp_path / "w", "2.0+cu130")
     run(old, "--to", "index", "--no-audit")
@@ -330,6 +332,8 @@ def test_kill_9_at_every_step_leaves_the_old_index_or_the_new_one(tmp_path: Path
         assert not list(copy.rglob("*.partial"))
 
 
+@pytest.mark.builds
+@pytest.mark.large
 def test_kill_9_while_pruning_never_leaves_a_page_that_lists_what_is_gone(tmp_path: Path) -> None:
     old, new = small(tmp_path / "w", "1.0+cu130"), small(tmp_path / "w", "2.0+cu130")
     run(old, new, "--to", "index", "--no-audit")

@@ -42,6 +42,8 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in found if path.is_file()}
 
 
+@pytest.mark.builds
+@pytest.mark.large
 @pytest.mark.parametrize(
     "fixed",
     [pytest.param(True, id="mount namespaces"), pytest.param(False, id="no mount namespaces", marks=pytest.mark.large)],

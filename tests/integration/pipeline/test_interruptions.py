@@ -10,6 +10,8 @@ import pytest
 from tests.interruptions import experiment
 
 
+@pytest.mark.builds
+@pytest.mark.large
 def test_a_few_interruptions_leave_nothing_behind(tmp_path: Path) -> None:
     found = experiment(tmp_path, count=4, seed=int(time.time()))
     assert [seen for seen in found if seen.wrong] == []

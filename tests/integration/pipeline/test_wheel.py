@@ -120,6 +120,8 @@ def test_the_main_job_leaves_a_checked_wheel_and_its_report(fresh: None, make: M
     assert "Verdicts" in page
 
 
+@pytest.mark.builds
+@pytest.mark.large
 def test_builds_in_different_directories_give_the_same_wheel_bit_for_bit_with_mount_namespaces_and_without(
     *,
     fresh: None,
@@ -189,6 +191,8 @@ def test_a_second_run_finds_the_wheel_ready(make: MakeWheel, cache: Path, capsys
     assert "nothing has changed" in capsys.readouterr().err
 
 
+@pytest.mark.builds
+@pytest.mark.large
 def test_a_damaged_wheel_in_the_wheelhouse_is_made_again_without_compiling(make: MakeWheel, cache: Path) -> None:
     [wheel] = make().glob("*.whl")
     wheel.write_bytes(wheel.read_bytes()[:-100])
@@ -197,6 +201,8 @@ def test_a_damaged_wheel_in_the_wheelhouse_is_made_again_without_compiling(make:
     assert units_started(cache) == before
 
 
+@pytest.mark.builds
+@pytest.mark.large
 def test_archs_in_the_label_and_missing_cubins_are_an_audit_error(fresh: None, make: MakeWheel) -> None:
     with pytest.raises(AuditError, match=r"no component has a cubin for 10\.0"):
         make("--arch", "10.0")
@@ -230,7 +236,14 @@ def compilers_alive(miniature: Miniature) -> list[int]:
     return [p.pid for p in processes if str(miniature.compiler) in (p.info["cmdline"] or []) and alive(p.pid)]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=[pytest.mark.large, pytest.mark.builds]),
+        pytest.param(signal.SIGKILL, -9, marks=[pytest.mark.large, pytest.mark.builds]),
+    ],
+)
 def test_a_run_stopped_while_compiling_leaves_no_process_and_goes_on_from_there(
     fresh: None, make: MakeWheel, miniature: Miniature, cache: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -261,6 +274,8 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_bytes(text.replace(old.encode(), new.encode()))
 
 
+@pytest.mark.builds
+@pytest.mark.large
 def test_a_changed_letter_in_the_build_tree_s_sources_is_put_back_and_its_unit_compiled_again(
     fresh: None, make: MakeWheel, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,6 +300,8 @@ CICC = ("toolchains", "cuda/nvvm/bin/cicc", "remove")
 TORCH = ("toolchains", "venv/lib/python*/site-packages/torch/__init__.py", "change")  # uv's cache has the same file
 
 
+@pytest.mark.builds
+@pytest.mark.large
 @pytest.mark.parametrize("damages", [[SOURCE, HEADER, CICC], [TORCH]], ids=["all kinds", "a package"])
 def test_damage_in_the_cache_is_noticed_before_compiling_and_mended(
     make: MakeWheel,
@@ -315,6 +332,8 @@ def test_damage_in_the_cache_is_noticed_before_compiling_and_mended(
     assert "damaged" not in capsys.readouterr().err
 
 
+@pytest.mark.builds
+@pytest.mark.large
 def test_a_second_run_on_the_same_tree_waits_and_says_for_whom(
     fresh: None, make: MakeWheel, miniature: Miniature, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -178,7 +178,11 @@ def test_without_figures_the_plan_has_no_cost(capsys: pytest.CaptureFixture[str]
         ("9.0", Machine(2, 7.0, 8.0), "(w4a8_mm_entry.cu, measured), and this machine has 8.0 GB in all: so it is not"),
         ("9.0", Machine(2, 12.0, 24.0), "measured), and 12.0 GB are free: it is compiled alone, and may fail"),
         ("9.0", Machine(2, 15.0, 16.0), "12.6 GB of memory (w4a8_mm_entry.cu, measured); others start beside it"),
-        ("12.0", Machine(2, 7.0, 8.0), "9.6 GB of memory (scaled_mm_sm120_fp8.cu, measured), and this machine has 8.0 GB"),
+        (
+            "12.0",
+            Machine(2, 7.0, 8.0),
+            "9.6 GB of memory (scaled_mm_sm120_fp8.cu, measured), and this machine has 8.0 GB",
+        ),
         ("9.0", Machine(2, 15.0), "104 of 116 measured units fit 2 at a time; 12 larger ones fewer at a time"),
         ("9.0", Machine(2, 60.0), "116 of 116 measured units fit 2 at a time"),
     ],

@@ -43,7 +43,9 @@ def test_a_build_for_two_archs_is_expected_to_have_its_units_and_nearly_to_take_
     loaded = load_recipe(TODAY)
     found = expected_units(loaded, parse_arch_list("9.0;12.0"), cost_book(loaded))
     assert len(found) == 135
-    assert sum(item.cpu_seconds for item in found.values()) == pytest.approx(13_134 / 1.56, rel=0.03)  # a slower machine
+    assert sum(item.cpu_seconds for item in found.values()) == pytest.approx(
+        13_134 / 1.56, rel=0.03
+    )  # a slower machine
 
 
 @pytest.mark.parametrize("recipe", [CORE, TODAY, "vllm-0.15.1-cu128"])
