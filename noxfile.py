@@ -129,7 +129,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests with branch coverage (no GPU, about 6 minutes on two cores)."""
+    """Run the tests with branch coverage (no GPU, below 6 minutes on two cores; `-- -m builds` has the long builds)."""
     _install(session, "tests")
     session.run("coverage", "erase")
     workers = [] if session.posargs else ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
