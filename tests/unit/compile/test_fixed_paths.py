@@ -15,6 +15,7 @@ from scripts.compile import fixed_paths
 from scripts.compile.fixed_paths import NAMESPACE, ROOT, FixedPaths, refusal
 from scripts.compile.standalone import namespace
 from scripts.core.process import GUARD, Command
+from tests.support import alive
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 needs_namespace = pytest.mark.skipif(bool(refusal()), reason=f"no mount namespace here: {refusal()}")
@@ -92,14 +93,6 @@ def test_the_command_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     while alive(child) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not alive(child)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
 def test_a_refusal_is_told_in_one_line_with_its_own_exit_code(tmp_path: Path) -> None:
