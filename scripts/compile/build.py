@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from scripts.compile.older_glibc import link_to_older_glibc
 from scripts.compile.sampling import SAMPLES, Sampler
 from scripts.compile.schedule import Task
 from scripts.compile.sources import copy_sources, mend_sources
-from scripts.compile.standalone.launcher import MACROS, arch_count, unit_of
+from scripts.compile.standalone.launcher import REACH, arch_count, unit_of
 from scripts.compile.tree import OLDER_GLIBC, BuildTree
 from scripts.compile.units import UnitFailure, UnitRecord, UnitWatch, read_failures, read_units
 from scripts.core.console import Console, human_seconds
@@ -157,7 +157,7 @@ def compile_units(
     with (
         console.progress(watch.render, watch.plain) as progress,
         admission.listening(tree.path / "admission"),
-        _rare_macros(tree, console),
+        _reach(tree, console) if todo else nullcontext(),
     ):
 
         def tick() -> None:
@@ -197,19 +197,19 @@ def compile_units(
 
 
 @contextmanager
-def _rare_macros(tree: BuildTree, console: Console) -> Iterator[None]:
-    """Let launchers know which macros few units can see; without that, units keep all macros, and nothing is lost.
+def _reach(tree: BuildTree, console: Console) -> Iterator[None]:
+    """Let launchers know what each unit can read; without that it is all of the sources, and nothing is lost.
 
     What it says is true of the sources as they are now, so it goes with the block.
     """
-    table, python = tree.path / MACROS, tree.inside(tree.toolchain.python)
+    table, python = tree.path / REACH, tree.inside(tree.toolchain.python)
     places: Command = [tree.inside(tree.binary / "build.ninja"), tree.inside(tree.sources), tree.inside(table)]
-    program = tree.inside(tree.path / "macros.py")
+    program = tree.inside(tree.path / "reach.py")
     table.unlink(missing_ok=True)
     code, text = capture([*tree.prefix, python, "-SE", program, *places], environment=tree.environment)
     if code:
         said = text.strip().splitlines()[-1:] or [f"exit code {code}"]
-        console.note(f"an added arch will compile more than it must: macros.py: {said[0][:200]}")
+        console.note(f"an added arch will compile more than it must: reach.py: {said[0][:200]}")
     try:
         yield
     finally:

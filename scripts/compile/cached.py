@@ -28,11 +28,13 @@ def compile_cached(
     steps = DeviceSteps(
         tree.inside(tree.path / "steps.py"), access.cache.place("compiler-cache", "steps"), compilers_digest(tree)
     )
+    outside = digest([tree.basis, outside_digest(tree), host_digest(tree)])
     with compiler_cache(
         settings,
         access,
         tree=tree.path,
-        key=digest([tree.basis, outside_digest(tree), host_digest(tree), headers_digest(tree.sources)]),
+        key=digest([outside, headers_digest(tree.sources)]),
+        outside=outside,
         enter=tree.prefix,
         environment=tree.environment,
         steps=steps,

@@ -125,9 +125,11 @@ class CompilerCache:
         console: Console,
         *,
         key: str,
+        outside: str = "",
         steps: DeviceSteps | None = None,
     ) -> None:
         self.folder, self.settings, self.switch, self._console, self.key = folder, settings, switch, console, key
+        self.outside = outside
         self.steps = steps
         self.shared: SharedCache | None = None
         self.sharing: Sharing | None = None
@@ -185,7 +187,8 @@ class CompilerCache:
     def write_switch(self) -> None:
         """Tell the launchers what to put before the compiler from now on."""
         command = [str(PROGRAMS / "ccache")] if self.local else []
-        write_json(self.switch, {"command": command, "environment": self.variables(), "folder": str(self._stats)})
+        switch = {"command": command, "environment": self.variables(), "folder": str(self._stats)}
+        write_json(self.switch, {**switch, "outside": self.outside})
 
     def give_up(self, why: str) -> None:
         """Say what is wrong with a level of the cache, and keep it for the report."""
@@ -281,18 +284,20 @@ def compiler_cache(
     *,
     tree: Path,
     key: str,
+    outside: str = "",
     enter: Sequence[str | Path],
     environment: Mapping[str, str],
     steps: DeviceSteps | None = None,
 ) -> Iterator[CompilerCache]:
     """Yield the compiler cache for compiling in the build tree `tree`; its programs end with the block.
 
-    `key` says what all headers and compilers contain; `enter` is the command prefix with which the compilers are run
+    `key` says what all headers and compilers contain, `outside` the same without the sources, for units of which is
+    known what they can read there (reach.py); `enter` is the command prefix with which the compilers are run
     (namespace.py), and `environment` the compilers' variables, for the daemon of the shared level. `steps`: how units
     are compiled that the cache has not.
     """
     place, switch = access.cache.place("compiler-cache", "objects"), tree / "compiler-cache.json"
-    opened = CompilerCache(place, settings, switch, access.console, key=key, steps=steps)
+    opened = CompilerCache(place, settings, switch, access.console, key=key, outside=outside, steps=steps)
     try:
         opened.open()
         if settings.shared and opened.local:

@@ -17,7 +17,7 @@ from pathlib import Path
 from scripts.compile.standalone.steps import SETTINGS
 
 STANDALONE = Path(__file__).parent / "standalone"
-PROGRAMS = ("launcher.py", "macros.py", "steps.py", "step_plan.py", "step_sharing.py", "step_store.py", "unit_names.h")
+PROGRAMS = ("launcher.py", "reach.py", "steps.py", "step_plan.py", "step_sharing.py", "step_store.py", "unit_names.h")
 SOCKET = "shared-steps"  # in the build tree, while steps are shared
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 

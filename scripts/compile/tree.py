@@ -21,7 +21,7 @@ from scripts.sources.patch import SourceTree
 from scripts.toolchain.provide import Toolchain
 
 # Raise when configuring changes in a way that the key does not show, or the launcher changes what compilers are given.
-FORMAT = 7
+FORMAT = 8
 OLDER_GLIBC = "older-glibc"  # folder of the linker script
 
 

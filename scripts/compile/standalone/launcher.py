@@ -32,7 +32,8 @@ ADMISSION = "WHEELSMITH_ADMISSION"  # socket of the scheduler
 COMPILER_CACHE = "WHEELSMITH_COMPILER_CACHE"  # file that says what to put before the compiler, read at each call
 UNIT_NAME = "-DWHEELSMITH_UNIT="  # what unit_names.h names CUB's and Thrust's namespaces after
 UNIT = re.compile(rb"unit_[0-9a-f]{16}")
-MACROS = "macros.json"  # beside this file: macros that few units can see (macros.py)
+REACH = "reach.json"  # beside this file: what each unit can read (reach.py)
+CHECK = "CCACHE_COMPILERCHECK"
 SYMBOL_TABLE, GLOBAL = 2, 1  # SHT_SYMTAB, STB_GLOBAL of ELF
 PR_SET_PDEATHSIG = 1
 STOPPED = 75  # exit code of a unit that the scheduler did not let start
@@ -79,21 +80,27 @@ def with_stable_names(command: list[str]) -> list[str]:
     return [command[0], *words, *command[1:]]
 
 
-def without_unseen_macros(command: list[str], table: str) -> list[str]:
-    """Return a compile command without `-DENABLE_…` of which its source can see nothing (macros.py wrote `table`).
+def reach_of(command: list[str], table: str) -> tuple[str, frozenset[str]]:
+    """Return a digest of what a compile command's source can read, and the macros it can see nothing of.
 
-    So a flag for another arch leaves the command of a unit as it was, and caches have its object.
+    reach.py wrote `table`. ("", nothing) where it does not tell.
     """
     _, source = unit_of(command)
     try:
         with open(table) as file:  # noqa: PTH123
-            known = json.load(file)
-        unseen = {name for name, users in known["macros"].items() if source not in users}
-        ours = source.startswith(known["sources"] + "/")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return command
-    if "-c" not in command or not ours:
-        return command
+            known = json.load(file)[source]
+        digest, unseen = known["digest"], known["unseen"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return "", frozenset()
+    whole = isinstance(digest, str) and isinstance(unseen, list) and all(isinstance(name, str) for name in unseen)
+    return (digest, frozenset(unseen)) if whole and "-c" in command else ("", frozenset())
+
+
+def without_macros(command: list[str], unseen: frozenset[str]) -> list[str]:
+    """Return a command without the `-DNAME` of macros that its unit can see nothing of.
+
+    So a flag for another arch leaves the command of a unit as it was, and caches have its object.
+    """
     return [word for word in command if not (word[:2] == "-D" and word[2:].partition("=")[0] in unseen)]
 
 
@@ -216,10 +223,13 @@ def read_switch() -> dict[str, object]:
         return {}
 
 
-def call_cached(command: list[str], known: dict[str, object]) -> tuple[int, bytes, resource.struct_rusage]:
+def call_cached(
+    command: list[str], known: dict[str, object], reach: str = ""
+) -> tuple[int, bytes, resource.struct_rusage]:
     """Run a compile command through the compiler cache, plainly when there is none or when it is the cache that fails.
 
-    Returns what `call` returns; known["cache"] becomes "hit", "miss", "failed" (compiled plainly after all) or "off".
+    `reach` says what the unit can read of the sources, "" for all of them. Returns what `call` returns; known["cache"]
+    becomes "hit", "miss", "failed" (compiled plainly after all) or "off".
     """
     switch = read_switch()
     known["cache"] = "off"
@@ -227,6 +237,8 @@ def call_cached(command: list[str], known: dict[str, object]) -> tuple[int, byte
         return call(command)
     stats = os.path.join(str(switch["folder"]), "%d.stats" % os.getpid())  # noqa: PTH118, UP031
     environment = {**os.environ, **switch["environment"], "CCACHE_STATSLOG": stats}  # type: ignore[dict-item]
+    if reach and switch.get("outside"):
+        environment[CHECK] = "string:%s-%s" % (switch["outside"], reach)  # noqa: UP031
     try:
         code, output, usage = call([*switch["command"], *command], environment)  # type: ignore[misc]
     except OSError:  # the cache's program is not there
@@ -323,8 +335,9 @@ def run(command: list[str]) -> int:
     """Run a compile command in its turn and record it. Returns its exit code (128 + signal when killed)."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while waiting for a turn, Ctrl-C ends us without a traceback
-    table = os.path.join(os.path.dirname(os.path.abspath(__file__)), MACROS)  # noqa: PTH100, PTH118, PTH120
-    command = with_stable_names(without_unseen_macros(command, table))
+    table = os.path.join(os.path.dirname(os.path.abspath(__file__)), REACH)  # noqa: PTH100, PTH118, PTH120
+    reach, unseen = reach_of(command, table)
+    command = with_stable_names(without_macros(command, unseen))
     unit, source = unit_of(command)
     known: dict[str, object] = {"unit": unit, "source": source, "archs": arch_count(command)}
     turn = Turn(os.environ.get(ADMISSION, ""))
@@ -332,7 +345,7 @@ def run(command: list[str]) -> int:
     while word == "go":
         started = time.time()
         append({"event": "start", **known, "pid": os.getpid(), "time": started})
-        code, output, usage = call_cached(command, known)
+        code, output, usage = call_cached(command, known, reach)
         if was_killed(code, output):
             word = turn.ask({"killed": True}, alone="stop")
             if word == "go":

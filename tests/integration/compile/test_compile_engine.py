@@ -167,6 +167,44 @@ def test_shards_compile_every_unit_once_and_a_run_afterwards_links_them(
     assert "5/5: 0 of 4 units" in capsys.readouterr().err
 
 
+LATE = """Subject: Another header for one unit
+Why: as a list of archs changes what upstream generates
+Upstream: none
+Versions: 0.20.1
+
+--- /dev/null
++++ b/csrc/late.h
+@@ -0,0 +1 @@
++// one more
+--- a/csrc/_moe_C/c.cpp
++++ b/csrc/_moe_C/c.cpp
+@@ -1,2 +1,3 @@
++#include "../late.h"
+ #include <cstdio>
+ int third() { return std::puts("three"); }
+"""
+
+
+@pytest.mark.builds
+@pytest.mark.large
+def test_a_header_is_in_the_key_of_the_units_that_can_include_it_and_of_no_other(
+    environment: None, miniature: Miniature, cache: Path, tmp_path: Path
+) -> None:
+    files = {"late.patch": LATE, "later.patch": LATE.replace("one more", "another")}
+    for name, text in files.items():
+        miniature.recipe.with_name(name).write_text(text)
+    found: list[dict[str, object]] = []
+    for name in files:
+        patches = f'patches = ["0001-version.patch", "{name}"]'
+        recipe = miniature.variant(f"reach-{name}", 'patches = ["0001-version.patch"]', patches)
+        assert main(["--recipe", str(recipe), "--wheelhouse", str(tmp_path)], Console()) == 0
+        ended = [event for event in events(cache) if event["event"] == "end"]
+        found.append({Path(str(event["source"])).name: event["cache"] for event in ended})
+        shutil.rmtree(cache / "builds")
+    first = dict.fromkeys(("main.cpp", "a.cpp", "b.cpp", "c.cpp"), "miss")
+    assert found == [first, {**first, "main.cpp": "hit", "a.cpp": "hit"}]  # b.cpp has .incbin
+
+
 def test_the_plan_for_ci_is_json_alone_and_starts_nothing(
     environment: None, miniature: Miniature, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,7 +21,7 @@ from scripts.compile.compiler_cache import (
     read_settings,
 )
 from scripts.compile.shared_cache import Shared, read_counts
-from scripts.compile.standalone.launcher import COMPILER_CACHE, cache_failed, call_cached, read_switch
+from scripts.compile.standalone.launcher import CHECK, COMPILER_CACHE, cache_failed, call_cached, read_switch
 from scripts.core.console import Console
 
 
@@ -184,8 +184,9 @@ def switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "switch"
 
 
-def put(switch: Path, *command: str) -> None:
-    switch.write_text(json.dumps({"command": command, "environment": {"X": "1"}, "folder": str(switch.parent)}))
+def put(switch: Path, *command: str, **more: object) -> None:
+    said = {"command": command, "environment": {"X": "1", CHECK: "string:all"}, "folder": str(switch.parent)}
+    switch.write_text(json.dumps({**said, **more}))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"command": []}', '"x"'])
@@ -205,6 +206,17 @@ def test_the_launcher_tells_hits_from_misses_by_ccaches_log(switch: Path) -> Non
         assert call_cached(["sh", "-c", "echo $X"], known)[:2] == (0, b"1\n")
         assert known["cache"] == outcome
     assert not list(switch.parent.glob("*.stats"))
+
+
+@pytest.mark.parametrize(
+    ("outside", "reach", "key"),
+    [("o", "r", "string:o-r"), ("o", "", "string:all"), ("", "r", "string:all"), (None, "r", "string:all")],
+)
+def test_a_unit_of_which_is_known_what_it_reads_has_a_key_of_its_own(
+    switch: Path, outside: str | None, reach: str, key: str
+) -> None:
+    put(switch, "sh", "-c", 'exec "$@"', "ccache", **({} if outside is None else {"outside": outside}))
+    assert call_cached(["sh", "-c", f"echo ${CHECK}"], {}, reach)[1].decode().strip() == key
 
 
 def test_what_the_cache_breaks_is_compiled_plainly(switch: Path) -> None:
