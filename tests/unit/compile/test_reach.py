@@ -96,6 +96,7 @@ def test_headers_outside_count_for_all_units(option: str, tmp_path: Path) -> Non
         ("#include \\\n  <ours.h>\n", ""),
         ('#include /* "it" \n */ "ours.h"\n', ""),
         ("%:import <ours.h>\n", ""),
+        ('/* include < */ #include "ours.h"\n', ""),
     ],
 )
 def test_what_a_header_outside_may_include_counts(outside: str, ours: str, tmp_path: Path) -> None:
