@@ -140,7 +140,7 @@ def reach(ninja: str, sources: str) -> dict[str, dict[str, object]]:
 def _says(raw: bytes) -> tuple[frozenset[bytes], set[bytes]]:
     """Return the macros that a header outside of the sources names and the names of files it may include, or more.
 
-    It costs a fifth of `Text`, which is asked where names may be hidden: in words that go on in the next line, and by
+    It is cheaper than `Text`, which is asked where names may be hidden: in words that go on in the next line, and by
     comments on the line of an include.
     """
     lines = [line for pattern in _ROUGHLY for line in pattern.findall(raw)]
