@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from scripts.compile.expectation import compile_seconds
-from scripts.compile.shards import MOST, Shard, parse_shard, plan_json, units_of
+from scripts.compile.shards import MOST, RUNNER_MEMORY_GB, Shard, parse_shard, plan_json, units_of
 from scripts.core.errors import UsageError
 from scripts.recipe.costs import CostBook, Unit, cost_book, cpu_seconds
 from scripts.recipe.files import load_recipe, recipe_names
@@ -61,13 +61,23 @@ def test_time_and_disk_each_ask_for_their_own_number_of_shards() -> None:
     assert plan_json(recipe, recipe.archs)["shards"] == 5
 
 
-def test_units_that_exclude_each_other_in_a_runner_s_memory_take_longer_than_its_cores_would() -> None:
-    recipe = load_recipe("vllm-0.15.1-cu128")
-    total, plan = cpu_seconds(recipe, recipe.archs), plan_json(recipe, recipe.archs)
-    assert plan["shards"] * plan["shard_seconds"] > 2 * total / 4
-    roomy = compile_seconds(recipe, recipe.archs, cost_book(recipe), jobs=4, memory_gb=128.0)
-    assert roomy == pytest.approx(total / 4, rel=0.02)
+def test_units_that_exclude_each_other_in_memory_wait_for_each_other() -> None:
+    recipe = make_recipe(cost={**COST, "cpu_seconds": 400.0, "cpu_seconds_per_arch": 0.0})
+    units = {f"_moe_C/moe/k{index}.cu": {1: (100.0, 9000.0)} for index in range(4)}
+    known, archs = book(units), recipe.archs[:1]
+    assert compile_seconds(recipe, archs, known, jobs=4, memory_gb=RUNNER_MEMORY_GB) == pytest.approx(400)
+    assert compile_seconds(recipe, archs, known, jobs=4, memory_gb=64.0) == pytest.approx(100)
     assert compile_seconds(make_recipe(), (), CostBook(None, NOWHERE), jobs=4, memory_gb=16.0) == 0
+
+
+def test_a_runner_s_memory_is_counted_in_the_production_recipe_s_shards() -> None:
+    recipe = load_recipe("vllm-0.15.1-cu128")
+    total, plan, known = cpu_seconds(recipe, recipe.archs), plan_json(recipe, recipe.archs), cost_book(recipe)
+    roomy = compile_seconds(recipe, recipe.archs, known, jobs=4, memory_gb=128.0)
+    tight = compile_seconds(recipe, recipe.archs, known, jobs=4, memory_gb=RUNNER_MEMORY_GB)
+    assert roomy == pytest.approx(total / 4, rel=0.02)
+    assert plan["shards"] * plan["shard_seconds"] == pytest.approx(tight, abs=plan["shards"])
+    assert tight > 1.1 * roomy
 
 
 def test_what_fits_no_runner_is_said() -> None:
