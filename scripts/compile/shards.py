@@ -13,7 +13,7 @@ from scripts.compile.schedule import Task, split
 from scripts.core.errors import UsageError
 from scripts.core.machine import RESERVE
 from scripts.cuda.archs import Arch, arch_list
-from scripts.recipe.costs import TOOLCHAIN_GB, CostBook, Estimate, Unit, cost_book, cpu_seconds
+from scripts.recipe.costs import TOOLCHAIN_GB, CostBook, Estimate, Unit, cost_book, cpu_seconds, unit_count
 from scripts.recipe.expected import expected_units, largest_unit
 from scripts.recipe.model import Recipe
 
@@ -102,7 +102,7 @@ def plan_json(recipe: Recipe, archs: Sequence[Arch]) -> dict[str, Any]:
         "recipe": recipe.name,
         "version": recipe.version(archs),
         "archs": arch_list(archs),
-        "units": cost.units,
+        "units": unit_count(recipe, cost, archs),
         "core_seconds": round(total),
         "largest_unit_bytes": need.bytes,
         "shards": count,

@@ -95,7 +95,7 @@ def _cost_rows(
     extra = f"{human_seconds(native)} of this for native code for {arch_list(native_archs(recipe, archs))}"
     wall = compile_seconds(recipe, archs, book, jobs=jobs, memory_gb=machine.memory_gb)
     return [
-        ("units", f"about {unit_count(cost, archs)}"),
+        ("units", f"about {unit_count(recipe, cost, archs)}"),
         ("time", f"about {human_seconds(wall)} of compiling ({human_seconds(total)} of one core)"),
         *([("native", f"{extra}; `native = false` leaves it to the driver's compiler")] if native else []),
         ("download", f"about {cost.download_gb:.1f} GB with an empty cache"),

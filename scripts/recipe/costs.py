@@ -219,7 +219,7 @@ def cpu_seconds(recipe: Recipe, archs: Sequence[Arch]) -> float:
     cost = recipe.cost
     if cost is None:
         return 0.0
-    special = sum(group.cpu_seconds for group in groups_for(cost, archs))
+    special = sum(group.cpu_seconds for group in groups_for(recipe, cost, archs))
     return cost.cpu_seconds + cost.cpu_seconds_per_arch * (len(archs) - 1) + special + native_seconds(recipe, archs)
 
 
@@ -234,12 +234,13 @@ def native_seconds(recipe: Recipe, archs: Sequence[Arch]) -> float:
     return recipe.cost.native_cpu_seconds * max((len(ours[name]) - len(theirs[name]) for name in ours), default=0)
 
 
-def unit_count(cost: Cost, archs: Sequence[Arch]) -> int:
-    """Return how many units a build for a list of archs has."""
-    return cost.units + sum(group.units for group in groups_for(cost, archs))
+def unit_count(recipe: Recipe, cost: Cost, archs: Sequence[Arch]) -> int:
+    """Return how many units a build of the recipe for a list of archs has."""
+    return cost.units + sum(group.units for group in groups_for(recipe, cost, archs))
 
 
-def groups_for(cost: Cost, archs: Sequence[Arch]) -> list[UnitGroup]:
-    """Return the groups of units that some arch of the list asks for."""
+def groups_for(recipe: Recipe, cost: Cost, archs: Sequence[Arch]) -> list[UnitGroup]:
+    """Return the groups of units that some arch of the list asks for, of components that the recipe has."""
     wanted = {arch.number for arch in archs}
-    return [group for group in cost.groups if wanted & {arch.number for arch in group.archs}]
+    asked = [group for group in cost.groups if not group.archs or wanted & {arch.number for arch in group.archs}]
+    return [group for group in asked if group.component is None or group.component in recipe.components]

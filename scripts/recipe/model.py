@@ -212,10 +212,12 @@ class OptionalLibrary(Model):
 
 
 class UnitGroup(Model):
-    """Units that a build has only for some archs, such as FlashAttention 3's for 9.0."""
+    """Units that a build has only for some archs or with some component, such as FlashAttention 3's for 9.0."""
 
-    archs: ArchListText
-    """Any of these asks for the group; their numbers count."""
+    archs: ArchListText = ()
+    """Any of these asks for the group; their numbers count. Empty: every arch does."""
+    component: Component | None = None
+    """The component that the units belong to: a recipe without it has none of them."""
     units: int = Field(ge=1)
     cpu_seconds: float = Field(ge=0)
     """Core-seconds of the whole group."""
@@ -225,9 +227,9 @@ class Cost(Model):
     """Measured needs, for the plan: see docs/performance.md for how and where."""
 
     units: int = Field(ge=1)
-    """Compile units for the recipe's components (one arch or all: the number hardly differs)."""
+    """Compile units of no group (one arch or all: the number hardly differs)."""
     cpu_seconds: float = Field(gt=0)
-    """Core-seconds for the first arch."""
+    """Core-seconds of these for the first arch."""
     cpu_seconds_per_arch: float = Field(ge=0)
     """Core-seconds for each further arch."""
     native_cpu_seconds: float = Field(default=0, ge=0)

@@ -74,7 +74,7 @@ def test_the_plan_of_a_real_recipe_names_every_source_patch_and_component(
     assert all(patch.name in shown for patch in recipe_patches(recipe)[0])
     assert "4 at a time (4 cores, 15.0 GB of memory free)" in shown
     assert recipe.cost is not None
-    assert f"about {unit_count(recipe.cost, recipe.archs)} " in shown
+    assert f"about {unit_count(recipe, recipe.cost, recipe.archs)} " in shown
 
 
 def test_sources_are_described_with_their_pins() -> None:

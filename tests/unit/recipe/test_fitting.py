@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.compile.shards import plan_json
 from scripts.core.errors import UsageError
 from scripts.cuda.archs import arch_list, loose_intersection, natively, parse_arch_list
-from scripts.recipe.costs import unit_count
+from scripts.recipe.costs import cpu_seconds, unit_count
 from scripts.recipe.files import load_recipe
 from scripts.recipe.fitting import for_archs
 from scripts.recipe.model import Component, Recipe
@@ -74,6 +75,22 @@ def test_a_native_family_has_a_cubin_for_every_arch(built: str, archs: str, nati
 
 @pytest.mark.parametrize(("archs", "units"), [("8.6", 141), ("9.0", 385), ("8.6;9.0", 387), ("12.0", 166)])
 def test_the_plan_counts_units_as_cmake_made_them_of_the_real_source(archs: str, units: int) -> None:
-    cost = load_recipe("vllm-0.15.1-cu128").cost
-    assert cost is not None
-    assert abs(unit_count(cost, parse_arch_list(archs)) - units) <= 0.02 * units
+    assert abs(units_of("vllm-0.15.1-cu128", archs) - units) <= 0.02 * units
+
+
+def units_of(name: str, archs: str, *without: str) -> int:
+    recipe = load_recipe(name)
+    left = tuple(item for item in recipe.components if item.value not in without)
+    recipe, wanted = recipe.model_copy(update={"components": left}), parse_arch_list(archs)
+    assert recipe.cost is not None
+    fitted = for_archs(recipe, wanted)
+    assert plan_json(fitted, wanted)["units"] == unit_count(fitted, recipe.cost, wanted)
+    return unit_count(fitted, recipe.cost, wanted)
+
+
+def test_a_component_that_is_left_out_takes_its_units_and_their_time_along() -> None:
+    assert units_of("vllm-0.15.1-cu128", "9.0", "_vllm_fa3_C") == units_of("vllm-0.15.1-cu128", "9.0") - 224
+    assert units_of("vllm-0.15.1-cu128", "8.6", "_vllm_fa3_C") == units_of("vllm-0.15.1-cu128", "8.6")
+    recipe, archs = load_recipe("vllm-0.15.1-cu128"), parse_arch_list("9.0")
+    less = recipe.model_copy(update={"components": (Component.CORE,)})
+    assert cpu_seconds(less, archs) < 0.2 * cpu_seconds(recipe, archs)
