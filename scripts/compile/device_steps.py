@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.compile.standalone.steps import SETTINGS
+from scripts.core.files import write_changed
 
 STANDALONE = Path(__file__).parent / "standalone"
 PROGRAMS = ("launcher.py", "reach.py", "steps.py", "step_plan.py", "step_sharing.py", "step_store.py", "unit_names.h")
@@ -84,16 +84,15 @@ def bytes_of(size: str) -> float:
 def put_programs(tree: Path, python: Path) -> None:
     """Give a build tree today's launcher and steps.py: how units are run may change, what they compile does not.
 
-    `python` is the interpreter under the name that compilers see.
+    `python` is the interpreter under the name that compilers see. A file that is as it should be keeps its time: each
+    CUDA unit reads unit_names.h, and ninja would compile all of them again.
     """
     for name in PROGRAMS:
-        partial = tree / f".{name}.partial"
+        data = (STANDALONE / name).read_bytes()
         if name == "steps.py":  # ccache calls it as a program; the kernel passes one word to an interpreter
-            partial.write_text(f"#!{python} -SE\n{(STANDALONE / name).read_text()}")
-            partial.chmod(0o755)
+            write_changed(tree / name, f"#!{python} -SE\n".encode() + data, mode=0o755)
         else:
-            shutil.copyfile(STANDALONE / name, partial)
-        partial.replace(tree / name)
+            write_changed(tree / name, data)
 
 
 def read_events(events: Path, begin: int) -> Iterator[dict]:  # type: ignore[type-arg]

@@ -61,6 +61,13 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def write_changed(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file as write_atomic does, unless it holds `data` already: what was built from it stays up to date."""
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomic(path, data)
+    path.chmod(mode)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented, with a final newline."""
     write_atomic(path, (json.dumps(value, indent=2, default=str) + "\n").encode())

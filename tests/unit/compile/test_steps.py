@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.compile.device_steps import DeviceSteps, bytes_of
+from scripts.compile.device_steps import PROGRAMS, STANDALONE, DeviceSteps, bytes_of, put_programs
 from scripts.compile.standalone.step_plan import NotUnderstoodError, Plan, Step, make_plan, read_plan
 from scripts.compile.standalone.step_store import Store
 
@@ -230,3 +230,19 @@ def test_the_oldest_entries_go_first(tmp_path: Path) -> None:
     assert steps.prune("0.000002G") == 2000
     assert [path.name for path in sorted(tmp_path.glob("??/*"))] == ["middle", "new"]
     assert json.loads(steps.variables()["WHEELSMITH_STEPS"]) == {"store": str(tmp_path), "identity": "x"}
+
+
+def test_programs_that_are_given_again_leave_every_unit_up_to_date(tmp_path: Path) -> None:
+    put_programs(tmp_path, Path("/python"))
+    assert (tmp_path / "steps.py").read_text().startswith("#!/python -SE\n")
+    (tmp_path / "reach.py").write_text("of an earlier wheelsmith")
+    for name in PROGRAMS:
+        os.utime(tmp_path / name, (1, 1))
+    (tmp_path / "steps.py").chmod(0o644)
+    put_programs(tmp_path, Path("/python"))
+    times = {name: (tmp_path / name).stat().st_mtime for name in PROGRAMS}
+    assert {name for name, time in times.items() if time != 1} == {"reach.py"}
+    assert (tmp_path / "reach.py").read_bytes() == (STANDALONE / "reach.py").read_bytes()
+    assert os.access(tmp_path / "steps.py", os.X_OK)
+    put_programs(tmp_path, Path("/another/python"))
+    assert (tmp_path / "steps.py").read_text().startswith("#!/another/python -SE\n")
