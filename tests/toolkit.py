@@ -47,8 +47,9 @@ else d=$(dirname "$src"); { cat "$src"; cat "$d"/$(sed -n 's/^#include //p' "$sr
 """
 CUDAFE = r"""#!/bin/bash
 here=$(dirname "$0"); while [ $# -gt 0 ]; do case "$1" in --gen_c_file_name) c=$2; shift;; --stub_file_name) s=$2; shift;;
-  --module_id_file_name) m=$2; shift;; *.ii) in=$1;; esac; shift; done
-echo cudafe >> "$here/ran"; { echo "#include $s"; cat "$in"; } > "$c"; grep -o 'unit [a-z]*' "$in" > "$m"; true
+  --module_id_file_name) m=$2; shift;; --gen_module_id_file) gen=1;; *.ii) in=$1;; esac; shift; done
+if [ -n "$gen" ]; then if grep -q ALONE "$in"; then printf %s "_2abb6256_1_x_cu_653995ee_$$" > "$m"; else grep -o 'unit [a-z]*' "$in" > "$m"; fi; fi
+echo cudafe >> "$here/ran"; { echo "#include $s"; grep -q ALONE "$in" && cat "$m"; cat "$in"; } > "$c"
 """
 CICC = r"""#!/bin/bash
 here=$(dirname "$(dirname "$0")"); while [ $# -gt 0 ]; do case "$1" in --gen_c_file_name) c=$2; shift;; --stub_file_name) s=$2; shift;;

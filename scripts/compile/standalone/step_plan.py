@@ -12,10 +12,13 @@ import os
 import re
 import shlex
 import subprocess
+import zlib
 
 FORMAT = "wheelsmith step 1"
 STORED = ("cicc", "ptxas")  # device steps: those that cost, and whose result depends on nothing but what they read
-WORDS = ("--orig_src_", "--frandom-seed")  # options whose value looks like a file and is only a word
+SEED = "-frandom-seed="
+GENERATE = "--gen_module_id_file"
+WORDS = ("--orig_src_", f"-{SEED[:-1]}")  # options whose value looks like a file and is only a word
 UNREAD = (".gpu", ".cudafe1.c")  # what cicc writes besides and no step reads
 READS = {  # program: the options before a file that it reads
     "cudafe++": (),
@@ -70,7 +73,7 @@ class Step:
             return
         path = word[at:]
         option = word[:at] or before
-        makes = self.kind != "cudafe++" or before != "--module_id_file_name" or "--gen_module_id_file" in self.words
+        makes = self.kind != "cudafe++" or before != "--module_id_file_name" or GENERATE in self.words
         if makes and option.endswith(WRITES[self.kind]) and option.startswith("-"):
             self.shape.append(f"{word[:at]}<written {len(self.writes)}>")
             self.writes.append(path)
@@ -94,6 +97,24 @@ class Step:
             facts = [FORMAT, identity, self.program, self.shape[1:], [_sha256(path) for path in self.reads]]
             self._key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         return self._key
+
+    def names_again(self, process: int, seed: str) -> bool:
+        """Whether cudafe++ is to run again because it put its process's number into the unit's names.
+
+        It does so where a unit has no name that others see, and 12.x knows no seed. `seed` takes the number's place, as
+        13.0 puts it there: its CRC-32. cudafe++ reads a module id that is there unless it is told to make one.
+        """
+        if self.kind != "cudafe++" or GENERATE not in self.words or not seed:
+            return False
+        path = self.words[self.words.index("--module_id_file_name") + 1]
+        with open(path, "rb") as file:  # noqa: PTH123
+            found = re.fullmatch(rb"(_.+)_[0-9a-f]{8}_(\d+)", file.read())
+        if not found or int(found[2]) != process:
+            return False
+        with open(path, "wb") as file:  # noqa: PTH123
+            file.write(b"%s_%08x" % (found[1], zlib.crc32(os.fsencode(seed))))
+        self.words = [word for word in self.words if word != GENERATE]
+        return True
 
 
 def _is_input(before: str) -> bool:
@@ -123,6 +144,8 @@ class Plan:
         self.warnings: list[str] = []
         self.dependencies = ""
         """Make's dependency file that nvcc would write, "" for none."""
+        self.seed = ""
+        """What names are made from where the unit gives none; "" for none."""
 
 
 def read_plan(text: str, folder: str) -> Plan:
@@ -184,7 +207,9 @@ def make_plan(command: list[str], folder: str) -> Plan:
     )
     if done.returncode:
         raise NotUnderstoodError("nvcc --dryrun fails")
-    return read_plan(done.stdout.decode("utf-8", "surrogateescape"), folder)
+    plan = read_plan(done.stdout.decode("utf-8", "surrogateescape"), folder)
+    plan.seed = next((word[len(SEED) :] for word in words if word.startswith(SEED)), "")
+    return plan
 
 
 def _without_threads(command: list[str]) -> list[str]:

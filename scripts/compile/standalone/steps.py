@@ -143,6 +143,9 @@ class Run:
         if code:
             self.code = code if code > 0 else 128 - code
             return
+        if step.names_again(running.child.pid, self.plan.seed):
+            self.todo.append(step)
+            return
         if key := step.key(self.identity):
             self.misses += 1
             self.store.put(key, step.results, step.said, time.monotonic() - running.started)

@@ -113,6 +113,19 @@ def test_what_a_step_reads_decides_and_nothing_else(
     assert bench.made("b.o") == bench.whole(["90", "120"], *options)
 
 
+def test_a_unit_that_would_be_named_after_a_process_is_named_after_its_seed(bench: Bench) -> None:
+    bench.source.write_text("unit x\nALONE\nkernel for NATIVE\n")
+    assert bench.compile("a.o", ["90"], "-frandom-seed=foo")[1].splitlines()[1:] == ["warning of cicc compute_90"]
+    assert bench.toolkit.ran().count("cudafe") == 2
+    assert b"_2abb6256_1_x_cu_8c736521" in (bench.folder / "a.o").read_bytes()  # as nvcc 13.0 names it
+    assert bench.compile("b.o", ["90"], "-frandom-seed=foo")[0] == 0
+    assert bench.device() == []
+    assert bench.made("b.o") == bench.made("a.o")
+    assert bench.compile("c.o", ["90"])[0] == 0
+    assert bench.device() == ["cicc compute_90", "ptxas sm_90"]
+    assert b"_2abb6256_1_x_cu_653995ee_" in (bench.folder / "c.o").read_bytes()
+
+
 def test_another_toolkit_takes_nothing_over(bench: Bench) -> None:
     bench.compile("a.o", ["90"])
     bench.device()
