@@ -203,10 +203,12 @@ def _reach(tree: BuildTree, console: Console) -> Iterator[None]:
     What it says is true of the sources as they are now, so it goes with the block.
     """
     table, python = tree.path / REACH, tree.inside(tree.toolchain.python)
-    places: Command = [tree.inside(tree.binary / "build.ninja"), tree.inside(tree.sources), tree.inside(table)]
+    places: Command = [tree.inside(path) for path in (tree.binary / "build.ninja", tree.sources, table)]
     program = tree.inside(tree.path / "reach.py")
     table.unlink(missing_ok=True)
-    code, text = capture([*tree.prefix, python, "-SE", program, *places], environment=tree.environment)
+    code, text = capture(
+        [*tree.prefix, python, "-SE", program, *places, *tree.dependencies], environment=tree.environment
+    )
     if code:
         said = text.strip().splitlines()[-1:] or [f"exit code {code}"]
         console.note(f"an added arch will compile more than it must: reach.py: {said[0][:200]}")

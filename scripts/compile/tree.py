@@ -42,6 +42,8 @@ class BuildTree:
     """`-DNAME=VALUE` for CMake; setup.py gets the same through CMAKE_ARGS."""
     basis: str = ""
     """A key for the host compiler and the dependencies, the same on every machine."""
+    dependencies: tuple[Path, ...] = ()
+    """Where upstream's CMake is told to take the dependencies from, as compilers see it."""
     paths: FixedPaths = field(default_factory=FixedPaths)
     """The names under which cmake, ninja and compilers see the tree, the toolchain and the dependencies."""
 
@@ -125,7 +127,8 @@ def plan_tree(
     definitions = _definitions(recipe, toolchain, path, dependencies, paths)
     basis = digest([toolchain.host.version, contents])
     seen = paths.variables(variables)
-    return BuildTree(key, path, source, toolchain, tuple(archs), targets, seen, definitions, basis, paths)
+    places = tuple(map(paths.inside, given.values()))
+    return BuildTree(key, path, source, toolchain, tuple(archs), targets, seen, definitions, basis, places, paths)
 
 
 def build_variables(

@@ -5,8 +5,11 @@ archs brings in, and generates headers that differ with the list. So an added ar
 key for units that never heard of it. Here, a unit can read its own file and all files that have the name of one that is
 included by a file that it can read, or by any header outside of the sources: more than it does read, never less.
 
-`reach.py BUILD.NINJA SOURCES TARGET` is run where compilers are run, under the paths that they see: standard library
-only.
+A unit of a dependency lies outside of the sources, as its headers do, in a folder that has a key of its own. Of the
+sources it can read what any file of the dependencies may include.
+
+`reach.py BUILD.NINJA SOURCES TARGET DEPENDENCY…` is run where compilers are run, under the paths that they see:
+standard library only.
 """
 
 from __future__ import annotations
@@ -71,7 +74,7 @@ class Text:
 class Tree:
     """The files of the sources, read as they are asked for, and what headers outside of them say."""
 
-    def __init__(self, ninja: str, sources: str) -> None:
+    def __init__(self, ninja: str, sources: str, dependencies: list[str]) -> None:
         self.given = {name.encode() for name in _GIVEN.findall(ninja)}
         self._named: dict[bytes, list[str]] = {}
         for path in _files(sources):
@@ -87,6 +90,18 @@ class Tree:
                 self.outside_macros |= self.given & macros
                 included |= names
         self.for_all += self._paths(included)
+        self.dependency_macros: set[bytes] = set()
+        self.for_dependencies: list[str] = []
+        self.opaque_dependencies = False
+        for path in (path for folder in dependencies for path in _files(folder)):
+            self._read_dependency(_read(path))
+
+    def _read_dependency(self, raw: bytes) -> None:
+        """Note what a file of a dependency may include, and the macros that it names."""
+        macros, names = _says(raw)
+        self.dependency_macros |= self.given if _PASTED.search(raw) else self.given & macros
+        self.for_dependencies += self._paths(names)
+        self.opaque_dependencies = self.opaque_dependencies or b".incbin" in raw
 
     def _paths(self, names: Iterable[bytes]) -> list[str]:
         return [path for name in names for path in self._named.get(name, ())]
@@ -103,10 +118,10 @@ class Tree:
             self._digests[path] = hashlib.sha256(self.text(path).raw).hexdigest()
         return self._digests[path]
 
-    def reach(self, unit: str) -> dict[str, Text]:
-        """Return the files of the sources that a unit can read."""
+    def reach(self, first: list[str]) -> dict[str, Text]:
+        """Return the files of the sources that a unit can read which can read the `first` ones."""
         found: dict[str, Text] = {}
-        todo = [unit, *self.for_all]
+        todo = [*first, *self.for_all]
         while todo:
             path = todo.pop()
             if path not in found:
@@ -115,26 +130,39 @@ class Tree:
         return found
 
 
-def reach(ninja: str, sources: str) -> dict[str, dict[str, object]]:
-    """Return for each unit below `sources` a digest of what it can read there, and the macros it can see nothing of.
+def reach(ninja: str, sources: str, dependencies: list[str]) -> dict[str, dict[str, object]]:
+    """Return for each unit a digest of what it can read below `sources`, and the macros it can see nothing of.
 
-    `ninja` is the text of build.ninja. Units that read what their text does not tell are left out.
+    `ninja` is the text of build.ninja, `dependencies` are the folders with units outside of the sources. Units that
+    read what their text does not tell are left out, and so are those of other folders.
     """
-    tree = Tree(ninja, sources)
-    units = {path for path in _PATH.findall(ninja) if path.startswith(sources + "/") and path.endswith(UNITS)}
+    tree = Tree(ninja, sources, dependencies)
+    units = {path for path in _PATH.findall(ninja) if path.endswith(UNITS)}
     found: dict[str, dict[str, object]] = {}
     for unit in sorted(units):
-        texts = tree.reach(unit)
-        if any(text.opaque for text in texts.values()):
+        if unit.startswith(sources + "/"):
+            facts = _facts(tree, sources, [unit], tree.outside_macros)
+        elif unit.startswith(tuple(folder + "/" for folder in dependencies)) and not tree.opaque_dependencies:
+            facts = _facts(tree, sources, tree.for_dependencies, tree.outside_macros | tree.dependency_macros)
+        else:
             continue
-        seen = tree.outside_macros.union(*(text.macros for text in texts.values()))
-        pasted = any(text.pasted for text in texts.values())
-        facts = sorted((os.path.relpath(path, sources), tree.digest(path)) for path in texts)
-        found[unit] = {
-            "digest": hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
-            "unseen": [] if pasted else sorted(name.decode() for name in tree.given - seen),
-        }
+        if facts:
+            found[unit] = facts
     return found
+
+
+def _facts(tree: Tree, sources: str, first: list[str], macros: set[bytes]) -> dict[str, object]:
+    """Return what is told of a unit that can read the `first` files and names `macros`; {} where nothing can be."""
+    texts = tree.reach(first)
+    if any(text.opaque for text in texts.values()):
+        return {}
+    seen = macros.union(*(text.macros for text in texts.values()))
+    pasted = any(text.pasted for text in texts.values())
+    facts = sorted((os.path.relpath(path, sources), tree.digest(path)) for path in texts)
+    return {
+        "digest": hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
+        "unseen": [] if pasted else sorted(name.decode() for name in tree.given - seen),
+    }
 
 
 def _says(raw: bytes) -> tuple[frozenset[bytes], set[bytes]]:
@@ -185,10 +213,10 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def main(ninja: str, sources: str, target: str) -> None:
+def main(ninja: str, sources: str, target: str, *dependencies: str) -> None:
     """Write what `reach` says to `target`."""
     with open(ninja, errors="surrogateescape") as file:  # noqa: PTH123
-        found = reach(file.read(), sources)
+        found = reach(file.read(), sources, list(dependencies))
     partial = target + ".partial"
     with open(partial, "w") as file:  # noqa: PTH123
         json.dump(found, file)

@@ -25,10 +25,13 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 
 
 def found(folder: Path, files: dict[str, str], flags: str = "") -> dict[str, dict[str, object]]:
-    source = write(folder / "source", files)
-    units = " ".join(str(source / name) for name in files if name.endswith((".cu", ".cpp")))
-    known = reach(f"build x.o: CUDA {units}\n  FLAGS = {GIVEN} {flags}\n", str(source))
-    return {str(Path(path).relative_to(source)): facts for path, facts in known.items()}
+    """Return what reach says; files of the folder `dependency` lie outside of the sources."""
+    source = folder / "source"
+    paths = {name: folder / name if name.startswith("dependency/") else source / name for name in files}
+    write(folder, {str(path.relative_to(folder)): files[name] for name, path in paths.items()})
+    units = " ".join(str(path) for name, path in paths.items() if name.endswith((".cu", ".cpp")))
+    known = reach(f"build x.o: CUDA {units}\n  FLAGS = {GIVEN} {flags}\n", str(source), [str(folder / "dependency")])
+    return {name: known[str(path)] for name, path in paths.items() if str(path) in known}
 
 
 def unseen(folder: Path, files: dict[str, str], flags: str = "") -> dict[str, object]:
@@ -110,6 +113,40 @@ def test_what_a_header_outside_may_include_counts(outside: str, ours: str, tmp_p
 def test_a_file_that_a_flag_names_counts_for_all(flag: str, tmp_path: Path) -> None:
     digests = {found(tmp_path / text, {"a.cu": "", "ours.h": text}, flag)["a.cu"]["digest"] for text in "12"}
     assert len(digests) == 2
+
+
+DEPENDENCY = {"dependency/src/u.cu": '#include "near.h"\n', "dependency/include/near.h": '#include "ours.h"\n'}
+
+
+def test_a_unit_of_a_dependency_can_read_what_the_dependencies_may_include(tmp_path: Path) -> None:
+    files = {
+        **DEPENDENCY,
+        "csrc/a.cu": "\n",
+        "csrc/ours.h": '#include "next.h"\n',
+        "csrc/next.h": "ENABLE_C",
+        "other.h": "1",
+    }
+    first = found(tmp_path / "1", files)
+    assert first["dependency/src/u.cu"]["unseen"] == ["ENABLE_A_SM90", "ENABLE_B_SM120"]
+    assert first["csrc/a.cu"]["unseen"] == list(NAMES)
+    unit = "dependency/src/u.cu"
+    assert found(tmp_path / "2", {**files, "csrc/next.h": "ENABLE_C 2"})[unit] != first[unit]
+    assert found(tmp_path / "3", {**files, "other.h": "2", "csrc/a.cu": "int a;\n"})[unit] == first[unit]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("ENABLE_A_SM90\n", ["ENABLE_B_SM120", "ENABLE_C"]),
+        ("#define E(x) ENABLE_##x\n", []),
+        ('asm(".incbin x");', None),
+    ],
+)
+def test_what_another_file_of_a_dependency_says_counts_for_its_units(
+    text: str, kept: list[str] | None, tmp_path: Path
+) -> None:
+    said = unseen(tmp_path, {**DEPENDENCY, "dependency/src/v.h": text, "a.cu": "\n"})
+    assert said == {"a.cu": list(NAMES), **({"dependency/src/u.cu": kept} if kept is not None else {})}
 
 
 WORDS = '# %: include import embed __has_include( <a.h> "b/c.h" /* */ // ENABLE_C inc lude d.h < " define \\ \''
