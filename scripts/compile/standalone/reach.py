@@ -91,7 +91,7 @@ class Tree:
                 included |= names
         self.for_all += self._paths(included)
         self.dependency_macros: set[bytes] = set()
-        self.for_dependencies: list[str] = []
+        self.for_dependencies: set[str] = set()
         self.opaque_dependencies = False
         for path in (path for folder in dependencies for path in _files(folder)):
             self._read_dependency(_read(path))
@@ -100,7 +100,7 @@ class Tree:
         """Note what a file of a dependency may include, and the macros that it names."""
         macros, names = _says(raw)
         self.dependency_macros |= self.given if _PASTED.search(raw) else self.given & macros
-        self.for_dependencies += self._paths(names)
+        self.for_dependencies.update(self._paths(names))
         self.opaque_dependencies = self.opaque_dependencies or b".incbin" in raw
 
     def _paths(self, names: Iterable[bytes]) -> list[str]:
@@ -136,19 +136,16 @@ def reach(ninja: str, sources: str, dependencies: list[str]) -> dict[str, dict[s
     `ninja` is the text of build.ninja, `dependencies` are the folders with units outside of the sources. Units that
     read what their text does not tell are left out, and so are those of other folders.
     """
-    tree = Tree(ninja, sources, dependencies)
-    units = {path for path in _PATH.findall(ninja) if path.endswith(UNITS)}
-    found: dict[str, dict[str, object]] = {}
-    for unit in sorted(units):
-        if unit.startswith(sources + "/"):
-            facts = _facts(tree, sources, [unit], tree.outside_macros)
-        elif unit.startswith(tuple(folder + "/" for folder in dependencies)) and not tree.opaque_dependencies:
-            facts = _facts(tree, sources, tree.for_dependencies, tree.outside_macros | tree.dependency_macros)
-        else:
-            continue
-        if facts:
-            found[unit] = facts
-    return found
+    units = sorted({path for path in _PATH.findall(ninja) if path.endswith(UNITS)})
+    theirs = {unit: folder for folder in dependencies for unit in units if unit.startswith(folder + "/")}
+    tree = Tree(ninja, sources, sorted(set(theirs.values())))
+    found = {
+        unit: _facts(tree, sources, [unit], tree.outside_macros) for unit in units if unit.startswith(sources + "/")
+    }
+    if theirs and not tree.opaque_dependencies:
+        macros = tree.outside_macros | tree.dependency_macros
+        found.update(dict.fromkeys(theirs, _facts(tree, sources, sorted(tree.for_dependencies), macros)))
+    return {unit: facts for unit, facts in found.items() if facts}
 
 
 def _facts(tree: Tree, sources: str, first: list[str], macros: set[bytes]) -> dict[str, object]:

@@ -75,10 +75,10 @@ def test_a_native_family_has_a_cubin_for_every_arch(built: str, archs: str, nati
 
 @pytest.mark.parametrize(("archs", "units"), [("8.6", 141), ("9.0", 385), ("8.6;9.0", 387), ("12.0", 166)])
 def test_the_plan_counts_units_as_cmake_made_them_of_the_real_source(archs: str, units: int) -> None:
-    assert abs(units_of("vllm-0.15.1-cu128", archs) - units) <= 0.02 * units
+    assert abs(planned_units("vllm-0.15.1-cu128", archs) - units) <= 0.02 * units
 
 
-def units_of(name: str, archs: str, *without: str) -> int:
+def planned_units(name: str, archs: str, *without: str) -> int:
     recipe = load_recipe(name)
     left = tuple(item for item in recipe.components if item.value not in without)
     recipe, wanted = recipe.model_copy(update={"components": left}), parse_arch_list(archs)
@@ -89,9 +89,9 @@ def units_of(name: str, archs: str, *without: str) -> int:
 
 
 def test_a_component_that_is_left_out_takes_its_units_and_their_time_along() -> None:
-    assert units_of("vllm-0.15.1-cu128", "9.0", "_vllm_fa3_C") == units_of("vllm-0.15.1-cu128", "9.0") - 224
-    assert units_of("vllm-0.15.1-cu128", "8.6", "_vllm_fa3_C") == units_of("vllm-0.15.1-cu128", "8.6")
-    assert units_of("vllm-0.15.1-cu129", "9.0") == units_of("vllm-0.15.1-cu128", "9.0") + 27  # FlashMLA's
+    assert planned_units("vllm-0.15.1-cu128", "9.0", "_vllm_fa3_C") == planned_units("vllm-0.15.1-cu128", "9.0") - 224
+    assert planned_units("vllm-0.15.1-cu128", "8.6", "_vllm_fa3_C") == planned_units("vllm-0.15.1-cu128", "8.6")
+    assert planned_units("vllm-0.15.1-cu129", "9.0") == planned_units("vllm-0.15.1-cu128", "9.0") + 27  # FlashMLA's
     recipe, archs = load_recipe("vllm-0.15.1-cu128"), parse_arch_list("9.0")
     less = recipe.model_copy(update={"components": (Component.CORE,)})
     assert cpu_seconds(less, archs) < 0.2 * cpu_seconds(recipe, archs)
